@@ -1,0 +1,284 @@
+"""The frozen dataclasses of the core: channel groups, the graph that holds them, and selections.
+
+Nothing here knows Keras. A weight is named by its index in `model.weights`, an operation or a tensor by its index in
+the order in which `keras_pcp.trace` lists them, so a graph is valid for any model of the same structure.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+
+PRODUCE, FOLLOW, CONSUME = "produce", "follow", "consume"
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSlice:
+    """Which positions along one axis of one weight belong to which channels of a group.
+
+    Attributes:
+        weight: index in `model.weights`.
+        path: the weight's path, for messages.
+        layer: name of the layer that owns the weight.
+        axis: axis of the weight.
+        role: `"produce"` (makes the channel), `"follow"` (one value per channel) or `"consume"` (reads the channel).
+        part: what the weight is: `"kernel"`, `"bias"`, `"scale"`, `"offset"`, ...
+        channels: int array (n,), channel numbers in the group.
+        positions: int array (n,), positions along the axis.
+    """
+
+    weight: int
+    path: str
+    layer: str
+    axis: int
+    role: str
+    part: str
+    channels: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are decided together, one by one: channel c of every member goes or stays.
+
+    Attributes:
+        name: name of the first layer that produces the channels.
+        num_channels: number of channels.
+        slices: every weight axis that belongs to the group.
+        exact: True if the pruned model computes exactly what the masked model computes.
+    """
+
+    name: str
+    num_channels: int
+    slices: tuple[WeightSlice, ...]
+    exact: bool = True
+
+    def slices_of(self, role: str, part: str | None = None) -> tuple[WeightSlice, ...]:
+        """Returns the slices with a role, and with a part if one is given."""
+        return tuple(s for s in self.slices if s.role == role and part in (None, s.part))
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the layers that make the channels."""
+        return tuple(dict.fromkeys(s.layer for s in self.slices_of(PRODUCE)))
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A number that shrinks with the channels: `size` minus one for every removed channel listed in `pieces`.
+
+    Attributes:
+        size: the number before pruning.
+        pieces: pairs of a group name and an int array of channel numbers; a channel counts as often as it is listed.
+    """
+
+    size: int
+    pieces: tuple[tuple[str, np.ndarray], ...] = ()
+
+    def after(self, keep: Mapping[str, np.ndarray]) -> int:
+        """Returns the number after a selection."""
+        removed = sum(np.count_nonzero(~keep[name][channels]) for name, channels in self.pieces if name in keep)
+        return self.size - int(removed)
+
+
+@dataclass(frozen=True, eq=False)
+class Width:
+    """An integer outside the weights that has to follow a selection, such as `filters` or a tensor's shape.
+
+    Attributes:
+        owner: `"operation"`, `"argument"` (of a call) or `"tensor"`.
+        index: index of the operation, call or tensor in the trace.
+        path: where in the owner the number stands: attribute names and sequence indices.
+        extent: the number itself.
+    """
+
+    owner: str
+    index: int
+    path: tuple[Any, ...]
+    extent: Extent
+
+
+@dataclass(frozen=True, eq=False)
+class CostTerm:
+    """`factor` times the product of some extents: the multiply-accumulates of one operation on one sample.
+
+    `factor` is NaN where it cannot be known because the spatial size of an input is unknown.
+    """
+
+    layer: str
+    factor: float
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightInfo:
+    """A weight's path, owning layer, bytes per element, and its shape as extents."""
+
+    path: str
+    layer: str
+    itemsize: int
+    shape: tuple[Extent, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Output channels of a layer that are never pruned, and why."""
+
+    layer: str
+    num_channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What is coupled with what in a model, what is frozen and why, and what everything costs.
+
+    Made by `keras_pcp.build_graph`; iterate over it to get the groups, `graph["name"]` gives one, `print(graph)` shows
+    a table.
+    """
+
+    model_name: str
+    groups: Mapping[str, ChannelGroup]
+    frozen: tuple[Frozen, ...]
+    weights: tuple[WeightInfo, ...]
+    widths: tuple[Width, ...]
+    macs: tuple[CostTerm, ...]
+    notes: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups.values())
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        try:
+            return self.groups[name]
+        except KeyError:
+            raise InvalidArgumentError(f"no channel group named {name!r}; groups: {_shorten(self.groups)}") from None
+
+    def __str__(self) -> str:
+        lines = [f"{self.model_name}: {len(self)} channel groups, {len(self.frozen)} frozen"]
+        name_width = max([len("group"), *(len(g.name) for g in self)])
+        lines.append(f"{'group':<{name_width}}  channels  exact  made by")
+        for g in self:
+            lines.append(
+                f"{g.name:<{name_width}}  {g.num_channels:>8}  {'yes' if g.exact else 'no':<5}  {_shorten(g.producers, 3)}"
+            )
+        for f in self.frozen:
+            lines.append(f"frozen: {f.layer} ({f.num_channels} channels): {f.reason}")
+        return "\n".join(lines + [f"note: {n}" for n in self.notes])
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which channels of which groups stay: a boolean array per group, True = keep. A group not named stays whole.
+
+    Example:
+        >>> import numpy as np
+        >>> first = Selection({"conv": np.array([True, True, False, True])})
+        >>> second = Selection({"conv": np.array([False, True, True])})
+        >>> first.then(second).keep["conv"].tolist()
+        [False, True, False, True]
+    """
+
+    keep: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        arrays = {}
+        for name, mask in self.keep.items():
+            mask = np.array(mask)
+            if mask.dtype != bool or mask.ndim != 1:
+                raise InvalidArgumentError(
+                    f"selection of group {name!r} must be a 1-D boolean array (True = keep), "
+                    f"got {mask.dtype} of shape {mask.shape}"
+                )
+            mask.setflags(write=False)
+            arrays[name] = mask
+        object.__setattr__(self, "keep", MappingProxyType(arrays))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Selection):
+            return NotImplemented
+        mine, theirs = self.removed(), other.removed()
+        return mine.keys() == theirs.keys() and all(np.array_equal(mine[k], theirs[k]) for k in mine)
+
+    __hash__ = None
+
+    def removed(self) -> dict[str, np.ndarray]:
+        """Returns the numbers of the removed channels, for the groups that lose any."""
+        return {name: np.flatnonzero(~mask) for name, mask in self.keep.items() if not mask.all()}
+
+    @property
+    def num_removed(self) -> int:
+        """Number of removed channels."""
+        return sum(len(c) for c in self.removed().values())
+
+    def then(self, second: "Selection") -> "Selection":
+        """Returns the selection that does at once what this one does followed by `second` on the pruned model."""
+        keep = {name: mask.copy() for name, mask in self.keep.items()}
+        for name, mask in second.keep.items():
+            if name not in keep:
+                keep[name] = mask
+            elif np.count_nonzero(keep[name]) != len(mask):
+                raise InvalidArgumentError(
+                    f"group {name!r} has {np.count_nonzero(keep[name])} channels left, "
+                    f"but the second selection is for {len(mask)}"
+                )
+            else:
+                keep[name][np.flatnonzero(keep[name])] = mask
+        return Selection(keep)
+
+    def after(self, first: "Selection") -> "Selection":
+        """Returns this selection in the numbering of a model from which `first` has been removed already.
+
+        Channels that `first` removed must be removed here too.
+        """
+        keep = {}
+        for name, mask in self.keep.items():
+            base = first.keep.get(name, np.ones(len(mask), bool))
+            if (mask & ~base).any():
+                raise InvalidArgumentError(f"group {name!r}: a channel that is gone already cannot be kept")
+            keep[name] = mask[base]
+        return Selection(keep)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict: group name -> {"channels": n, "removed": [numbers]}."""
+        return {n: {"channels": len(m), "removed": np.flatnonzero(~m).tolist()} for n, m in self.keep.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> "Selection":
+        """Inverse of `to_json`."""
+        keep = {}
+        for name, entry in data.items():
+            keep[name] = np.ones(entry["channels"], bool)
+            keep[name][entry["removed"]] = False
+        return cls(keep)
+
+
+def check_selection(graph: ChannelGraph, selection: Selection) -> None:
+    """Raises InvalidArgumentError unless `selection` fits `graph` and leaves every group and width at least 1 channel."""
+    for name, mask in selection.keep.items():
+        group = graph[name]
+        if len(mask) != group.num_channels:
+            raise InvalidArgumentError(
+                f"selection of group {name!r} has {len(mask)} entries, the group has {group.num_channels} channels"
+            )
+        if not mask.any():
+            raise InvalidArgumentError(f"selection would remove all {len(mask)} channels of group {name!r}; keep one")
+    for width in graph.widths:
+        if width.extent.size > 0 and width.extent.after(selection.keep) < 1:
+            groups = _shorten([name for name, _ in width.extent.pieces])
+            raise InvalidArgumentError(
+                f"selection would leave an axis of width 0 that is fed by group(s) {groups}; keep a channel there"
+            )
+
+
+def _shorten(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")

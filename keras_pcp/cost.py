@@ -1,0 +1,153 @@
+"""What a model costs under a selection, counted from the graph without building the smaller model."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+
+from keras_pcp.channels import ChannelGraph, Selection, check_selection
+from keras_pcp.errors import InvalidArgumentError, LimitError
+from keras_pcp.graph import build_graph
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one layer: multiply-accumulates per sample, number of parameters, bytes of its weights."""
+
+    macs: float
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a model, total and by layer.
+
+    Attributes:
+        macs: multiply-accumulates of one sample in convolutions, dense layers and attention; NaN if the model's input
+            size is unknown. Biases, normalization and activations are not counted, as is usual.
+        params: number of weights, trainable or not.
+        bytes: bytes of the weights in their own dtypes.
+        layers: the same by layer name.
+        uncounted: layers whose MACs are not known because they have no rule.
+    """
+
+    macs: float
+    params: int
+    bytes: int
+    layers: Mapping[str, LayerCost] = field(repr=False)
+    uncounted: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':<32} {'MACs':>14} {'parameters':>12} {'bytes':>12}"]
+        for name, c in self.layers.items():
+            lines.append(f"{name[:32]:<32} {c.macs:>14,.0f} {c.params:>12,} {c.bytes:>12,}")
+        lines.append(f"{'total':<32} {self.macs:>14,.0f} {self.params:>12,} {self.bytes:>12,}")
+        return "\n".join(lines + [f"not counted: {name}" for name in self.uncounted])
+
+
+def count_cost(model_or_graph: keras.Model | ChannelGraph, selection: Selection | None = None) -> Cost:
+    """Counts multiply-accumulates, parameters and bytes.
+
+    Args:
+        model_or_graph: a model, or the graph of one (no model is built for a selection).
+        selection: channels to leave out; None counts the model as it is.
+
+    Returns:
+        A `Cost`. For a selection it equals the cost of the model that `prune_model` returns.
+
+    Raises:
+        UnsupportedModelError: the model has no functional graph.
+        InvalidArgumentError: the selection does not fit.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, padding="same")(x)
+        >>> cost = keras_pcp.count_cost(keras.Model(x, keras.layers.Dense(10)(keras.layers.Flatten()(y))))
+        >>> cost.macs, cost.params                      # 8*8*16 * 3*3*3 + 1024*10
+        (37888.0, 10698)
+    """
+    graph = model_or_graph
+    if not isinstance(graph, ChannelGraph):
+        graph = build_graph(graph, on_unknown="freeze")
+    selection = selection or Selection()
+    check_selection(graph, selection)
+    return _count(graph, selection)
+
+
+def _count(graph: ChannelGraph, selection: Selection) -> Cost:
+    keep = selection.keep
+    layers: dict[str, list] = {}
+    for info in graph.weights:
+        entry = layers.setdefault(info.layer, [0.0, 0, 0])
+        size = math.prod(extent.after(keep) for extent in info.shape)
+        entry[1] += size
+        entry[2] += size * info.itemsize
+    for term in graph.macs:
+        entry = layers.setdefault(term.layer, [0.0, 0, 0])
+        entry[0] += term.factor * math.prod(extent.after(keep) for extent in term.extents)
+    costs = {name: LayerCost(*entry) for name, entry in layers.items()}
+    totals = [sum(getattr(c, k) for c in costs.values()) for k in ("macs", "params", "bytes")]
+    return Cost(*totals, layers=costs, uncounted=graph.uncounted)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds that all must hold: a float in (0, 1) is a fraction of the unpruned model, an int is absolute."""
+
+    max_macs: float | int | None = None
+    max_params: float | int | None = None
+    max_bytes: float | int | None = None
+
+    def __post_init__(self):
+        if all(v is None for v in self._values().values()):
+            raise InvalidArgumentError("no limit given: pass max_macs, max_params or max_bytes")
+        for name, value in self._values().items():
+            fraction = isinstance(value, float) and 0 < value < 1
+            absolute = isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+            if value is not None and not fraction and not absolute:
+                raise InvalidArgumentError(
+                    f"{name} must be a float in (0, 1), a fraction of the unpruned model, or a positive int, "
+                    f"got {value!r}"
+                )
+
+    def _values(self) -> dict[str, float | int | None]:
+        return {"max_macs": self.max_macs, "max_params": self.max_params, "max_bytes": self.max_bytes}
+
+    def absolute(self, full: Cost) -> dict[str, float]:
+        """Returns {"macs": bound, ...} for the limits that are set, given the cost of the unpruned model.
+
+        Raises:
+            LimitError: MACs are limited but cannot be counted.
+        """
+        bounds = {k[4:]: v for k, v in self._values().items() if v is not None}
+        if "macs" in bounds and (math.isnan(full.macs) or full.macs == 0):
+            raise LimitError(
+                "max_macs needs a model whose MACs can be counted: give its inputs a fixed height and width, "
+                "or limit max_params"
+            )
+        return {k: v * getattr(full, k) if isinstance(v, float) else float(v) for k, v in bounds.items()}
+
+
+def progress(cost: Cost, full: Cost, bounds: Mapping[str, float]) -> float:
+    """Returns how far pruning has come: 0 for the unpruned model, 1 or more when every bound holds."""
+    return min(
+        1.0 if bound >= getattr(full, k) else (getattr(full, k) - getattr(cost, k)) / (getattr(full, k) - bound)
+        for k, bound in bounds.items()
+    )
+
+
+def check_reachable(graph: ChannelGraph, floor: Selection, bounds: Mapping[str, float]) -> None:
+    """Raises LimitError if even `floor`, the smallest selection allowed, misses a bound."""
+    least, full = _count(graph, floor), _count(graph, Selection())
+    for name, bound in bounds.items():
+        if getattr(least, name) > bound:
+            frozen = "; ".join(f"{f.layer} ({f.reason})" for f in graph.frozen[:5]) or "nothing"
+            raise LimitError(
+                f"{name} cannot get below {getattr(least, name):,.0f} "
+                f"({getattr(least, name) / getattr(full, name):.3f} of the unpruned model), but the limit is "
+                f"{bound:,.0f} ({bound / getattr(full, name):.3f}). Frozen: {frozen}"
+            )

@@ -1,0 +1,21 @@
+"""Exception classes: one base class, so that `except keras_pcp.PruningError` catches all of them."""
+
+
+class PruningError(Exception):
+    """Base class of every error that keras_pcp raises on purpose."""
+
+
+class UnsupportedModelError(PruningError, ValueError):
+    """The model, or one of its layers, cannot be analysed safely."""
+
+
+class InvalidArgumentError(PruningError, ValueError):
+    """An argument is out of range or does not fit the model."""
+
+
+class LimitError(PruningError, ValueError):
+    """A limit such as `max_macs` cannot be reached by pruning this model."""
+
+
+class ExportError(PruningError, RuntimeError):
+    """An exported file does not compute what the Keras model computes."""

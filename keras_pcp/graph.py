@@ -1,0 +1,319 @@
+"""Model -> ChannelGraph: runs the rules over the trace and turns labels into groups."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.channels import (
+    PRODUCE,
+    ChannelGraph,
+    ChannelGroup,
+    CostTerm,
+    Extent,
+    Frozen,
+    WeightInfo,
+    WeightSlice,
+    Width,
+)
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.labels import Classes, Labels, LabelTable, connected
+from keras_pcp.rules import CallSite, Outputs, attention, elementwise, find_rule, parametric, structural
+from keras_pcp.trace import Call, Trace, trace
+
+_RULE_MODULES = (parametric, structural, elementwise, attention)
+
+
+def build_graph(
+    model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()
+) -> ChannelGraph:
+    """Finds out which channels of a model can be pruned, and what is coupled with what.
+
+    The model's outputs are frozen by themselves. Nothing about the model is changed.
+
+    Args:
+        model: a built Functional or Sequential model; nested models are opened up.
+        on_unknown: what to do about a layer or operation without a rule: `"error"`, or `"freeze"` every channel that
+            reaches it, with a recorded reason.
+        frozen_layers: names of layers whose output channels must stay.
+
+    Returns:
+        A `ChannelGraph`; `print` it to see groups and frozen layers.
+
+    Raises:
+        UnsupportedModelError: no functional graph, channels_first, or an unknown layer under `on_unknown="error"`.
+        InvalidArgumentError: `on_unknown` or a name in `frozen_layers` is not valid.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="conv")(x)
+        >>> y = keras.layers.GlobalAveragePooling2D()(y)
+        >>> model = keras.Model(x, keras.layers.Dense(10, name="logits")(y))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> [(group.name, group.num_channels) for group in graph]
+        [('conv', 16)]
+        >>> graph.frozen[0].layer, graph.frozen[0].reason
+        ('logits', 'output of the model')
+    """
+    if on_unknown not in ("error", "freeze"):
+        raise InvalidArgumentError(f"on_unknown must be 'error' or 'freeze', got {on_unknown!r}")
+    frozen_layers = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
+    traced = trace(model)
+    names = {op.name for op in traced.operations}
+    missing = [n for n in frozen_layers if n not in names]
+    if missing:
+        raise InvalidArgumentError(f"frozen_layers names {missing}, which {model.name!r} does not have")
+    builder = _Builder(model, traced, set(frozen_layers))
+    builder.run()
+    if builder.unknown and on_unknown == "error":
+        raise UnsupportedModelError(_unknown_message(builder.unknown))
+    return builder.finish()
+
+
+def _unknown_message(unknown: dict[str, str]) -> str:
+    shown = "; ".join(list(unknown.values())[:5])
+    more = f" (and {len(unknown) - 5} more)" if len(unknown) > 5 else ""
+    return (
+        f"what these do to channels is unknown: {shown}{more}. Teach it with keras_pcp.register_rule(LayerClass), "
+        "or pass on_unknown='freeze' to keep every channel that reaches them"
+    )
+
+
+class _Builder:
+    """Implements `rules.Recorder` and collects what the rules say."""
+
+    def __init__(self, model: keras.Model, traced: Trace, frozen_layers: set[str]):
+        self.model, self.trace, self.frozen_layers = model, traced, frozen_layers
+        self.table = LabelTable()
+        self.weight_index = {id(w): i for i, w in enumerate(model.weights)}
+        self.operation_index = {id(op): i for i, op in enumerate(traced.operations)}
+        self.labels: dict[int, Labels | None] = {}
+        self.produced: dict[tuple[int, int], np.ndarray] = {}
+        self.sites: list[tuple[str, np.ndarray]] = []
+        self.bindings: dict[tuple[int, int], tuple[np.ndarray, str, str]] = {}
+        self.widths: dict[tuple, tuple[int, np.ndarray]] = {}
+        self.uses: list[tuple[str, int, float]] = []
+        self.products: list[tuple[str, float, int, tuple[int, ...]]] = []
+        self.unknown: dict[str, str] = {}
+        self.uncounted: dict[str, None] = {}
+        self.owner = {id(w): op.name for op in traced.operations if not isinstance(op, keras.Model)
+                      for w in getattr(op, "weights", ())}  # fmt: skip
+
+    def run(self) -> None:
+        for index, call in enumerate(self.trace.calls):
+            inputs = tuple(self.labels.get(i) for i in call.inputs)
+            outputs = inputs if call.operation is None else self.apply(call, index, inputs)
+            for tensor, labels in zip(call.outputs, outputs, strict=True):
+                self.set_labels(tensor, labels)
+        for tensor in self.trace.outputs:
+            labels = self.labels.get(tensor)
+            if labels is not None:
+                self.table.freeze(labels.ids, "output of the model")
+
+    def set_labels(self, tensor: int, labels: Labels | None) -> None:
+        """Labels a tensor; a tensor inside a nested model that is called again gets both sets, tied."""
+        if tensor not in self.labels:
+            self.labels[tensor] = labels
+            return
+        old = self.labels[tensor]
+        reason = "a nested model is called on channels that cannot be removed alike"
+        if labels is None or old is None or labels.axis != old.axis:
+            for x in (labels, old):
+                if x is not None:
+                    self.table.freeze(x.ids, reason)
+        else:
+            self.table.tie(old.ids, labels.ids, reason)
+
+    def apply(self, call: Call, index: int, inputs: tuple[Labels | None, ...]) -> Sequence[Labels | None]:
+        tensors = tuple(self.trace.tensors[i] for i in call.inputs)
+        shapes = tuple(tuple(self.trace.tensors[i].shape) for i in call.outputs)
+        site = CallSite(self, call.operation, index, inputs, tuple(tuple(t.shape) for t in tensors), shapes,
+                        call.args, call.kwargs, tensors)  # fmt: skip
+        rule, why = find_rule(call.operation), "has no rule"
+        if rule is not None:
+            try:
+                return self.listed(rule(site), len(shapes))
+            except elementwise.UnknownFunction as error:
+                why = f"uses the function {error}"
+        self.unknown.setdefault(call.operation.name, f"{site.name} {why}")
+        for labels in inputs:
+            site.freeze(labels, f"{why}, so what it does with them is unknown")
+        for key, (ids, _, _) in self.bindings.items():
+            if self.owner.get(id(self.model.weights[key[0]])) == call.operation.name:
+                self.table.freeze(ids, f"{site.name} {why}")
+        if any(len(w.shape) > 1 for w in getattr(call.operation, "weights", ())):
+            self.uncounted[call.operation.name] = None
+        return [None] * len(shapes)
+
+    @staticmethod
+    def listed(outputs: Outputs, count: int) -> Sequence[Labels | None]:
+        return [outputs] if count == 1 and (outputs is None or isinstance(outputs, Labels)) else list(outputs)
+
+    def index_of(self, site: CallSite, variable: Any) -> int:
+        if id(variable) not in self.weight_index:
+            raise UnsupportedModelError(
+                f"layer {site.name} computes with a weight that is not its own variable (LoRA or quantized?); "
+                "prune first, then add LoRA or quantize"
+            )
+        return self.weight_index[id(variable)]
+
+    def produce(self, site: CallSite, weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
+        variable, axis, _ = weights[0]
+        key = (self.index_of(site, variable), axis % len(variable.shape))
+        if key not in self.produced:
+            ids = self.table.create(variable.shape[axis] // repeat)
+            self.sites.append((site.operation.name, ids))
+            ids = np.tile(ids, repeat) if repeat > 1 else ids
+            self.produced[key] = ids
+            if site.operation.name in self.frozen_layers:
+                self.table.freeze(ids, "named in frozen_layers")
+        for variable, axis, part in weights:
+            self.bind(site, variable, axis, self.produced[key], PRODUCE, part)
+        return self.produced[key]
+
+    def bind(self, site: CallSite, variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
+        weight = self.index_of(site, variable)
+        key = (weight, axis % len(variable.shape))
+        if len(ids) != variable.shape[axis]:
+            raise UnsupportedModelError(
+                f"rule of {site.name}: axis {axis} of {variable.path} has {variable.shape[axis]} positions, "
+                f"but {len(ids)} channels were named for it"
+            )
+        if key in self.bindings:
+            self.tie(self.bindings[key][0], ids, f"{site.name} is shared with a call on fixed channels")
+        else:
+            self.bindings[key] = (ids, role, part)
+
+    def width(self, site: CallSite, owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
+        index = self.operation_index[id(site.operation)] if owner == "operation" else site.index
+        key = (owner, index, path)
+        if key not in self.widths:
+            self.widths[key] = (size, ids)
+        elif len(self.widths[key][1]) == len(ids):
+            self.tie(self.widths[key][1], ids, f"{site.name} is shared with a call on fixed channels")
+
+    def macs(self, site: CallSite, variable: Any, uses: float) -> None:
+        self.uses.append((site.operation.name, self.index_of(site, variable), uses))
+
+    def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
+        self.products.append((site.operation.name, factor, self.index_of(site, variable), tuple(axes)))
+
+    def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        self.table.tie(a, b, reason)
+
+    def freeze(self, ids: np.ndarray, reason: str) -> None:
+        self.table.freeze(ids, reason)
+
+    def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
+        self.table.mark_inexact(ids, reason)
+
+    def finish(self) -> ChannelGraph:
+        classes = self.table.resolve()
+        group_of, channel_of, names, sizes = self.group_labels(classes)
+        pieces = _Pieces(group_of, channel_of, names)
+        slices: list[list[WeightSlice]] = [[] for _ in names]
+        shapes = [[Extent(int(d)) for d in w.shape] for w in self.model.weights]
+        for (weight, axis), (ids, role, part) in self.bindings.items():
+            variable = self.model.weights[weight]
+            layer = self.owner[id(variable)]
+            shapes[weight][axis] = Extent(len(ids), pieces.of(ids))
+            for group, channels, positions in pieces.split(ids):
+                slices[group].append(
+                    WeightSlice(weight, variable.path, layer, axis, role, part, channels, positions)
+                )
+        inexact = np.zeros(len(names), bool)
+        inexact[group_of[classes.inexact & (group_of >= 0)]] = True
+        groups = {n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i]) for i, n in enumerate(names)}
+        return ChannelGraph(
+            model_name=self.model.name,
+            groups=groups,
+            frozen=tuple(self.frozen(classes)),
+            weights=tuple(
+                WeightInfo(w.path, self.owner.get(id(w), self.model.name), _itemsize(w), tuple(shape))
+                for w, shape in zip(self.model.weights, shapes, strict=True)
+            ),
+            widths=tuple(self.all_widths(pieces)),
+            macs=tuple(
+                [CostTerm(name, uses, tuple(shapes[w])) for name, w, uses in self.uses]
+                + [CostTerm(name, f, tuple(shapes[w][a] for a in axes)) for name, f, w, axes in self.products]
+            ),
+            notes=tuple(f"{text}; its channels are frozen" for text in self.unknown.values()),
+            uncounted=tuple(self.uncounted),
+        )
+
+    def group_labels(self, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
+        """Gives every label its group and channel number; -1 where it is frozen."""
+        firsts = []
+        for _, ids in self.sites:
+            roots = np.unique(classes.root[ids[~classes.frozen[ids]]])
+            firsts.append((roots[:1].repeat(len(roots)), roots))
+        component = connected(self.table.count, firsts)[classes.root]
+        group_of = np.full(self.table.count, -1)
+        channel_of = np.full(self.table.count, -1)
+        names, sizes, seen = [], [], {}
+        for (layer, _), (first, roots) in zip(self.sites, firsts, strict=True):
+            if not len(roots) or component[first[0]] in seen:
+                continue
+            seen[component[first[0]]] = len(names)
+            names.append(_unique(layer, names))
+        order = np.flatnonzero(~classes.frozen)
+        for i, part in enumerate(seen):
+            members = order[component[order] == part]
+            roots, numbers = np.unique(classes.root[members], return_inverse=True)
+            group_of[members], channel_of[members] = i, numbers
+            sizes.append(len(roots))
+        return group_of, channel_of, names, sizes
+
+    def all_widths(self, pieces: "_Pieces") -> Iterable[Width]:
+        for (owner, index, path), (size, ids) in self.widths.items():
+            if found := pieces.of(ids):
+                yield Width(owner, index, path, Extent(size, found))
+        for tensor, labels in self.labels.items():
+            if labels is not None and (found := pieces.of(labels.ids)):
+                yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found))
+
+    def frozen(self, classes: Classes) -> Iterable[Frozen]:
+        for layer, ids in self.sites:
+            stuck = ids[classes.frozen[ids]]
+            reasons = [classes.reason(i) for i in stuck]
+            for reason in dict.fromkeys(reasons):
+                yield Frozen(layer, reasons.count(reason), reason)
+        for name, text in self.unknown.items():
+            count = sum(int(w.shape[-1]) for w in self.operation(name).weights if len(w.shape) > 1)
+            if count:
+                yield Frozen(name, count, f"{text}: its own weights are left alone")
+
+    def operation(self, name: str) -> Any:
+        return next(op for op in self.trace.operations if op.name == name)
+
+
+class _Pieces:
+    """Splits label vectors by group."""
+
+    def __init__(self, group_of: np.ndarray, channel_of: np.ndarray, names: list[str]):
+        self.group_of, self.channel_of, self.names = group_of, channel_of, names
+
+    def split(self, ids: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Returns (group, channels, positions) for each group found among `ids`."""
+        groups = self.group_of[ids]
+        found = []
+        for group in np.unique(groups[groups >= 0]):
+            positions = np.flatnonzero(groups == group)
+            found.append((int(group), self.channel_of[ids[positions]], positions))
+        return found
+
+    def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+        return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
+
+
+def _unique(name: str, taken: list[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}#{number}", number + 1
+    return candidate
+
+
+def _itemsize(variable: Any) -> int:
+    return 2 if variable.dtype == "bfloat16" else np.dtype(variable.dtype).itemsize

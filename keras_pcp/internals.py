@@ -1,0 +1,201 @@
+"""The only module that touches private attributes of Keras; each one is listed here with the reason.
+
+| private name                                   | needed to                                                    |
+| ---------------------------------------------- | ------------------------------------------------------------ |
+| `Functional._nodes_by_depth`, `Sequential._functional` | walk a model's calls in execution order              |
+| `Node.arguments` (`args`, `kwargs`, `_flat_arguments`) | read a call's arguments; rewrite a width among them  |
+| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls of a layer outside the model |
+| `Layer._flatten_layers`                        | find the models that use a layer                              |
+| `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
+| `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
+| `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
+| `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
+| `Optimizer._trainable_variables`, `_trainable_variables_indices`, `_var_key` | keep the optimizer's index of variables |
+
+`tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
+"""
+
+import gc
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.errors import UnsupportedModelError
+
+_NOT_SLOTS = {"_variables", "_trainable_variables", "_non_trainable_variables"}
+
+
+def functional_of(model: keras.Model) -> keras.Model | None:
+    """Returns the functional graph that `model` runs, or None if it has none."""
+    if isinstance(model, keras.Sequential):
+        return model._functional if type(model).call is keras.Sequential.call else None
+    if hasattr(model, "_nodes_by_depth") and type(model).call is _functional_class().call:
+        return model
+    return None
+
+
+def _functional_class() -> type:
+    if not _FUNCTIONAL:
+        x = keras.Input((1,))
+        _FUNCTIONAL.append(type(keras.Model(x, keras.layers.Identity()(x))))
+    return _FUNCTIONAL[0]
+
+
+_FUNCTIONAL: list[type] = []
+
+
+def nodes(functional: keras.Model) -> list[Any]:
+    """Returns the nodes (calls) of a functional model in execution order, without its input layers."""
+    by_depth = functional._nodes_by_depth
+    return [n for depth in sorted(by_depth, reverse=True) for n in by_depth[depth] if n.operation and not n.is_input]
+
+
+def call_arguments(node: Any) -> tuple[tuple, dict]:
+    """Returns the positional and keyword arguments of a call, KerasTensors included."""
+    return node.arguments.args, node.arguments.kwargs
+
+
+def producing_operation(tensor: keras.KerasTensor) -> Any:
+    """Returns the operation whose output `tensor` is."""
+    return tensor._keras_history.operation
+
+
+def write(owner: Any, path: tuple, value: int) -> None:
+    """Replaces one integer in an attribute of an operation, and in the config it is saved with.
+
+    `path` starts with the attribute's name; what follows are sequence indices or the names `start` and `stop` of a
+    slice.
+    """
+    name, rest = path[0], path[1:]
+    setattr(owner, name, _replaced(getattr(owner, name), rest, value))
+    config = getattr(owner, "_auto_config", None)
+    if config is not None and name in config.config:
+        config.config[name] = _replaced(config.config[name], rest, value)
+
+
+def write_argument(node: Any, path: tuple, value: int) -> None:
+    """Replaces one integer among the arguments of a call; `path` starts with `"args"` or `"kwargs"`."""
+    arguments = node.arguments
+    setattr(arguments, path[0], _replaced(getattr(arguments, path[0]), path[1:], value))
+    arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
+
+
+def _replaced(container: Any, path: tuple, value: int) -> Any:
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if isinstance(container, slice):
+        parts = {k: getattr(container, k) for k in ("start", "stop", "step")}
+        return slice(*{**parts, key: value}.values())
+    if isinstance(container, dict):
+        return {**container, key: _replaced(container[key], rest, value)}
+    items = list(container)
+    items[key] = _replaced(items[key], rest, value)
+    return items if isinstance(container, list) else tuple(items)
+
+
+def refresh_layer(layer: keras.Layer, node: Any) -> None:
+    """Brings input specs and recorded build shapes of a layer in step with the shapes of its first call's inputs."""
+    if isinstance(layer, keras.Model):
+        specs = []
+    else:
+        specs = [s for s in tree.flatten(layer.input_spec) if s is not None]
+    for spec, tensor in zip(specs, tree.flatten(node.input_tensors), strict=False):
+        if spec.shape is not None:
+            spec.shape = tuple(old and new for old, new in zip(spec.shape, tensor.shape, strict=True))
+        spec.axes = {axis: tensor.shape[axis] for axis in spec.axes or {}}
+    recorded = layer._build_shapes_dict
+    if not recorded:
+        return
+    args, kwargs = call_arguments(node)
+    bound = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
+    first = next(iter(bound.values()))
+    by_name = len(recorded) > 1
+    for key, old in list(recorded.items()):
+        tensors = bound.get(key.removesuffix("_shape")) if by_name else first
+        if old is not None and tensors is not None:
+            new = tree.map_structure(lambda t: t.shape, tensors)
+            recorded[key] = _same_style(old, new)
+
+
+def _same_style(old: Any, new: Any) -> Any:
+    """Gives shapes `new` the container types of the recorded shapes `old` (a list stays a list)."""
+    if isinstance(new, tuple) and all(d is None or isinstance(d, int) for d in new):
+        return list(new) if isinstance(old, list) else new
+    return type(old)(new) if isinstance(old, list | tuple) else new
+
+
+def refresh_input_layer(layer: keras.layers.InputLayer) -> None:
+    """Brings the saved shape of an input layer in step with its tensor."""
+    layer._batch_shape = tuple(layer.output.shape)
+
+
+def set_size(tensor: keras.KerasTensor, axis: int, size: int) -> None:
+    """Changes one axis length of a KerasTensor."""
+    tensor._shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+
+
+def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
+    """Returns the nodes that call one of `operations`, in order of creation, whose `id` is not in `inside`."""
+    return [n for op in operations for n in op._inbound_nodes if id(n) not in inside and not n.is_input]
+
+
+def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
+    """Gives a variable a value of another shape; the Python object stays the same."""
+    variable._shape = tuple(value.shape)
+    variable._initialize(value)
+
+
+def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterator[tuple[int, str, keras.Variable]]:
+    """Yields (index in `variables`, name of the slot, slot variable) for every slot of a built optimizer.
+
+    Raises:
+        UnsupportedModelError: if the optimizer keeps array variables that are not one per model variable.
+    """
+    index = {id(v): i for i, v in enumerate(variables)}
+    seen = set()
+    for part in _parts(optimizer):
+        owners = part._trainable_variables
+        for name, value in vars(part).items():
+            if name in _NOT_SLOTS or not isinstance(value, list) or len(value) != len(owners):
+                continue
+            for owner, slot in zip(owners, value, strict=True):
+                if isinstance(slot, keras.Variable):
+                    seen.add(id(slot))
+                    if id(owner) in index:
+                        yield index[id(owner)], name, slot
+    strange = [v.path for part in _parts(optimizer) for v in part.variables if len(v.shape) and id(v) not in seen]
+    if strange:
+        raise UnsupportedModelError(
+            f"optimizer {type(optimizer).__name__} keeps {strange[:3]}, which are not one per model variable; "
+            "they cannot be carried over to a smaller model. Use an optimizer that ships with Keras."
+        )
+
+
+def reindex_optimizer(optimizer: keras.Optimizer) -> None:
+    """Makes the optimizer find resized variables under their new keys."""
+    for part in _parts(optimizer):
+        part._trainable_variables_indices = {part._var_key(v): i for i, v in enumerate(part._trainable_variables)}
+
+
+def _parts(optimizer: keras.Optimizer) -> list[keras.Optimizer]:
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return [optimizer, *(_parts(inner) if inner is not None else [])]
+
+
+def forget_traces(operations: list[Any]) -> None:
+    """Drops the compiled train, test and predict functions of every living model that uses one of `operations`.
+
+    A traced function holds the variables it was traced with: left alone, it would go on with the old weights.
+    """
+    touched = {id(op) for op in operations}
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), keras.Model) or not touched & {id(x) for x in thing._flatten_layers()}:
+            continue
+        if thing.train_function is not None:
+            thing.make_train_function(force=True)
+        thing.test_function = thing.predict_function = None

@@ -1,0 +1,210 @@
+"""Shrinks a model in place, in training or not: every object stays, its values and widths are replaced.
+
+Kept valid: the model, its layers and variables, nested models, sub-models that share layers, the optimizer with its
+slots. Everything is computed before anything is changed, and a failure while changing undoes what was done.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp import internals
+from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.trace import Trace, trace
+
+# Axis of the variable that a slot lacks, for optimizers that keep factored statistics.
+_DROPPED_AXIS = {"_r": -1, "_c": -2}
+_STRATEGIES = ("_DefaultDistributionStrategy", "MirroredStrategy", "OneDeviceStrategy")
+
+
+def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> None:
+    """Removes channels from `model` in place; the same Python objects go on, smaller.
+
+    Optimizer slots are sliced with their weights, and compiled train, test and predict functions of every model that
+    shares a layer are dropped, to be traced anew. A `tf.function` of your own around the model has to be made anew.
+
+    Args:
+        model: a Functional or Sequential model, compiled or not, also in the middle of `fit`.
+        graph: `build_graph(model)` of the model as it is now.
+        selection: channels to keep.
+
+    Raises:
+        InvalidArgumentError: graph or selection does not fit the model.
+        UnsupportedModelError: the optimizer or the distribution strategy is not supported; nothing has changed then.
+    """
+    check_selection(graph, selection)
+    check_strategy(model)
+    removed = selection.removed()
+    if not removed:
+        return
+    _check_fits(model, graph)
+    traced = trace(model)
+    masks = weight_masks(graph, selection)
+    resized = {i: sliced(model.weights[i].numpy(), masks[i]) for i in masks}
+    slots = _sliced_slots(model, masks)
+    journal: list[Callable[[], None]] = []
+    try:
+        with strategy_scope(model):
+            for variable, value in [*((model.weights[i], v) for i, v in resized.items()), *slots]:
+                _resize(variable, value, journal)
+        _rewrite_widths(graph, selection, traced, journal)
+        _reindex_optimizer(model)
+        internals.forget_traces(list(traced.operations))
+    except BaseException:
+        for undo in reversed(journal):
+            undo()
+        _reindex_optimizer(model)
+        raise
+
+
+def check_strategy(model: keras.Model) -> None:
+    """Raises UnsupportedModelError if the model lives under a distribution strategy that is not supported."""
+    strategy = getattr(model, "distribute_strategy", None)
+    name = type(strategy).__name__
+    if strategy is not None and name not in _STRATEGIES:
+        raise UnsupportedModelError(
+            f"model {model.name!r} is distributed by {name}, which keras_pcp does not support; "
+            "supported are a single device and tf.distribute.MirroredStrategy"
+        )
+
+
+def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:
+    """Returns the scope in which the model's variables have to be made."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return nullcontext() if strategy is None else strategy.scope()
+
+
+def weight_masks(graph: ChannelGraph, selection: Selection) -> dict[int, dict[int, np.ndarray]]:
+    """Returns {weight index: {axis: boolean array, True = keep}} for the weights that lose positions."""
+    masks: dict[int, dict[int, np.ndarray]] = {}
+    for name in selection.removed():
+        keep = selection.keep[name]
+        for s in graph[name].slices:
+            axes = masks.setdefault(s.weight, {})
+            if s.axis not in axes:
+                axes[s.axis] = np.ones(graph.weights[s.weight].shape[s.axis].size, bool)
+            axes[s.axis][s.positions] = keep[s.channels]
+    return masks
+
+
+def sliced(value: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:
+    """Returns the part of an array that the masks keep, axis by axis."""
+    for axis, mask in masks.items():
+        value = np.take(value, np.flatnonzero(mask), axis)
+    return value
+
+
+def _check_fits(model: keras.Model, graph: ChannelGraph) -> None:
+    found = [tuple(w.shape) for w in model.weights]
+    expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
+    if found != expected:
+        raise InvalidArgumentError(
+            f"the graph was built from a model with other weights than {model.name!r} has now "
+            f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
+        )
+
+
+def _sliced_slots(model: keras.Model, masks: dict[int, dict]) -> list[tuple[keras.Variable, np.ndarray]]:
+    optimizer = _built_optimizer(model)
+    if optimizer is None:
+        return []
+    variables = model.weights
+    result = []
+    for index, name, slot in internals.slots(optimizer, variables):
+        if index in masks and len(slot.shape) > 0:
+            own = _slot_masks(tuple(variables[index].shape), tuple(slot.shape), name, masks[index])
+            if own is None:
+                raise UnsupportedModelError(
+                    f"optimizer slot {slot.path} of shape {tuple(slot.shape)} does not follow the shape "
+                    f"{tuple(variables[index].shape)} of {variables[index].path}, so it cannot be carried over; "
+                    "use an optimizer that ships with Keras"
+                )
+            result.append((slot, sliced(slot.numpy(), own)))
+    return result
+
+
+def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict[int, np.ndarray] | None:
+    """Returns the masks by the slot's own axes, or None if its shape does not follow the variable's."""
+    if slot_shape == shape:
+        return masks
+    without = [a for a in range(len(shape)) if shape[:a] + shape[a + 1 :] == slot_shape]
+    if len(without) > 1:
+        without = [_DROPPED_AXIS[name] % len(shape)] if name in _DROPPED_AXIS else []
+    if not without:
+        return {} if slot_shape == (1,) else None
+    return {a - (a > without[0]): m for a, m in masks.items() if a != without[0]}
+
+
+def _built_optimizer(model: keras.Model) -> keras.Optimizer | None:
+    optimizer = getattr(model, "optimizer", None)
+    return optimizer if optimizer is not None and optimizer.built else None
+
+
+def _reindex_optimizer(model: keras.Model) -> None:
+    if (optimizer := _built_optimizer(model)) is not None:
+        internals.reindex_optimizer(optimizer)
+
+
+def _resize(variable: keras.Variable, value: np.ndarray, journal: list) -> None:
+    old = variable.numpy()
+    journal.append(lambda: internals.resize_variable(variable, old))
+    internals.resize_variable(variable, value)
+
+
+def _rewrite_widths(graph: ChannelGraph, selection: Selection, traced: Trace, journal: list) -> None:
+    """Writes every changed width, then brings what Keras derives from shapes in step."""
+    changed = [(w, w.extent.after(selection.keep)) for w in graph.widths]
+    changed = [(w, new) for w, new in changed if new != w.extent.size]
+    tensor_widths = {w.index: (w, new) for w, new in changed if w.owner == "tensor"}
+    for width, new in changed:
+        _write(width, new, traced, journal)
+    for call in traced.calls:
+        if call.node is not None and getattr(call.operation, "weights", None):
+            for node in internals.calls_outside([call.operation], {id(call.node)}):
+                _follow_call(node, call, tensor_widths, journal)
+    _refresh_layers(traced)
+    journal.insert(0, lambda: _refresh_layers(traced))
+
+
+def _write(width: Width, new: int, traced: Trace, journal: list) -> None:
+    def put(value: int) -> None:
+        if width.owner == "operation":
+            internals.write(traced.operations[width.index], width.path, value)
+        elif width.owner == "argument":
+            internals.write_argument(traced.calls[width.index].node, width.path, value)
+        else:
+            internals.set_size(traced.tensors[width.index], width.path[0], value)
+
+    journal.append(lambda: put(width.extent.size))
+    put(new)
+
+
+def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], journal: list) -> None:
+    """Gives the tensors of another call of the same layer, in a model of the user's, the widths of the known call."""
+    pairs = [*zip(call.inputs, node.input_tensors, strict=False), *zip(call.outputs, node.outputs, strict=False)]
+    for known, tensor in pairs:
+        if known not in widths:
+            continue
+        width, new = widths[known]
+        axis, old = width.path[0], width.extent.size
+        if axis < len(tensor.shape) and tensor.shape[axis] == old:
+            journal.append(lambda tensor=tensor, axis=axis, old=old: internals.set_size(tensor, axis, old))
+            internals.set_size(tensor, axis, new)
+            source = internals.producing_operation(tensor)
+            if isinstance(source, keras.layers.InputLayer):
+                internals.refresh_input_layer(source)
+
+
+def _refresh_layers(traced: Trace) -> None:
+    seen = set()
+    for operation in traced.operations:
+        if isinstance(operation, keras.layers.InputLayer):
+            internals.refresh_input_layer(operation)
+    for call in traced.calls:
+        if isinstance(call.operation, keras.Layer) and id(call.operation) not in seen:
+            seen.add(id(call.operation))
+            internals.refresh_layer(call.operation, call.node)

@@ -1,0 +1,178 @@
+"""What each layer or raw operation does to channel labels: the registry, and what a rule may say.
+
+A rule is a function of one `CallSite`. It says what the call produces, follows and consumes, and returns the labels of
+the output (a `Labels`, None, or a list for several outputs). Raw `keras.ops` operations are classes without a public
+name, so they are registered by class name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_pcp.labels import Labels
+
+Outputs = Labels | None | Sequence[Labels | None]
+Rule = Callable[["CallSite"], Outputs]
+Shape = tuple[int | None, ...]
+
+_LAYER_RULES: dict[type, Rule] = {}
+_OPERATION_RULES: dict[str, Rule] = {}
+
+
+class Recorder(Protocol):
+    """Where a call site writes what a rule says (implemented by the graph builder)."""
+
+    def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray: ...
+    def bind(self, site: "CallSite", variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None: ...
+    def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None: ...
+    def macs(self, site: "CallSite", variable: Any, uses: float) -> None: ...
+    def macs_product(self, site: "CallSite", factor: float, variable: Any, axes: Sequence[int]) -> None: ...
+    def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None: ...
+    def freeze(self, ids: np.ndarray, reason: str) -> None: ...
+    def mark_inexact(self, ids: np.ndarray, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class CallSite:
+    """One call of a layer or operation, as a rule sees it.
+
+    Attributes:
+        operation: the layer or raw operation.
+        inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
+        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None.
+        args, kwargs: the call's arguments (KerasTensors and constants).
+        tensors: the input KerasTensors.
+    """
+
+    recorder: Recorder
+    operation: Any
+    index: int
+    inputs: tuple[Labels | None, ...]
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    args: tuple
+    kwargs: dict
+    tensors: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Name and class of the operation, for messages."""
+        return f"{self.operation.name!r} ({type(self.operation).__name__})"
+
+    def produce(self, *weights: tuple[Any, int, str], repeat: int = 1) -> Labels:
+        """Creates the output channels: `weights` are (variable or None, axis, part), the first one gives the number.
+
+        With `repeat` = r, the axis holds r runs of the same channels, one behind the other (grouped convolution).
+        """
+        ids = self.recorder.produce(self, [w for w in weights if w[0] is not None], repeat)
+        return Labels(len(self.output_shapes[0]) - 1, ids)
+
+    def follow(self, variable: Any, axis: int, ids: np.ndarray | None, part: str) -> None:
+        """Says that position i along `axis` belongs to channel `ids[i]` and only changes that channel."""
+        if variable is not None and ids is not None:
+            self.recorder.bind(self, variable, axis, ids, "follow", part)
+
+    def consume(self, variable: Any, axis: int, ids: np.ndarray | None) -> None:
+        """Says that position i along `axis` multiplies what is read from channel `ids[i]`."""
+        if ids is not None:
+            self.recorder.bind(self, variable, axis, ids, "consume", "kernel")
+
+    def width(self, path: str | tuple, ids: np.ndarray | None, size: int | None = None, owner="operation") -> None:
+        """Says that an attribute (or, with owner "argument", a call argument) is the number of positions in `ids`."""
+        if ids is not None:
+            path = (path,) if isinstance(path, str) else path
+            self.recorder.width(self, owner, path, len(ids) if size is None else size, ids)
+
+    def macs(self, variable: Any, uses: float) -> None:
+        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample."""
+        self.recorder.macs(self, variable, uses)
+
+    def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
+        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
+        self.recorder.macs_product(self, factor, variable, axes)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Couples channels a[i] and b[i]: both stay or both go."""
+        self.recorder.tie(a, b, f"coupled by {self.name} with channels that cannot be removed")
+
+    def freeze(self, labels: Labels | None, reason: str) -> None:
+        """Says that these channels cannot be removed, and why; `reason` continues "it ..."."""
+        if labels is not None:
+            self.recorder.freeze(labels.ids, f"{self.name} {reason}")
+
+    def mark_inexact(self, labels: Labels | None) -> None:
+        """Says that the operation mixes channels statistically, so a pruned model differs from a masked one."""
+        if labels is not None:
+            self.recorder.mark_inexact(labels.ids, self.name)
+
+    def channels(self, labels: Labels | None, axis: int = -1) -> np.ndarray | None:
+        """Returns the ids along `axis` of the first input; labels along another axis are frozen."""
+        if labels is None:
+            return None
+        if labels.axis != axis % len(self.input_shapes[0]):
+            self.freeze(labels, f"needs them on axis {axis}, they lie on axis {labels.axis}")
+            return None
+        return labels.ids
+
+    def tie_runs(self, ids: np.ndarray, runs: int) -> np.ndarray:
+        """Ties `runs` equal runs of ids, one behind the other, and returns the first one."""
+        table = ids.reshape(runs, -1)
+        for row in table[1:]:
+            self.tie(table[0], row)
+        return table[0]
+
+
+def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
+    """Registers the channel rule of Keras layer classes, your own included.
+
+    A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> class Doubled(keras.layers.Layer):
+        ...     def call(self, x):
+        ...         return 2 * x
+        >>> @keras_pcp.register_rule(Doubled)
+        ... def doubled(site):
+        ...     return site.inputs[0]          # element-wise: the channels pass through
+    """
+
+    def register(rule: Rule) -> Rule:
+        for cls in layer_classes:
+            if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
+                raise TypeError(f"register_rule takes Keras layer classes, got {cls!r}")
+            _LAYER_RULES[cls] = rule
+        return rule
+
+    return register
+
+
+def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
+    """Registers the channel rule of raw Keras operations by class name."""
+
+    def register(rule: Rule) -> Rule:
+        _OPERATION_RULES.update(dict.fromkeys(class_names, rule))
+        return rule
+
+    return register
+
+
+def find_rule(operation: Any) -> Rule | None:
+    """Returns the rule of a layer or raw operation, or None if there is none that is certain to hold."""
+    cls = type(operation)
+    for base in cls.__mro__:
+        if base in _LAYER_RULES:
+            same = all(getattr(cls, m) is getattr(base, m) for m in ("call", "build"))
+            return _LAYER_RULES[base] if same else None
+    if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src.ops."):
+        return _OPERATION_RULES.get(cls.__name__)
+    return None
+
+
+def spatial_size(shape: Shape) -> float:
+    """Returns the number of positions between batch and channel axis; NaN if it is unknown."""
+    sizes = shape[1:-1]
+    return float("nan") if None in sizes else float(np.prod(sizes, dtype=float))

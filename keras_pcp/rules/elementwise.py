@@ -1,0 +1,136 @@
+"""Rules of what works element by element: activations, dropout, merging, arithmetic; broadcasting included."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.labels import Labels
+from keras_pcp.rules import CallSite, Outputs, find_rule, register_operation, register_rule
+
+L = keras.layers
+
+_ELEMENTWISE_FUNCTIONS = set(
+    "relu relu6 leaky_relu elu selu celu gelu silu swish mish softplus softsign squareplus soft_shrink sparse_plus "
+    "hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh sigmoid log_sigmoid sparse_sigmoid tanh tanh_shrink "
+    "threshold exponential linear identity exp abs square sqrt".split()
+)
+_MIXING_FUNCTIONS = {"softmax", "log_softmax", "sparsemax"}
+
+
+def activated(site: CallSite, labels: Labels | None, function: Callable | None) -> Labels | None:
+    """Returns the labels after an activation function; raises on a function that is not known to be element-wise."""
+    if labels is None or function is None:
+        return labels
+    name = getattr(function, "__name__", None) or getattr(function, "name", "")
+    module = getattr(function, "__module__", None) or type(function).__module__
+    if module.split(".")[0] in ("keras", "tensorflow"):
+        if name in _ELEMENTWISE_FUNCTIONS:
+            return labels
+        if name in _MIXING_FUNCTIONS:
+            if labels.axis == len(site.output_shapes[0]) - 1:
+                site.mark_inexact(labels)
+            return labels
+    if isinstance(function, keras.Layer) and find_rule(function) in (same, activation):
+        return labels
+    raise UnknownFunction(name or repr(function))
+
+
+class UnknownFunction(UnsupportedModelError):
+    """An activation function that is not known to work element by element."""
+
+
+@register_rule(
+    L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise,
+    L.AlphaDropout, L.ActivityRegularization, L.Identity, L.ReLU, L.LeakyReLU, L.ELU,
+)  # fmt: skip
+def same(site: CallSite) -> Outputs:
+    if len(site.inputs) > 1:
+        return merge(site)
+    labels, noise_shape = site.inputs[0], getattr(site.operation, "noise_shape", None)
+    if labels is not None and noise_shape is not None and noise_shape[labels.axis] not in (None, 1):
+        site.freeze(labels, "has a fixed noise_shape for them")
+        return None
+    return labels
+
+
+register_operation(
+    *"Absolute Abs Negative Square Sqrt Rsqrt Exp Exp2 Expm1 Log Log1p Log2 Log10 Reciprocal Sign Sin Cos Tan Sinh Cosh "
+    "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Clip Cast SaturateCast Relu Relu6 Sigmoid "
+    "SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid HardSilu "
+    "Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Erf Erfc StopGradient Copy Identity NanToNum Isfinite "
+    "Isnan Isinf LogicalNot ZerosLike OnesLike".split()
+)(same)
+
+
+@register_rule(L.Activation)
+def activation(site: CallSite) -> Outputs:
+    return activated(site, site.inputs[0], site.operation.activation)
+
+
+@register_rule(L.Softmax)
+@register_operation("Softmax", "LogSoftmax", "Sparsemax")
+def softmax(site: CallSite) -> Outputs:
+    labels = site.inputs[0]
+    rank = len(site.input_shapes[0])
+    axes = [a % rank for a in np.atleast_1d(getattr(site.operation, "axis", -1))]
+    if labels is not None and labels.axis in axes:
+        site.mark_inexact(labels)
+    return labels
+
+
+@register_rule(L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
+@register_operation(
+    *"Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Fmax Fmin Power Mod Where Hypot "
+    "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr".split()
+)
+def merge(site: CallSite) -> Outputs:
+    """Element-wise with broadcasting. An axis of extent 1 is broadcast and ties nothing."""
+    rank = len(site.output_shapes[0])
+    operands = _operands(site)
+    live = []
+    for labels, shape in operands:
+        if labels is None:
+            continue
+        axis = labels.axis + rank - len(shape)
+        others = [(o, s) for o, s in operands if o is not labels]
+        reason = _why_fixed(labels, axis, shape, others, rank)
+        if reason:
+            site.freeze(labels, reason)
+        elif shape[labels.axis] == site.output_shapes[0][axis]:
+            live.append(Labels(axis, labels.ids))
+    for labels in live:
+        if labels.axis != live[-1].axis:
+            site.freeze(labels, "spreads them over another tensor's channels")
+        else:
+            site.tie(live[-1].ids, labels.ids)
+    return live[-1] if live else None
+
+
+def _operands(site: CallSite) -> list[tuple[Labels | None, tuple]]:
+    """Labels and shapes of all operands, constants among the arguments included."""
+    by_tensor = {id(t): (x, s) for t, x, s in zip(site.tensors, site.inputs, site.input_shapes, strict=True)}
+    found = []
+    for value in tree.flatten((site.args, site.kwargs)):
+        if id(value) in by_tensor:
+            found.append(by_tensor[id(value)])
+        elif value is not None:
+            found.append((None, tuple(np.shape(value))))
+    return found
+
+
+def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int) -> str | None:
+    """Returns why labelled positions cannot be removed given the other operands, or None."""
+    size = shape[labels.axis]
+    for other, other_shape in others:
+        other_axis = axis - rank + len(other_shape)
+        extent = other_shape[other_axis] if other_axis >= 0 else 1
+        if size == 1 and extent != 1:
+            return "broadcasts this single channel"
+        if extent == 1 and size != 1:
+            continue
+        if other is None or other.axis != other_axis:
+            return "combines them one by one with values that are fixed"
+    return None

@@ -1,0 +1,155 @@
+"""Scores + ratio or limits -> Selection."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
+from keras_pcp.cost import Limits, check_reachable, count_cost
+from keras_pcp.errors import InvalidArgumentError
+
+Scores = Mapping[str, np.ndarray]
+
+
+def select_by_ratio(
+    graph: ChannelGraph,
+    scores: Scores,
+    pruning_ratio: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    min_channels: int = 1,
+    multiple_of: int = 1,
+) -> Selection:
+    """Removes a fraction of the channels, lowest scores first.
+
+    Args:
+        graph: channel graph.
+        scores: {group name: float array (num_channels,)}, higher = keep.
+        pruning_ratio: fraction of channels to remove, in [0, 1); with `scope="local"` also {group name: fraction}.
+        scope: `"global"` ranks all channels together, each group's scores divided by their mean; `"local"` removes
+            the fraction in every group (uniform pruning).
+        min_channels: channels that every group keeps at least.
+        multiple_of: widths are rounded up to a multiple of this.
+
+    Returns:
+        A `Selection`. Never removes more than asked; rounding and `min_channels` can only keep more.
+
+    Raises:
+        InvalidArgumentError: an argument is out of range or the scores do not fit the graph.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_pcp.channels import ChannelGraph, ChannelGroup
+        >>> graph = ChannelGraph("m", {"a": ChannelGroup("a", 4, ())}, (), (), (), ())
+        >>> select_by_ratio(graph, {"a": np.array([3., 1., 2., 4.])}, 0.5, scope="local").removed()["a"].tolist()
+        [1, 2]
+    """
+    _check(graph, scores, min_channels, multiple_of)
+    if scope not in ("global", "local"):
+        raise InvalidArgumentError(f"scope must be 'global' or 'local', got {scope!r}")
+    ratios = pruning_ratio if isinstance(pruning_ratio, Mapping) else dict.fromkeys(graph.groups, pruning_ratio)
+    for name, ratio in ratios.items():
+        graph[name]
+        if not 0 <= ratio < 1:
+            raise InvalidArgumentError(f"pruning_ratio must be in [0, 1), got {ratio!r} for group {name!r}")
+    if scope == "local":
+        counts = {g.name: int(g.num_channels * ratios.get(g.name, 0.0)) for g in graph}
+    elif isinstance(pruning_ratio, Mapping):
+        raise InvalidArgumentError("a pruning_ratio per group needs scope='local'")
+    else:
+        counts = _global_counts(graph, scores, pruning_ratio)
+    keep = {}
+    for group in graph:
+        width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
+        width = min(group.num_channels, -(-width // multiple_of) * multiple_of)
+        keep[group.name] = lowest_removed(scores[group.name], group.num_channels - width)
+    return Selection(keep)
+
+
+def _global_counts(graph: ChannelGraph, scores: Scores, ratio: float) -> dict[str, int]:
+    if not len(graph):
+        return {}
+    ranked = np.concatenate([scores[g.name] / (np.mean(np.abs(scores[g.name])) or 1.0) for g in graph])
+    owner = np.repeat(np.arange(len(graph)), [g.num_channels for g in graph])
+    gone = owner[np.argsort(ranked, kind="stable")[: int(len(ranked) * ratio)]]
+    return {g.name: int(np.count_nonzero(gone == i)) for i, g in enumerate(graph)}
+
+
+def select_by_cost(
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    max_macs: float | int | None = None,
+    max_params: float | int | None = None,
+    max_bytes: float | int | None = None,
+    scope: str = "global",
+    min_channels: int = 1,
+    multiple_of: int = 1,
+) -> Selection:
+    """Removes the fewest channels, by `select_by_ratio`, with which all limits hold.
+
+    Args:
+        graph: channel graph.
+        scores: {group name: float array (num_channels,)}, higher = keep.
+        max_macs, max_params, max_bytes: a float in (0, 1) is a fraction of the unpruned model, an int is absolute.
+        scope: as in `select_by_ratio`.
+        min_channels: channels that every group keeps at least.
+        multiple_of: widths are rounded up to a multiple of this.
+
+    Raises:
+        LimitError: the limits cannot be reached; the message names the least reachable cost and what is frozen.
+        InvalidArgumentError: an argument is out of range.
+    """
+    _check(graph, scores, min_channels, multiple_of)
+    bounds = Limits(max_macs, max_params, max_bytes).absolute(count_cost(graph))
+    check_reachable(graph, smallest(graph, min_channels, multiple_of), bounds)
+
+    def select(ratio: float) -> Selection:
+        return select_by_ratio(
+            graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of
+        )
+
+    low, high = 0.0, float(np.nextafter(1.0, 0.0))
+    if _holds(graph, select(low), bounds):
+        return select(low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _holds(graph, select(middle), bounds) else (middle, high)
+    return select(high)
+
+
+def _holds(graph: ChannelGraph, selection: Selection, bounds: Mapping[str, float]) -> bool:
+    cost = count_cost(graph, selection)
+    return all(getattr(cost, k) <= bound for k, bound in bounds.items())
+
+
+def smallest(graph: ChannelGraph, min_channels: int = 1, multiple_of: int = 1) -> Selection:
+    """Returns the selection that leaves every group its least allowed width."""
+    keep = {}
+    for group in graph:
+        keep[group.name] = np.arange(group.num_channels) < least_width(group, min_channels, multiple_of)
+    return Selection(keep)
+
+
+def least_width(group: ChannelGroup, min_channels: int, multiple_of: int) -> int:
+    """Returns the least width a group may get: `min_channels` rounded up to `multiple_of`, at most its own width."""
+    return min(group.num_channels, -(-max(min_channels, 1) // multiple_of) * multiple_of)
+
+
+def lowest_removed(scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns a keep mask without the `count` lowest scores; ties go to the lower channel number."""
+    mask = np.ones(len(scores), bool)
+    mask[np.argsort(scores, kind="stable")[:count]] = False
+    return mask
+
+
+def _check(graph: ChannelGraph, scores: Scores, min_channels: int, multiple_of: int) -> None:
+    for group in graph:
+        if group.name not in scores or np.shape(scores[group.name]) != (group.num_channels,):
+            raise InvalidArgumentError(
+                f"scores need an array of {group.num_channels} numbers for group {group.name!r}, "
+                f"got {np.shape(scores[group.name]) if group.name in scores else 'none'}"
+            )
+    for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
+        if not isinstance(value, int) or value < 1:
+            raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")

@@ -1,0 +1,90 @@
+"""Makes a smaller or a wider copy of a model; the model given is not touched."""
+
+import keras
+import numpy as np
+
+from keras_pcp.channels import ChannelGraph, Selection, check_selection
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.live import shrink, strategy_scope, weight_masks
+from keras_pcp.trace import trace
+
+
+def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
+    """Returns a new, smaller model without the channels that `selection` removes; `model` is not touched.
+
+    The result is made of plain Keras layers and is not compiled. Its weights are slices of the original's.
+
+    Args:
+        model: a Functional or Sequential model.
+        graph: `build_graph(model)`.
+        selection: channels to keep, at least one in every group.
+
+    Raises:
+        InvalidArgumentError: graph or selection does not fit the model.
+        UnsupportedModelError: the model cannot be rebuilt from its config.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="conv")(x)
+        >>> model = keras.Model(x, keras.layers.Dense(10)(keras.layers.Flatten()(y)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> scores = keras_pcp.score_channels(model, graph, "l1")
+        >>> small = keras_pcp.prune_model(model, graph, keras_pcp.select_by_ratio(graph, scores, 0.5))
+        >>> small.get_layer("conv").filters, model.get_layer("conv").filters
+        (8, 16)
+    """
+    check_selection(graph, selection)
+    copy = copy_model(model)
+    shrink(copy, graph, selection)
+    return copy
+
+
+def widen_model(
+    pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection
+) -> keras.Model:
+    """Returns a model of the original's widths that computes what `pruned` does: the inverse of `prune_model`.
+
+    Removed channels come back as zeros.
+
+    Args:
+        pruned: the smaller model.
+        original: the model it was pruned from (only its structure is read).
+        graph: `build_graph(original)`.
+        selection: the selection with which it was pruned.
+
+    Raises:
+        InvalidArgumentError: the weights of `pruned` do not have the shapes that the selection gives.
+    """
+    check_selection(graph, selection)
+    masks = weight_masks(graph, selection)
+    values = []
+    for i, (full, small) in enumerate(zip(original.weights, pruned.weights, strict=True)):
+        value = np.zeros(full.shape, small.numpy().dtype)
+        target = np.ix_(*(np.flatnonzero(masks.get(i, {}).get(a, np.ones(d, bool))) for a, d in enumerate(full.shape)))
+        if value[target].shape != tuple(small.shape):
+            raise InvalidArgumentError(
+                f"{small.path} has shape {tuple(small.shape)}, but the selection gives {value[target].shape}"
+            )
+        value[target] = small.numpy()
+        values.append(value)
+    wide = copy_model(original)
+    wide.set_weights(values)
+    return wide
+
+
+def copy_model(model: keras.Model) -> keras.Model:
+    """Returns an uncompiled copy of a model, weights included, that shares nothing with it."""
+    classes = {type(op) for op in (model, *trace(model).operations)}
+    custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    with strategy_scope(model):
+        copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+    if [tuple(w.shape) for w in copy.weights] != [tuple(w.shape) for w in model.weights]:
+        raise UnsupportedModelError(
+            f"model {model.name!r} rebuilt from its config has other weights than the original, for example because a "
+            "layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in place"
+        )
+    copy.set_weights(model.get_weights())
+    return copy

@@ -1,0 +1,125 @@
+"""Model -> the flat list of its calls and tensors, nested models opened up."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_pcp import internals
+from keras_pcp.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an operation, or (operation None) the hand-over of tensors into or out of a nested model.
+
+    Attributes:
+        operation: the Keras layer or raw operation; None for a hand-over.
+        node: the Keras node of the call; None for a hand-over.
+        inputs: indices in `Trace.tensors`.
+        outputs: indices in `Trace.tensors`; for a hand-over, as many as inputs.
+    """
+
+    operation: Any
+    node: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def args(self) -> tuple:
+        """Positional arguments of the call."""
+        return internals.call_arguments(self.node)[0]
+
+    @property
+    def kwargs(self) -> dict:
+        """Keyword arguments of the call."""
+        return internals.call_arguments(self.node)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A model's calls in execution order. The order is the same for every model of the same structure.
+
+    Attributes:
+        calls: the calls.
+        operations: every operation once, in order of first appearance; nested models and input layers included.
+        tensors: every KerasTensor once, in order of first appearance.
+        inputs, outputs: indices in `tensors` of the model's own inputs and outputs.
+    """
+
+    calls: tuple[Call, ...]
+    operations: tuple[Any, ...]
+    tensors: tuple[keras.KerasTensor, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def trace(model: keras.Model) -> Trace:
+    """Lists the calls of a Functional or Sequential model.
+
+    Raises:
+        UnsupportedModelError: if `model` is not a built Functional or Sequential model.
+    """
+    return _Tracer().run(model)
+
+
+class _Tracer:
+    def __init__(self):
+        self.calls, self.operations, self.tensors = [], [], []
+        self.operation_index, self.tensor_index = {}, {}
+
+    def run(self, model: keras.Model) -> Trace:
+        functional = self.open(model)
+        inputs, outputs = self.indices(functional.inputs), self.indices(functional.outputs)
+        return Trace(tuple(self.calls), tuple(self.operations), tuple(self.tensors), inputs, outputs)
+
+    def open(self, model: keras.Model) -> keras.Model:
+        functional = internals.functional_of(model)
+        if functional is None:
+            raise UnsupportedModelError(_why_no_graph(model))
+        for operation in functional.operations:
+            if isinstance(operation, keras.layers.InputLayer):
+                self.add_operation(operation)
+        self.indices(functional.inputs)
+        for node in internals.nodes(functional):
+            self.visit(node)
+        return functional
+
+    def visit(self, node: Any) -> None:
+        self.add_operation(node.operation)
+        inputs, outputs = self.indices(tree.flatten(node.input_tensors)), self.indices(node.outputs)
+        nested = isinstance(node.operation, keras.Model) and internals.functional_of(node.operation)
+        if not nested:
+            self.calls.append(Call(node.operation, node, inputs, outputs))
+            return
+        inner_inputs = self.indices(nested.inputs)
+        self.calls.append(Call(None, None, inputs, inner_inputs))
+        self.open(node.operation)
+        self.calls.append(Call(None, None, self.indices(nested.outputs), outputs))
+
+    def add_operation(self, operation: Any) -> None:
+        if id(operation) not in self.operation_index:
+            self.operation_index[id(operation)] = len(self.operations)
+            self.operations.append(operation)
+
+    def indices(self, tensors: list[keras.KerasTensor]) -> tuple[int, ...]:
+        for tensor in tensors:
+            if id(tensor) not in self.tensor_index:
+                self.tensor_index[id(tensor)] = len(self.tensors)
+                self.tensors.append(tensor)
+        return tuple(self.tensor_index[id(t)] for t in tensors)
+
+
+def _why_no_graph(model: Any) -> str:
+    if not isinstance(model, keras.Model):
+        return f"expected a keras.Model, got {type(model).__name__}"
+    if isinstance(model, keras.Sequential):
+        return (
+            f"Sequential model {model.name!r} has no graph yet. Give it an input: start it with keras.Input(shape), "
+            "or call model.build(input_shape)"
+        )
+    return (
+        f"model {model.name!r} of class {type(model).__name__} has no functional graph, so what its layers feed into "
+        "each other is unknown. Build it with the functional API, keras.Model(inputs, outputs), without overriding call()"
+    )
