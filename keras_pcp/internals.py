@@ -193,9 +193,13 @@ def forget_traces(operations: list[Any]) -> None:
     A traced function holds the variables it was traced with: left alone, it would go on with the old weights.
     """
     touched = {id(op) for op in operations}
-    for thing in gc.get_objects():
-        if not issubclass(type(thing), keras.Model) or not touched & {id(x) for x in thing._flatten_layers()}:
-            continue
-        if thing.train_function is not None:
-            thing.make_train_function(force=True)
-        thing.test_function = thing.predict_function = None
+    for model in living((keras.Model,)):
+        if touched & {id(layer) for layer in model._flatten_layers()}:
+            if getattr(model, "train_function", None) is not None:
+                model.make_train_function(force=True)
+            model.test_function = model.predict_function = None
+
+
+def living(classes: tuple[type, ...]) -> list[Any]:
+    """Returns all living instances of some classes."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), classes)]

@@ -37,7 +37,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         UnsupportedModelError: the optimizer or the distribution strategy is not supported; nothing has changed then.
     """
     check_selection(graph, selection)
-    check_strategy(model)
+    check_live(model)
     removed = selection.removed()
     if not removed:
         return
@@ -61,8 +61,8 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         raise
 
 
-def check_strategy(model: keras.Model) -> None:
-    """Raises UnsupportedModelError if the model lives under a distribution strategy that is not supported."""
+def check_live(model: keras.Model) -> None:
+    """Raises UnsupportedModelError if the model's distribution strategy or its optimizer cannot follow a shrink."""
     strategy = getattr(model, "distribute_strategy", None)
     name = type(strategy).__name__
     if strategy is not None and name not in _STRATEGIES:
@@ -70,6 +70,7 @@ def check_strategy(model: keras.Model) -> None:
             f"model {model.name!r} is distributed by {name}, which keras_pcp does not support; "
             "supported are a single device and tf.distribute.MirroredStrategy"
         )
+    _sliced_slots(model, {i: {} for i in range(len(model.weights))})
 
 
 def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:

@@ -1,0 +1,353 @@
+"""The Keras callback: a thin shell that runs a strategy inside an ordinary `fit`."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp import internals
+from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.cost import Cost, Limits, count_cost, progress
+from keras_pcp.criteria import Criterion, get, score_channels
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.evaluation import Evaluator
+from keras_pcp.graph import build_graph
+from keras_pcp.live import check_live, shrink
+from keras_pcp.masks import masked
+from keras_pcp.report import PruningReport
+from keras_pcp.schedules import cubic
+from keras_pcp.strategies.progressive import Evaluation, Progressive, State
+
+# A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
+_STEPS_PER_SHRINK = 40
+_LARGEST_ATTEMPT = 0.1
+
+
+class ProgressivePruning(keras.callbacks.Callback):
+    """Prunes the model while it trains; after `fit`, the same model object is at or below the limits.
+
+    Rounds of attempting, selecting and pruning are spread over the part of the training between `begin` and `end`.
+    The model is made physically smaller in place, so later steps are faster. `report` records every round.
+
+    Args:
+        max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
+            absolute. At least one limit is needed; all that are given will hold.
+        max_params: number of parameters, likewise.
+        max_bytes: bytes of the weights, likewise.
+        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches.
+            Keep them apart from training and test data: the widths are chosen by them.
+        criterion: which channels of a group go first: `"l1"`, `"l2"`, `"bn_scale"`, `"random"` or a callable.
+        strategy: a `Progressive` with other settings than the default.
+        frozen_layers: names of layers whose output channels must stay.
+        on_unknown: `"error"` or `"freeze"`, see `build_graph`.
+        begin: fraction of the training, in [0, 1), at which pruning begins.
+        end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery.
+        schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
+
+    Raises:
+        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, or the
+            training is too short (when `fit` starts, before the first step).
+        LimitError: the limits cannot be reached; says what can.
+        UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
+
+    `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch. After each shrink, `EarlyStopping`,
+    `ReduceLROnPlateau` and `ModelCheckpoint` start over with their best value, because it belonged to another network.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(y)
+        >>> y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> model = keras.Model(x, y)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        >>> data, labels = np.random.rand(64, 8, 8, 1), np.arange(64) % 2
+        >>> pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(data, labels))
+        >>> _ = model.fit(data, labels, epochs=4, verbose=0, callbacks=[pruning])
+        >>> pruning.report.reached
+        True
+
+    References:
+        Guo et al., Model Compression using Progressive Channel Pruning, arXiv 2507.04792.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_macs: float | int | None = None,
+        max_params: float | int | None = None,
+        max_bytes: float | int | None = None,
+        validation_data: Any,
+        criterion: str | Criterion = "l1",
+        strategy: Progressive | None = None,
+        frozen_layers: Iterable[str] = (),
+        on_unknown: str = "error",
+        begin: float = 0.1,
+        end: float = 0.6,
+        schedule: Callable[[float], float] = cubic,
+    ):
+        super().__init__()
+        self.limits = Limits(max_macs, max_params, max_bytes)
+        self.validation_data = validation_data
+        self.criterion = get(criterion)
+        self.strategy = strategy or Progressive()
+        self.frozen_layers = frozen_layers
+        self.on_unknown = on_unknown
+        if not 0 <= begin < end <= 1:
+            raise InvalidArgumentError(f"need 0 <= begin < end <= 1, got begin={begin!r}, end={end!r}")
+        if not math.isclose(schedule(1.0), 1.0):
+            raise InvalidArgumentError(f"schedule(1.0) must be 1.0, got {schedule(1.0)!r}")
+        self.begin, self.end, self.schedule = begin, end, schedule
+        self.report: PruningReport | None = None
+        self._run: _Run | None = None
+
+    def on_train_begin(self, logs=None):
+        self._run = _Run(self)
+        self.report = self._run.report
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._run.begin_epoch(epoch, self.params)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._run.clock.begin_step()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._run.end_step(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._run.end_epoch()
+        if logs is not None:
+            logs["macs"] = float(self.report.after["macs"])
+            logs["params"] = float(self.report.after["params"])
+            logs["pruning_ratio"] = float(self.report.pruning_ratio)
+
+    def on_train_end(self, logs=None):
+        self._run.end_training()
+        self._run = None
+
+
+class _Run:
+    """The state of one `fit`: made when it starts, dropped when it ends."""
+
+    def __init__(self, callback: ProgressivePruning):
+        started = time.perf_counter()
+        self.callback, self.model, self.strategy = callback, callback.model, callback.strategy
+        self.verbose = bool((callback.params or {}).get("verbose", 0))
+        check_live(self.model)
+        self.full_graph = build_graph(
+            self.model, on_unknown=callback.on_unknown, frozen_layers=callback.frozen_layers
+        )
+        self.full = count_cost(self.full_graph)
+        self.bounds = callback.limits.absolute(self.full)
+        self.state: State = self.strategy.init(self.full_graph, self.bounds)
+        self.done = self.state.selection
+        self.live_graph = self.full_graph
+        self.evaluator = Evaluator(
+            self.model, callback.validation_data, self.strategy.samples, self.strategy.seed
+        )
+        score_channels(self.model, self.full_graph, callback.criterion, seed=self.strategy.seed)
+        self.evaluator.check()
+        self.points: list[tuple[int, float]] | None = None
+        self.round_share = 1.0
+        self.step = self.epoch_start = 0
+        self.steps_per_epoch: int | None = None
+        self.report = _new_report(self.model, self.full_graph, self.full, self.bounds)
+        self.clock = _Clock(self.report.seconds)
+        self.report.seconds["other"] += time.perf_counter() - started
+
+    def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
+        if self.points is None:
+            epochs = params["epochs"] - epoch
+            self.steps_per_epoch = params.get("steps")
+            self.plan(epochs * (self.steps_per_epoch or 1))
+            self.take_due()
+        self.epoch_start = self.step
+
+    def plan(self, total: int) -> None:
+        """Lays the moments of pruning over the training; in epochs where the number of steps is not known."""
+        begin, end = math.floor(self.callback.begin * total), math.ceil(self.callback.end * total)
+        end = max(min(end, total - 1), begin)
+        room = max(end - begin, 0) + (begin > 0 or total > 1)
+        rounds = self.strategy.rounds_needed(self.full_graph, self.bounds)
+        share = (1 - min(b / getattr(self.full, k) for k, b in self.bounds.items())) / self.strategy.width(self.full_graph)
+        least = max(1, math.ceil(share / _LARGEST_ATTEMPT))
+        unit = "steps" if self.steps_per_epoch else "epochs"
+        if room < least or total < 2:
+            need = math.ceil(max(least, 2) / max(self.callback.end - self.callback.begin, 1e-9))
+            raise InvalidArgumentError(
+                f"this fit is too short to prune in: it has {total} {unit}, of which {room} lie between "
+                f"begin={self.callback.begin} and end={self.callback.end}, but at least {least} rounds are needed. "
+                f"Train for about {need} {unit} or more, or move begin and end apart"
+                + ("" if self.steps_per_epoch else " (the data does not tell its number of steps)")
+            )
+        wanted = max(least, min(4, room), (end - begin) // _STEPS_PER_SHRINK)
+        count = min(rounds, wanted, room)
+        self.round_share = 1 / max(rounds, count)
+        moments = np.unique(np.linspace(begin, end, count + 1)[:-1].round().astype(int)) if count > 1 else [begin]
+        self.points = [
+            (int(step), self.callback.schedule((i + 1) / len(moments))) for i, step in enumerate(moments)
+        ]
+
+    def end_step(self, batch: int) -> None:
+        self.clock.end_step()
+        if self.steps_per_epoch:
+            self.step = self.epoch_start + batch + 1
+            self.take_due()
+
+    def end_epoch(self) -> None:
+        if not self.steps_per_epoch:
+            self.step = self.epoch_start + 1
+            self.take_due()
+
+    def take_due(self) -> None:
+        """Runs every pruning moment that has come: some rounds under masks, then one shrink."""
+        due = [p for p in self.points if p[0] <= self.step]
+        if not due:
+            return
+        self.points = self.points[len(due) :]
+        target = due[-1][1]
+        with self.clock.measuring("attempts"):
+            while (reached := self.progress()) < min(target, 1.0) - 1e-9:
+                before = self.state.selection
+                self.state = self.one_round(min(target, reached + self.round_share))
+                if self.state.selection == before:
+                    raise PruningError(f"no group can give more channels, but only {reached:.1%} of the way is done")
+        with self.clock.measuring("surgery"):
+            self.shrink_now()
+        self.clock.expect_retrace()
+        self.tell()
+
+    def progress(self) -> float:
+        return progress(count_cost(self.full_graph, self.state.selection), self.full, self.bounds)
+
+    def one_round(self, target: float) -> State:
+        observation = _Observation(self, self.state.selection)
+        with masked(self.model, self.live_graph, self.relative(self.state.selection)):
+            recalibrated = self.evaluator.recalibrated() if self.strategy.recalibrate else _nothing()
+            with recalibrated:
+                state = self.strategy.update(self.state, observation, self.full_graph, self.bounds, target)
+        latest = replace(state.rounds[-1], step=self.step)
+        self.report.rounds.append(latest)
+        return replace(state, rounds=(*state.rounds[:-1], latest))
+
+    def relative(self, selection: Selection) -> Selection:
+        """Translates from the numbering of the unpruned model to that of the model as it is now."""
+        return selection.after(self.done)
+
+    def shrink_now(self) -> None:
+        if self.state.selection == self.done:
+            return
+        shrink(self.model, self.live_graph, self.relative(self.state.selection))
+        self.done = self.state.selection
+        self.live_graph = build_graph(
+            self.model, on_unknown=self.callback.on_unknown, frozen_layers=self.callback.frozen_layers
+        )
+        cost = count_cost(self.live_graph)
+        self.report.shrinks.append(self.step)
+        self.report.selection = self.done
+        self.report.after = _totals(cost)
+        self.report.widths = {
+            g.name: (g.num_channels, int(self.done.keep[g.name].sum())) for g in self.full_graph
+        }
+        _start_over(self.model)
+
+    def tell(self) -> None:
+        if self.verbose:
+            latest = self.report.rounds[-1] if self.report.rounds else None
+            ratios = ", ".join(f"{k} {self.report.after[k] / getattr(self.full, k):.1%}" for k in self.bounds)
+            metric = f"; metric {latest.before.metric:.4f} before the last round" if latest else ""
+            print(f"\npruning at step {self.step}: {len(self.report.rounds)} rounds so far, {ratios}{metric}", flush=True)
+
+    def end_training(self) -> None:
+        if not self.report.reached:
+            warnings.warn(
+                f"training ended at step {self.step}, before pruning reached its limits "
+                f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.bounds.items())}). "
+                "Call fit again with the callback, or let training go on longer",
+                stacklevel=2,
+            )
+
+
+class _Observation:
+    """What the strategy sees of the running model, in the numbering of the unpruned one."""
+
+    def __init__(self, run: _Run, masked_selection: Selection):
+        self.run, self.present = run, masked_selection
+
+    def scores(self) -> dict[str, np.ndarray]:
+        run = self.run
+        scores = score_channels(run.model, run.live_graph, run.callback.criterion, seed=run.strategy.seed)
+        left = run.relative(self.present).keep
+        return {name: scores[name][left[name]] for name in scores}
+
+    def evaluate(self, selection: Selection) -> Evaluation:
+        if selection == self.present:
+            return self.run.evaluator.evaluate()
+        with masked(self.run.model, self.run.live_graph, self.run.relative(selection)):
+            return self.run.evaluator.evaluate()
+
+
+class _Clock:
+    """Books the callback's own time, and what a step after a shrink takes beyond the usual step."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds, self.started, self.usual, self.retrace = seconds, 0.0, [], False
+
+    def begin_step(self) -> None:
+        self.started = time.perf_counter()
+
+    def end_step(self) -> None:
+        spent = time.perf_counter() - self.started
+        if self.retrace:
+            self.seconds["retracing"] += max(0.0, spent - (float(np.median(self.usual)) if self.usual else 0.0))
+            self.retrace = False
+        else:
+            self.usual = [*self.usual[-20:], spent]
+
+    def expect_retrace(self) -> None:
+        self.retrace = True
+
+    @contextmanager
+    def measuring(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _new_report(model: keras.Model, graph: ChannelGraph, full: Cost, bounds: Mapping[str, float]) -> PruningReport:
+    return PruningReport(
+        model_name=model.name,
+        limits=bounds,
+        before=_totals(full),
+        after=_totals(full),
+        widths={g.name: (g.num_channels, g.num_channels) for g in graph},
+        frozen=[(f.layer, f.num_channels, f.reason) for f in graph.frozen],
+    )
+
+
+def _totals(cost: Cost) -> dict[str, float]:
+    return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}
+
+
+def _start_over(model: keras.Model) -> None:
+    """Lets callbacks that remember a best value start over: it belonged to a network that no longer exists."""
+    monitors = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
+    for callback in internals.living(monitors):
+        if callback.model is model:
+            callback.on_train_begin()
+    for callback in internals.living((keras.callbacks.ModelCheckpoint,)):
+        if callback.model is model and callback.monitor_op is not None:
+            callback.best = np.inf if bool(callback.monitor_op(0.0, 1.0)) else -np.inf

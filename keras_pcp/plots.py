@@ -1,0 +1,52 @@
+"""Figures with matplotlib, which is an extra: `pip install keras-pcp[plots]`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_pcp.report import PruningReport
+
+_BEFORE, _AFTER, _METRIC = "#c9d3de", "#2166ac", "#b2182b"
+
+
+def plot_report(report: "PruningReport") -> Any:
+    """Returns a figure: widths per group before and after, and cost and metric over the rounds.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
+    _plot_widths(left, report)
+    _plot_rounds(right, report)
+    return figure
+
+
+def _plot_widths(axes: Any, report: "PruningReport") -> None:
+    names = list(report.widths)
+    before = [report.widths[n][0] for n in names]
+    now = [report.widths[n][1] for n in names]
+    places = range(len(names))
+    axes.bar(places, before, color=_BEFORE, label="before")
+    axes.bar(places, now, color=_AFTER, width=0.55, label="after")
+    axes.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
+    axes.set_ylabel("channels")
+    axes.set_title(f"{report.model_name}: width of each channel group", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot_rounds(axes: Any, report: "PruningReport") -> None:
+    full = report.before["macs"] or 1
+    macs = [1.0, *(r.macs / full for r in report.rounds)]
+    axes.step(range(len(macs)), macs, where="post", color=_AFTER)
+    axes.set_xlabel("round")
+    axes.set_ylabel("MACs (fraction)", color=_AFTER)
+    axes.set_ylim(0, 1.05)
+    axes.set_title("cost and validation metric", fontsize=10)
+    twin = axes.twinx()
+    twin.plot(range(len(report.rounds)), [r.before.metric for r in report.rounds], color=_METRIC, marker=".")
+    twin.set_ylabel("metric before the round", color=_METRIC)
+    axes.spines[["top"]].set_visible(False)
+    twin.spines[["top"]].set_visible(False)
