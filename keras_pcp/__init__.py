@@ -1,7 +1,9 @@
+from keras_pcp import schedules
 from keras_pcp.callbacks import ProgressivePruning
 from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
 from keras_pcp.cost import Cost, count_cost
 from keras_pcp.criteria import score_channels
+from keras_pcp.export import LiteRTFile, export_litert, measure_latency
 from keras_pcp.graph import build_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked

@@ -208,7 +208,7 @@ class _Run:
     def take_due(self) -> None:
         """Runs every pruning moment that has come: some rounds under masks, then one shrink."""
         due = [p for p in self.points if p[0] <= self.step]
-        if not due:
+        if not due or self.progress() >= 1:
             return
         self.points = self.points[len(due) :]
         target = due[-1][1]
