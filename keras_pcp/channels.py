@@ -50,12 +50,15 @@ class ChannelGroup:
         num_channels: number of channels.
         slices: every weight axis that belongs to the group.
         exact: True if the pruned model computes exactly what the masked model computes.
+        parts: int arrays of channels of which one must stay, because an axis holds nothing else. (The whole group is
+            such a part too, and is not listed.)
     """
 
     name: str
     num_channels: int
     slices: tuple[WeightSlice, ...]
     exact: bool = True
+    parts: tuple[np.ndarray, ...] = ()
 
     def slices_of(self, role: str, part: str | None = None) -> tuple[WeightSlice, ...]:
         """Returns the slices with a role, and with a part if one is given."""

@@ -55,7 +55,8 @@ def export_litert(
         A `LiteRTFile` with path, bytes and measured errors.
 
     Raises:
-        ExportError: the file does not compute what the model computes; no file is left behind.
+        ExportError: LiteRT cannot convert the model, or the file does not compute what the model computes; no file is
+            left behind.
         InvalidArgumentError: an argument is out of range.
 
     Example:
@@ -153,7 +154,12 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
         archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(folder, verbose=False)
-        return _converted(tf.lite.TFLiteConverter.from_saved_model(folder), quantization, inputs)
+        try:
+            return _converted(tf.lite.TFLiteConverter.from_saved_model(folder), quantization, inputs)
+        except Exception as error:  # the converter raises many classes, with pages of text
+            unsupported = [line.strip() for line in str(error).splitlines() if "ops:" in line]
+            reason = "; ".join(unsupported) or str(error).strip().partition("\n")[0][:300]
+            raise ExportError(f"LiteRT cannot convert {model.name!r}: {reason}. No file was written") from error
 
 
 def _converted(converter: Any, quantization: str | None, inputs: list[np.ndarray]) -> bytes:
@@ -176,7 +182,9 @@ def _converted(converter: Any, quantization: str | None, inputs: list[np.ndarray
 
 def _structured(model: keras.Model, flat: Any) -> Any:
     """Packs flat inputs into the structure that the model takes."""
-    return tree.pack_sequence_as(model.input, list(flat)) if len(flat) > 1 or isinstance(model.input, dict) else flat[0]
+    if isinstance(model, keras.Sequential):
+        return flat[0]
+    return tree.pack_sequence_as(model.input, list(flat))
 
 
 def _compare(model: keras.Model, content: bytes, inputs: list[np.ndarray]) -> tuple[float, float]:

@@ -225,7 +225,12 @@ class _Builder:
                 )
         inexact = np.zeros(len(names), bool)
         inexact[group_of[classes.inexact & (group_of >= 0)]] = True
-        groups = {n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i]) for i, n in enumerate(names)}
+        widths = tuple(self.all_widths(pieces))
+        parts = _parts(widths, dict(zip(names, sizes, strict=True)))
+        groups = {
+            n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i], tuple(parts.get(n, {}).values()))
+            for i, n in enumerate(names)
+        }
         return ChannelGraph(
             model_name=self.model.name,
             groups=groups,
@@ -234,7 +239,7 @@ class _Builder:
                 WeightInfo(w.path, self.owner.get(id(w), self.model.name), _itemsize(w), tuple(shape))
                 for w, shape in zip(self.model.weights, shapes, strict=True)
             ),
-            widths=tuple(self.all_widths(pieces)),
+            widths=widths,
             macs=tuple(
                 [CostTerm(name, uses, tuple(shapes[w])) for name, w, uses in self.uses]
                 + [CostTerm(name, f, tuple(shapes[w][a] for a in axes)) for name, f, w, axes in self.products]
@@ -306,6 +311,18 @@ class _Pieces:
 
     def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
         return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
+
+
+def _parts(widths: Iterable[Width], sizes: dict[str, int]) -> dict[str, dict[bytes, np.ndarray]]:
+    """Finds the axes that hold nothing but a part of one group: {group: {key: channels}}."""
+    found: dict[str, dict[bytes, np.ndarray]] = {}
+    for width in widths:
+        if width.owner == "tensor" and len(width.extent.pieces) == 1:
+            name, channels = width.extent.pieces[0]
+            part = np.unique(channels)
+            if len(channels) == width.extent.size and len(part) < sizes[name]:
+                found.setdefault(name, {})[part.tobytes()] = part
+    return found
 
 
 def _unique(name: str, taken: list[str]) -> str:

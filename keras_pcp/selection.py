@@ -62,7 +62,7 @@ def select_by_ratio(
     for group in graph:
         width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
         width = min(group.num_channels, -(-width // multiple_of) * multiple_of)
-        keep[group.name] = lowest_removed(scores[group.name], group.num_channels - width)
+        keep[group.name] = lowest_removed(group, scores[group.name], group.num_channels - width)
     return Selection(keep)
 
 
@@ -127,19 +127,32 @@ def smallest(graph: ChannelGraph, min_channels: int = 1, multiple_of: int = 1) -
     """Returns the selection that leaves every group its least allowed width."""
     keep = {}
     for group in graph:
-        keep[group.name] = np.arange(group.num_channels) < least_width(group, min_channels, multiple_of)
+        removed = group.num_channels - least_width(group, min_channels, multiple_of)
+        keep[group.name] = lowest_removed(group, np.zeros(group.num_channels), removed)
     return Selection(keep)
 
 
 def least_width(group: ChannelGroup, min_channels: int, multiple_of: int) -> int:
     """Returns the least width a group may get: `min_channels` rounded up to `multiple_of`, at most its own width."""
-    return min(group.num_channels, -(-max(min_channels, 1) // multiple_of) * multiple_of)
+    least = max(min_channels, len(group.parts), 1)
+    return min(group.num_channels, -(-least // multiple_of) * multiple_of)
 
 
-def lowest_removed(scores: np.ndarray, count: int) -> np.ndarray:
-    """Returns a keep mask without the `count` lowest scores; ties go to the lower channel number."""
-    mask = np.ones(len(scores), bool)
-    mask[np.argsort(scores, kind="stable")[:count]] = False
+def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
+    """Returns channel numbers in the order in which to remove them: lowest score first, ties by number.
+
+    The best channel of every part that must not run empty is left out, and so are channels with score -inf, which are
+    gone already.
+    """
+    protected = [part[np.argmax(scores[part])] for part in group.parts]
+    order = np.argsort(scores, kind="stable")
+    return order[~np.isin(order, protected) & (scores[order] > -np.inf)]
+
+
+def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns a keep mask without the `count` channels that come first in `removal_order`."""
+    mask = np.ones(group.num_channels, bool)
+    mask[removal_order(group, scores)[:count]] = False
     return mask
 
 

@@ -117,6 +117,11 @@ class CallSite:
             return None
         return labels.ids
 
+    def keep_some(self, ids: np.ndarray, count: int) -> np.ndarray:
+        """Freezes the first `count` of some channels, because the operation would change its nature without them."""
+        self.recorder.freeze(ids[:count], f"{self.name} needs at least {count} of the channels it takes together")
+        return ids
+
     def tie_runs(self, ids: np.ndarray, runs: int) -> np.ndarray:
         """Ties `runs` equal runs of ids, one behind the other, and returns the first one."""
         table = ids.reshape(runs, -1)

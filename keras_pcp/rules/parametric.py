@@ -38,7 +38,8 @@ def _grouped(site: CallSite, ids: np.ndarray | None) -> Labels | None:
     if inputs_per_group == 1:
         return _per_channel(site, ids, filters_per_group, layer.kernel, -1, layer.bias, filters="filters", groups="groups")
     if ids is not None:
-        site.consume(layer.kernel, -2, site.tie_runs(ids, layer.groups))
+        # With one input per group it would be a depthwise convolution, whose groups are its channels.
+        site.consume(layer.kernel, -2, site.keep_some(site.tie_runs(ids, layer.groups), 2))
     out = site.produce((layer.kernel, -1, "kernel"), (layer.bias, 0, "bias"), repeat=layer.groups)
     site.width("filters", out.ids)
     return out
@@ -150,7 +151,8 @@ def group_normalization(site: CallSite) -> Outputs:
     if alone:
         site.width("groups", ids)
     else:
-        site.tie_runs(ids, layer.groups)
+        # With one channel per group it would be instance normalization, whose groups are its channels.
+        site.keep_some(site.tie_runs(ids, layer.groups), 2)
     return _over_axes(site, [layer.axis], exact=alone)
 
 

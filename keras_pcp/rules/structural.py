@@ -264,12 +264,7 @@ def _sliced(site: CallSite, labels: Labels, item: slice | int, path: tuple) -> n
         if end is not None:
             end = min(end, len(labels))
             site.width((*path, name), labels.ids[:end], owner="argument")
-    return _never_empty(site, labels.ids[item])
-
-
-def _never_empty(site: CallSite, ids: np.ndarray) -> np.ndarray:
-    site.freeze(Labels(0, ids[:1]), "keeps one of the channels it takes")
-    return ids
+    return site.keep_some(labels.ids[item], 1)
 
 
 @register_operation("Slice")
@@ -290,7 +285,7 @@ def slice_(site: CallSite) -> Outputs:
     ids = labels.ids[start : start + size]
     site.width((*path, labels.axis), labels.ids[:start], owner="argument")
     site.width(("shape", labels.axis), ids)
-    return Labels(labels.axis, _never_empty(site, ids))
+    return Labels(labels.axis, site.keep_some(ids, 1))
 
 
 @register_operation("Split")
@@ -307,7 +302,7 @@ def split(site: CallSite) -> Outputs:
     for i, index in enumerate(operation.indices_or_sections):
         site.width(("indices_or_sections", i), labels.ids[:index])
     parts = np.split(labels.ids, operation.indices_or_sections)
-    return [Labels(labels.axis, _never_empty(site, ids)) for ids in parts]
+    return [Labels(labels.axis, site.keep_some(ids, 1)) for ids in parts]
 
 
 @register_operation("Matmul")

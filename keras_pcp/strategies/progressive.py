@@ -28,7 +28,7 @@ import numpy as np
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import Cost, check_reachable, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.selection import least_width, smallest
+from keras_pcp.selection import least_width, removal_order, smallest
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ class Progressive:
             spare = len(left) - least_width(group, self.min_channels, self.multiple_of)
             if spare < 1:
                 continue
-            ranked = left[np.argsort(scores[group.name], kind="stable")]
+            full_scores = np.full(group.num_channels, -np.inf)
+            full_scores[left] = scores[group.name]
+            ranked = removal_order(group, full_scores)
             unit = min(self.multiple_of, spare)
             gain = _gain(here, count_cost(graph, _without(state.selection, group.name, ranked[:unit])), full, bounds)
             if gain > 0:
