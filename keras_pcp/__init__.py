@@ -1,4 +1,4 @@
-from keras_pcp import schedules, trace
+from keras_pcp import errors, internals, schedules, trace
 from keras_pcp.callbacks import ProgressivePruning
 from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
 from keras_pcp.cost import Cost, count_cost

@@ -26,7 +26,8 @@ from keras_pcp.strategies.progressive import Evaluation, Progressive, State
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
 _STEPS_PER_SHRINK = 40
-_LARGEST_ATTEMPT = 0.1
+# At most this share of the model is removed between two training steps.
+_LARGEST_MOMENT = 0.25
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -171,28 +172,23 @@ class _Run:
 
     def plan(self, total: int) -> None:
         """Lays the moments of pruning over the training; in epochs where the number of steps is not known."""
-        begin, end = math.floor(self.callback.begin * total), math.ceil(self.callback.end * total)
-        end = max(min(end, total - 1), begin)
-        room = max(end - begin, 0) + (begin > 0 or total > 1)
-        rounds = self.strategy.rounds_needed(self.full_graph, self.bounds)
-        share = (1 - min(b / getattr(self.full, k) for k, b in self.bounds.items())) / self.strategy.width(self.full_graph)
-        least = max(1, math.ceil(share / _LARGEST_ATTEMPT))
-        unit = "steps" if self.steps_per_epoch else "epochs"
-        if room < least or total < 2:
-            need = math.ceil(max(least, 2) / max(self.callback.end - self.callback.begin, 1e-9))
+        begin = math.floor(self.callback.begin * total)
+        end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
+        removed = 1 - min(bound / getattr(self.full, k) for k, bound in self.bounds.items())
+        least = max(1, math.ceil(removed / _LARGEST_MOMENT))
+        if end - begin < least or total < 2:
+            unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
+            need = math.ceil((least + 1) / (self.callback.end - self.callback.begin))
             raise InvalidArgumentError(
-                f"this fit is too short to prune in: it has {total} {unit}, of which {room} lie between "
-                f"begin={self.callback.begin} and end={self.callback.end}, but at least {least} rounds are needed. "
-                f"Train for about {need} {unit} or more, or move begin and end apart"
-                + ("" if self.steps_per_epoch else " (the data does not tell its number of steps)")
+                f"this fit is too short to prune in: it has {total} {unit}, of which {end - begin} lie between "
+                f"begin={self.callback.begin} and end={self.callback.end} and leave time to recover; removing "
+                f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
             )
-        wanted = max(least, min(4, room), (end - begin) // _STEPS_PER_SHRINK)
-        count = min(rounds, wanted, room)
+        rounds = self.strategy.rounds_needed(self.full_graph, self.bounds)
+        count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
-        moments = np.unique(np.linspace(begin, end, count + 1)[:-1].round().astype(int)) if count > 1 else [begin]
-        self.points = [
-            (int(step), self.callback.schedule((i + 1) / len(moments))) for i, step in enumerate(moments)
-        ]
+        moments = [begin + (end - begin) * i // count for i in range(count)]
+        self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
 
     def end_step(self, batch: int) -> None:
         self.clock.end_step()
