@@ -20,8 +20,8 @@ import tensorflow as tf
 
 import keras_pcp
 
-sys.path.insert(0, str(Path(__file__).parent))
-from data import hold_out, load
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from image_data import hold_out, load
 
 BATCH = 128
 

@@ -1,14 +1,50 @@
-from keras_pcp import errors, internals, schedules, trace
+"""keras_pcp prunes channels out of Keras 3 models while they train, and exports them to LiteRT.
+
+model.fit(x, y, callbacks=[keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(xv, yv))])
+keras_pcp.export_litert(model, "small.tflite")
+"""
+
+from keras_pcp import criteria, errors, schedules
 from keras_pcp.callbacks import ProgressivePruning
 from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
 from keras_pcp.cost import Cost, count_cost
 from keras_pcp.criteria import score_channels
+from keras_pcp.errors import PruningError
 from keras_pcp.export import LiteRTFile, export_litert, measure_latency
 from keras_pcp.graph import build_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
-from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.report import PruningReport
 from keras_pcp.rules import register_rule
 from keras_pcp.selection import select_by_cost, select_by_ratio
+from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.surgery import prune_model, widen_model
+from keras_pcp.version import __version__
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "Cost",
+    "LiteRTFile",
+    "Progressive",
+    "ProgressivePruning",
+    "PruningError",
+    "PruningReport",
+    "Selection",
+    "__version__",
+    "build_graph",
+    "count_cost",
+    "criteria",
+    "errors",
+    "export_litert",
+    "masked",
+    "measure_latency",
+    "prune_model",
+    "register_rule",
+    "schedules",
+    "score_channels",
+    "select_by_cost",
+    "select_by_ratio",
+    "shrink",
+    "widen_model",
+]

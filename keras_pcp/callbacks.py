@@ -141,17 +141,13 @@ class _Run:
         self.callback, self.model, self.strategy = callback, callback.model, callback.strategy
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
-        self.full_graph = build_graph(
-            self.model, on_unknown=callback.on_unknown, frozen_layers=callback.frozen_layers
-        )
+        self.full_graph = build_graph(self.model, on_unknown=callback.on_unknown, frozen_layers=callback.frozen_layers)
         self.full = count_cost(self.full_graph)
         self.bounds = callback.limits.absolute(self.full)
         self.state: State = self.strategy.init(self.full_graph, self.bounds)
         self.done = self.state.selection
         self.live_graph = self.full_graph
-        self.evaluator = Evaluator(
-            self.model, callback.validation_data, self.strategy.samples, self.strategy.seed
-        )
+        self.evaluator = Evaluator(self.model, callback.validation_data, self.strategy.samples, self.strategy.seed)
         score_channels(self.model, self.full_graph, callback.criterion, seed=self.strategy.seed)
         self.evaluator.check()
         self.points: list[tuple[int, float]] | None = None
@@ -248,9 +244,7 @@ class _Run:
         self.report.shrinks.append(self.step)
         self.report.selection = self.done
         self.report.after = _totals(cost)
-        self.report.widths = {
-            g.name: (g.num_channels, int(self.done.keep[g.name].sum())) for g in self.full_graph
-        }
+        self.report.widths = {g.name: (g.num_channels, int(self.done.keep[g.name].sum())) for g in self.full_graph}
         _start_over(self.model)
 
     def tell(self) -> None:
@@ -258,7 +252,9 @@ class _Run:
             latest = self.report.rounds[-1] if self.report.rounds else None
             ratios = ", ".join(f"{k} {self.report.after[k] / getattr(self.full, k):.1%}" for k in self.bounds)
             metric = f"; metric {latest.before.metric:.4f} before the last round" if latest else ""
-            print(f"\npruning at step {self.step}: {len(self.report.rounds)} rounds so far, {ratios}{metric}", flush=True)
+            print(
+                f"\npruning at step {self.step}: {len(self.report.rounds)} rounds so far, {ratios}{metric}", flush=True
+            )
 
     def end_training(self) -> None:
         if not self.report.reached:

@@ -123,7 +123,9 @@ def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
         rng = np.random.default_rng(0)
         return [_random_input(rng, (_SAMPLES, *t.shape[1:]), t.dtype) for t in specs]
     arrays = [np.asarray(a) for a in tree.flatten(data)]
-    if len(arrays) != len(specs) or any(a.ndim != len(t.shape) or not len(a) for a, t in zip(arrays, specs, strict=True)):
+    if len(arrays) != len(specs) or any(
+        a.ndim != len(t.shape) or not len(a) for a, t in zip(arrays, specs, strict=True)
+    ):
         raise InvalidArgumentError(
             f"representative_data has shapes {[a.shape for a in arrays]}, the model takes "
             f"{[tuple(t.shape) for t in specs]} (batch axis first, at least one sample, labels left out)"

@@ -25,9 +25,7 @@ from keras_pcp.trace import Call, Trace, trace
 _RULE_MODULES = (parametric, structural, elementwise, attention)
 
 
-def build_graph(
-    model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()
-) -> ChannelGraph:
+def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
     """Finds out which channels of a model can be pruned, and what is coupled with what.
 
     The model's outputs are frozen by themselves. Nothing about the model is changed.
@@ -220,9 +218,7 @@ class _Builder:
             layer = self.owner[id(variable)]
             shapes[weight][axis] = Extent(len(ids), pieces.of(ids))
             for group, channels, positions in pieces.split(ids):
-                slices[group].append(
-                    WeightSlice(weight, variable.path, layer, axis, role, part, channels, positions)
-                )
+                slices[group].append(WeightSlice(weight, variable.path, layer, axis, role, part, channels, positions))
         inexact = np.zeros(len(names), bool)
         inexact[group_of[classes.inexact & (group_of >= 0)]] = True
         widths = tuple(self.all_widths(pieces))

@@ -105,9 +105,7 @@ def select_by_cost(
     check_reachable(graph, smallest(graph, min_channels, multiple_of), bounds)
 
     def select(ratio: float) -> Selection:
-        return select_by_ratio(
-            graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of
-        )
+        return select_by_ratio(graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of)
 
     low, high = 0.0, float(np.nextafter(1.0, 0.0))
     if _holds(graph, select(low), bounds):

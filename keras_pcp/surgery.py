@@ -40,9 +40,7 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
     return copy
 
 
-def widen_model(
-    pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection
-) -> keras.Model:
+def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
     """Returns a model of the original's widths that computes what `pruned` does: the inverse of `prune_model`.
 
     Removed channels come back as zeros.

@@ -10,6 +10,7 @@ import tensorflow as tf
 from zoo import ZOO, assert_close, build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
+from keras_pcp import internals
 
 OPTIMIZERS = {
     "sgd_momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
@@ -239,7 +240,7 @@ def test_a_failure_in_the_middle_of_a_shrink_leaves_the_model_whole(monkeypatch)
     def fail(operations):
         raise MemoryError("on purpose")
 
-    monkeypatch.setattr(keras_pcp.internals, "forget_traces", fail)
+    monkeypatch.setattr(internals, "forget_traces", fail)
     with pytest.raises(MemoryError, match="on purpose"):
         keras_pcp.shrink(model, graph, random_selection(graph, 0))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))

@@ -87,7 +87,9 @@ def test_the_report_records_every_round(tmp_path, capsys):
     callback = pruning()
     model.fit(*data(), epochs=4, verbose=0, callbacks=[callback])
     report = callback.report
-    assert report.reached and report.rounds and report.shrinks == sorted(set(report.shrinks))
+    assert report.reached
+    assert report.rounds
+    assert report.shrinks == sorted(set(report.shrinks))
     for i, r in enumerate(report.rounds):
         assert 1 <= len(r.attempts) <= groups
         assert set(r.chosen) <= {a.group for a in r.attempts}
@@ -98,9 +100,11 @@ def test_the_report_records_every_round(tmp_path, capsys):
     assert {n: now for n, (_, now) in report.widths.items()} == {
         g.name: g.num_channels for g in keras_pcp.build_graph(model)
     }
-    assert min(report.seconds.values()) >= 0 and report.seconds["attempts"] > 0
+    assert min(report.seconds.values()) >= 0
+    assert report.seconds["attempts"] > 0
     text = str(report)
-    assert "limits reached" in text and all(name in text for name in report.widths)
+    assert "limits reached" in text
+    assert all(name in text for name in report.widths)
     stored = report.to_json(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text()) == stored
     assert keras_pcp.Selection.from_json(stored["selection"]) == report.selection
@@ -226,7 +230,8 @@ def test_any_callable_is_a_criterion_and_its_order_is_followed():
 def test_progress_is_told_unless_verbose_is_0(capsys):
     compiled().fit(*data(), epochs=3, verbose=2, callbacks=[pruning()])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pruning at step")]
-    assert lines and "macs" in lines[-1]
+    assert lines
+    assert "macs" in lines[-1]
 
 
 def test_validation_data_may_be_a_dataset_or_carry_weights():
@@ -333,7 +338,7 @@ def test_bad_input_is_refused_before_training_and_the_model_is_as_it_was(options
 def test_a_fit_that_is_too_short_is_told_so_at_the_start():
     model = compiled()
     before = state_of(model)
-    with pytest.raises(InvalidArgumentError, match="too short.*2 steps"):
+    with pytest.raises(InvalidArgumentError, match=r"too short.*2 steps"):
         model.fit(*data(64), epochs=1, verbose=0, callbacks=[pruning(max_macs=0.1)])
     assert same_state(before, state_of(model))
 

@@ -36,7 +36,9 @@ def _grouped(site: CallSite, ids: np.ndarray | None) -> Labels | None:
     layer = site.operation
     inputs_per_group, filters_per_group = layer.kernel.shape[-2], layer.filters // layer.groups
     if inputs_per_group == 1:
-        return _per_channel(site, ids, filters_per_group, layer.kernel, -1, layer.bias, filters="filters", groups="groups")
+        return _per_channel(
+            site, ids, filters_per_group, layer.kernel, -1, layer.bias, filters="filters", groups="groups"
+        )
     if ids is not None:
         # With one input per group it would be a depthwise convolution, whose groups are its channels.
         site.consume(layer.kernel, -2, site.keep_some(site.tie_runs(ids, layer.groups), 2))
