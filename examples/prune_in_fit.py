@@ -8,6 +8,8 @@ are held out of the training images; the test images are only used for the two a
 """
 
 import argparse
+import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--limit", type=int, help="use only so many training images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="file to append the table to, as a JSON line")
     parser.add_argument("--out", type=Path, help="folder for the LiteRT files, the report and the plot")
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
@@ -112,6 +115,12 @@ def main() -> None:
     print(pruning.report)
     show(before, after)
     print(f"\ntraining took {trained:.0f} s, pruning in fit {pruned:.0f} s for as many epochs")
+    if args.record:
+        row = {"suite": "example", "data": args.dataset, "seed": args.seed, "before": before, "after": after,
+               "train_seconds": round(trained, 1), "pruning_seconds": round(pruned, 1),
+               "command": "python " + " ".join(sys.argv)}  # fmt: skip
+        with args.record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
     pruning.report.to_json(out / "report.json")
     pruning.report.plot(out / "widths.png")
     model.save(out / "after.keras")

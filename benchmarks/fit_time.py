@@ -1,0 +1,81 @@
+"""Times `fit` with pruning against the same `fit` without, interleaved, on a trained Keras classifier.
+
+    python benchmarks/fit_time.py --model resnet20_fashion.keras --data fashion_mnist --mean 0.2860 --std 0.3530 \
+        --epochs 3 --repeats 2 --out benchmarks/results/fit_time.jsonl
+
+Prints one JSON line a repeat: seconds of both, their ratio, and the callback's own time by kind.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import keras
+
+import keras_pcp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from image_data import hold_out, load
+
+
+def timed_fit(path, train, epochs, callbacks):
+    model = keras.models.load_model(path)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    started = time.perf_counter()
+    model.fit(*train, batch_size=128, epochs=epochs, verbose=0, callbacks=callbacks)
+    return time.perf_counter() - started, model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", default="fashion_mnist")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--mean", type=float, default=0.0)
+    parser.add_argument("--std", type=float, default=1.0)
+    parser.add_argument("--max-macs", type=float, default=0.5)
+    parser.add_argument("--begin", type=float, default=0.0)
+    parser.add_argument("--end", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    (x, y), _ = load(args.data, args.data_dir)
+    train, val = hold_out((x - args.mean) / args.std, y, 5000)
+    for repeat in range(args.repeats):
+        keras.utils.set_random_seed(repeat)
+        plain, full = timed_fit(args.model, train, args.epochs, [])
+        pruning = keras_pcp.ProgressivePruning(
+            max_macs=args.max_macs, validation_data=val, begin=args.begin, end=args.end
+        )
+        pruned, model = timed_fit(args.model, train, args.epochs, [pruning])
+        row = {
+            "suite": "fit_time",
+            "model": Path(args.model).stem,
+            "data": args.data,
+            "repeat": repeat,
+            "epochs": args.epochs,
+            "images": len(train[0]) * args.epochs,
+            "plain_seconds": round(plain, 1),
+            "pruning_seconds": round(pruned, 1),
+            "ratio": round(pruned / plain, 4),
+            "macs": round(keras_pcp.count_cost(model).macs / keras_pcp.count_cost(full).macs, 4),
+            **{f"{kind}_seconds": round(value, 2) for kind, value in pruning.report.seconds.items()},
+            "rounds": len(pruning.report.rounds),
+            "shrinks": len(pruning.report.shrinks),
+            "command": "python " + " ".join(sys.argv),
+        }
+        print(json.dumps(row), flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Rules and the graph they give, on models whose groups are worked out by hand."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+from zoo import build
+
+import keras_pcp
+from keras_pcp.channels import CONSUME, FOLLOW
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+
+
+def widths(model, **options):
+    return {g.name: g.num_channels for g in keras_pcp.build_graph(model, **options)}
+
+
+def frozen(model, **options):
+    return {f.layer: (f.num_channels, f.reason) for f in keras_pcp.build_graph(model, **options).frozen}
+
+
+def after_conv(function, filters=6, shape=(6, 6, 3)):
+    """A model that passes a convolution's channels through `function` into a consumer."""
+    i = keras.Input(shape)
+    x = function(L.Conv2D(filters, 1, name="conv")(i))
+    x = L.Dense(3, name="head")(L.Flatten()(x))
+    return keras.Model(i, x)
+
+
+def test_the_output_is_frozen_and_the_rest_is_not():
+    model = after_conv(L.ReLU())
+    assert widths(model) == {"conv": 6}
+    assert frozen(model) == {"head": (3, "output of the model")}
+
+
+def test_flatten_gives_every_channel_one_row_per_position():
+    graph = keras_pcp.build_graph(after_conv(L.ReLU()))
+    (rows,) = graph["conv"].slices_of(CONSUME)
+    assert rows.layer == "head"
+    assert sorted(rows.positions[rows.channels == 2].tolist()) == list(range(2, 216, 6))
+
+
+def test_a_residual_stage_is_one_group():
+    groups = keras_pcp.build_graph(build("residual"))
+    assert [(g.num_channels, len(g.producers)) for g in groups] == [(8, 2), (8, 1), (12, 1), (12, 3), (12, 1)]
+
+
+def test_batch_normalization_after_a_concatenation_is_cut_by_each_group():
+    i = keras.Input((4, 4, 2))
+    a, b = L.Conv2D(3, 1, name="a")(i), L.Conv2D(2, 1, name="b")(i)
+    x = L.BatchNormalization(name="bn")(L.Concatenate()([a, i, b, a]))
+    graph = keras_pcp.build_graph(keras.Model(i, L.Conv2D(4, 1)(x)))
+    gamma = {s.layer: s for s in graph["a"].slices_of(FOLLOW, "scale")}["bn"]
+    assert gamma.positions.tolist() == [0, 1, 2, 7, 8, 9]
+    assert gamma.channels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert graph["b"].slices_of(FOLLOW, "scale")[0].positions.tolist() == [5, 6]
+
+
+def test_adding_a_fixed_tensor_freezes_and_says_why():
+    i = keras.Input((4, 4, 3))
+    model = keras.Model(i, L.Conv2D(2, 1)(L.Add(name="sum")([i, L.Conv2D(3, 1, name="conv")(i)])))
+    count, reason = frozen(model)["conv"]
+    assert count == 3
+    assert "'sum' (Add)" in reason
+
+
+@pytest.mark.parametrize("constant", [np.ones((6,), "float32"), np.ones((1, 1, 1, 6), "float32")])
+def test_a_constant_per_channel_freezes(constant):
+    assert "conv" in frozen(after_conv(lambda x: x * constant))
+
+
+@pytest.mark.parametrize("constant", [2.0, np.float32(3), np.ones((6, 6, 1), "float32")])
+def test_a_constant_that_is_broadcast_over_channels_does_not(constant):
+    assert widths(after_conv(lambda x: x * constant)) == {"conv": 6}
+
+
+def test_a_single_channel_broadcast_over_many_ties_nothing():
+    model = build("spatial_gate")
+    assert sorted(widths(model).values()) == [5, 6]
+    assert any("broadcasts this single channel" in reason for _, reason in frozen(model).values())
+
+
+def test_a_one_channel_convolution_is_not_taken_for_a_depthwise_one():
+    i = keras.Input((6, 6, 1))
+    model = keras.Model(i, L.Conv2D(2, 1)(L.Conv2D(6, 3, name="conv")(i)))
+    assert widths(model) == {"conv": 6}
+
+
+def test_a_dense_layer_before_a_reshape_is_cut_in_runs():
+    graph = keras_pcp.build_graph(build("transposed"))
+    group = next(iter(graph))
+    assert group.num_channels == 4
+    kernel = group.slices_of("produce", "kernel")[0]
+    assert kernel.positions[kernel.channels == 1].tolist() == list(range(1, 36, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "filters"),
+    [
+        (lambda x: ops.sum(x, axis=-1, keepdims=True), 6),
+        (lambda x: L.Reshape((6, 6 * 6))(x), 6),
+        (lambda x: ops.matmul(x, ops.transpose(x, (0, 1, 3, 2))), 6),
+        (lambda x: L.Dot(axes=-1)([L.GlobalAveragePooling2D()(x), L.GlobalMaxPooling2D()(x)]), 6),
+        (lambda x: L.Rescaling([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])(x), 6),
+        (lambda x: x[..., ::2], 6),
+        (lambda x: x[..., -3:], 6),
+        (lambda x: L.MaxPooling2D(2)(L.Permute((3, 1, 2))(x)), 6),
+        (lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1)), mode="reflect"), 6),
+        (lambda x: L.Dropout(0.5, noise_shape=(None, 1, 1, 6))(x), 6),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_followed_is_frozen_or_still_exact(function, filters):
+    """Whatever a rule makes of these, the pruned model must compute what the masked model computes."""
+    keras.utils.set_random_seed(0)
+    model = after_conv(function, filters)
+    graph = keras_pcp.build_graph(model)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    assert all(f.reason for f in graph.frozen)
+    for group in graph:
+        keep = np.arange(group.num_channels) % 2 == 0
+        selection = keras_pcp.Selection({group.name: keep})
+        with keras_pcp.masked(model, graph, selection):
+            expected = np.asarray(model(x))
+        found = np.asarray(keras_pcp.prune_model(model, graph, selection)(x))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ops.sum(x, axis=-1, keepdims=True),
+        lambda x: L.Dot(axes=-1)([L.GlobalAveragePooling2D()(x), L.GlobalMaxPooling2D()(x)]),
+        lambda x: L.Rescaling([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])(x),
+        lambda x: x[..., ::2],
+        lambda x: x[..., -3:],
+        lambda x: L.MaxPooling2D(2)(L.Permute((3, 1, 2))(x)),
+    ],
+)
+def test_these_are_frozen(function):
+    assert widths(after_conv(function)) == {}
+
+
+@pytest.mark.parametrize("layer", [L.Lambda(lambda t: t, name="odd"), L.Activation(lambda t: t, name="odd")])
+def test_an_unknown_layer_is_an_error_that_names_it_and_the_ways_out(layer):
+    model = after_conv(layer)
+    with pytest.raises(UnsupportedModelError, match=r"'odd' \(.*register_rule.*on_unknown='freeze'"):
+        keras_pcp.build_graph(model)
+
+
+def test_an_unknown_layer_can_be_frozen_with_a_reason():
+    i = keras.Input((6, 6, 3))
+    x = L.Lambda(lambda t: 2 * t, name="odd")(L.Conv2D(6, 1, name="before")(i))
+    x = L.Conv2D(5, 1, name="after")(x)
+    model = keras.Model(i, L.Conv2D(2, 1, name="out")(x))
+    assert widths(model, on_unknown="freeze") == {"after": 5}
+    count, reason = frozen(model, on_unknown="freeze")["before"]
+    assert count == 6
+    assert "'odd' (Lambda)" in reason
+
+
+def test_a_subclass_with_a_call_of_its_own_needs_a_rule_of_its_own():
+    class Plain(L.Conv2D):
+        pass
+
+    class Changed(L.Conv2D):
+        def call(self, x):
+            return super().call(x) + 1
+
+    i = keras.Input((6, 6, 3))
+    assert len(widths(keras.Model(i, L.Conv2D(2, 1)(Plain(4, 1)(i))))) == 1
+    with pytest.raises(UnsupportedModelError, match="Changed"):
+        widths(keras.Model(i, L.Conv2D(2, 1)(Changed(4, 1)(i))))
+
+
+def test_a_registered_rule_is_used():
+    class Doubled(L.Layer):
+        def call(self, x):
+            return 2 * x
+
+    keras_pcp.register_rule(Doubled)(lambda site: site.inputs[0])
+    assert widths(after_conv(Doubled())) == {"conv": 6}
+    with pytest.raises(TypeError, match="layer classes"):
+        keras_pcp.register_rule("Doubled")(lambda site: None)
+
+
+def test_a_rule_that_names_the_wrong_number_of_channels_is_refused():
+    class Scaled(L.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1] + 1,), name="scale")
+
+        def call(self, x):
+            return x * self.scale[1:]
+
+    @keras_pcp.register_rule(Scaled)
+    def scaled(site):
+        site.follow(site.operation.scale, 0, site.inputs[0].ids, "scale")
+        return site.inputs[0]
+
+    with pytest.raises(UnsupportedModelError, match="7 positions, but 6"):
+        keras_pcp.build_graph(after_conv(Scaled()))
+
+
+def test_frozen_layers_are_frozen_and_unknown_names_refused():
+    model = build("residual")
+    name = model.layers[1].name
+    assert frozen(model, frozen_layers=[name])[name] == (8, "named in frozen_layers")
+    with pytest.raises(InvalidArgumentError, match="nowhere"):
+        keras_pcp.build_graph(model, frozen_layers=["nowhere"])
+    with pytest.raises(InvalidArgumentError, match="on_unknown"):
+        keras_pcp.build_graph(model, on_unknown="guess")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (keras.Sequential([L.Dense(3)]), "has no graph yet"),
+        ("no model", "expected a keras.Model"),
+    ],
+)
+def test_models_without_a_graph_are_refused(model, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        keras_pcp.build_graph(model)
+
+
+def test_unknown_heights_and_widths_are_no_obstacle():
+    i = keras.Input((None, None, 3))
+    x = L.Conv2D(8, 3, name="conv")(i)
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(L.ReLU()(x))))
+    assert widths(model) == {"conv": 8}
+    assert np.isnan(keras_pcp.count_cost(model).macs)
+
+
+def test_reshape_with_unknown_sizes_is_followed_only_where_it_is_certain():
+    i = keras.Input((None, 4, 3))
+    x = L.Conv2D(6, 1, name="conv")(i)
+    certain = keras.Model(i, L.Dense(2)(L.Reshape((-1, 6))(x)))
+    assert widths(certain) == {"conv": 6}
+    mixed = keras.Model(i, L.Dense(2)(L.Reshape((-1, 12))(x)))
+    assert set(widths(mixed)) <= {"conv"}
+    swapped = keras.Model(i, ops.mean(L.Dense(2)(ops.reshape(x, (-1, 4, 6))), axis=0, keepdims=True))
+    assert widths(swapped) == {"conv": 6}
+
+
+def test_the_graph_prints_its_groups_and_what_is_frozen():
+    text = str(keras_pcp.build_graph(after_conv(L.ReLU())))
+    assert "conv" in text
+    assert "frozen: head (3 channels): output of the model" in text

@@ -1,0 +1,119 @@
+"""The contract with Keras: what `internals` relies on still means what it meant."""
+
+import keras
+import numpy as np
+import pytest
+from zoo import build, inputs_for
+
+from keras_pcp import internals
+from keras_pcp.errors import UnsupportedModelError
+
+L = keras.layers
+
+
+def small():
+    i = keras.Input((4,))
+    return keras.Model(i, L.Dense(2, name="out")(L.Dense(3, name="hidden")(i)))
+
+
+def test_nodes_come_in_execution_order_with_their_arguments():
+    model = small()
+    nodes = internals.nodes(internals.functional_of(model))
+    assert [n.operation.name for n in nodes] == ["hidden", "out"]
+    args, kwargs = internals.call_arguments(nodes[1])
+    assert args[0] is model.get_layer("hidden").output
+    assert kwargs == {}
+    assert internals.producing_operation(args[0]) is model.get_layer("hidden")
+
+
+def test_a_sequential_model_has_the_functional_graph_it_runs():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    functional = internals.functional_of(model)
+    assert [n.operation for n in internals.nodes(functional)] == model.layers
+    assert internals.functional_of(keras.Sequential([L.Dense(3)])) is None
+
+
+def test_a_functional_subclass_with_a_call_of_its_own_has_no_graph():
+    class Own(keras.Model):
+        def call(self, x, training=None):
+            return 2 * super().call(x)
+
+    i = keras.Input((4,))
+    assert internals.functional_of(Own(i, L.Dense(2)(i))) is None
+
+
+def test_a_resized_variable_stays_the_same_object_with_the_new_value():
+    layer = L.Dense(3)
+    layer.build((None, 4))
+    kernel = layer.kernel
+    internals.resize_variable(kernel, np.ones((2, 3), "float32"))
+    assert layer.kernel is kernel
+    assert tuple(kernel.shape) == (2, 3)
+    assert np.array_equal(kernel.numpy(), np.ones((2, 3)))
+    kernel.assign(np.zeros((2, 3)))
+    assert layer.get_weights()[0].shape == (2, 3)
+
+
+def test_a_written_attribute_is_what_the_config_saves():
+    layer = L.Reshape((2, 6))
+    internals.write(layer, ("target_shape", 1), 5)
+    assert layer.get_config()["target_shape"] == (2, 5)
+    operation = keras.ops.reshape(keras.KerasTensor((None, 12)), (-1, 2, 6))._keras_history.operation
+    internals.write(operation, ("newshape", 2), 5)
+    assert list(operation.get_config()["newshape"]) == [-1, 2, 5]
+    assert list(operation.newshape) == [-1, 2, 5]
+
+
+def test_a_written_argument_is_what_the_call_uses():
+    i = keras.Input((8,))
+    model = keras.Model(i, i[:, 1:7])
+    node = internals.nodes(model)[0]
+    internals.write_argument(node, ("args", 1, 1, "stop"), 4)
+    assert model(np.arange(8.0)[None]).shape == (1, 3)
+
+
+def test_slots_are_found_with_their_variables():
+    model = build("residual")
+    model.compile(keras.optimizers.Adam(), "mse")
+    model.train_on_batch(inputs_for(model), np.zeros((3, 4)))
+    found = list(internals.slots(model.optimizer, model.weights))
+    assert len(found) == 2 * len(model.trainable_variables)
+    for index, name, slot in found:
+        assert slot.shape == model.weights[index].shape
+        assert model.weights[index].path.replace("/", "_") in slot.name
+        assert name in ("_momentums", "_velocities")
+
+
+def test_variables_that_are_not_slots_are_refused():
+    class Odd(keras.optimizers.SGD):
+        def build(self, variables):
+            super().build(variables)
+            self.extra = self.add_variable((5,), name="extra")
+
+    optimizer = Odd()
+    optimizer.build(small().trainable_variables)
+    with pytest.raises(UnsupportedModelError, match="extra"):
+        list(internals.slots(optimizer, []))
+
+
+def test_traces_of_every_model_that_shares_a_layer_are_dropped():
+    model, other = small(), small()
+    part = keras.Model(model.input, model.get_layer("hidden").output)
+    for m in (model, part, other):
+        m.predict(np.zeros((1, 4)), verbose=0)
+    internals.forget_traces([model.get_layer("hidden")])
+    assert model.predict_function is None
+    assert part.predict_function is None
+    assert other.predict_function is not None
+
+
+def test_recorded_build_shapes_follow_the_call():
+    a, b = keras.Input((5, 4)), keras.Input((6, 3))
+    layer = L.MultiHeadAttention(2, 2)
+    node = internals.nodes(keras.Model([a, b], layer(a, b)))[0]
+    a_shape = a.shape
+    internals.set_size(b, 2, 7)
+    internals.refresh_layer(layer, node)
+    config = layer.get_build_config()["shapes_dict"]
+    assert tuple(config["query_shape"]) == a_shape
+    assert tuple(config["value_shape"]) == (None, 6, 7)
