@@ -25,7 +25,7 @@ from keras_pcp.schedules import cubic
 from keras_pcp.strategies.progressive import Evaluation, Progressive, State
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
-_STEPS_PER_SHRINK = 40
+_STEPS_PER_SHRINK = 64
 # At most this share of the model is removed between two training steps.
 _LARGEST_MOMENT = 0.25
 
@@ -203,11 +203,12 @@ class _Run:
         if not due or self.progress() >= 1:
             return
         self.points = self.points[len(due) :]
-        target = due[-1][1]
+        target = min(due[-1][1], 1.0)
+        near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
         with self.clock.measuring("attempts"):
-            while (reached := self.progress()) < min(target, 1.0) - 1e-9:
+            while (reached := self.progress()) < near:
                 before = self.state.selection
-                self.state = self.one_round(min(target, reached + self.round_share))
+                self.state = self.one_round(min(1.0, reached + self.round_share))
                 if self.state.selection == before:
                     raise PruningError(f"no group can give more channels, but only {reached:.1%} of the way is done")
         with self.clock.measuring("surgery"):

@@ -8,6 +8,7 @@
 | `Layer._flatten_layers`                        | find the models that use a layer                              |
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
+| `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Optimizer._trainable_variables`, `_trainable_variables_indices`, `_var_key` | keep the optimizer's index of variables |
@@ -108,6 +109,8 @@ def refresh_layer(layer: keras.Layer, node: Any) -> None:
         if spec.shape is not None:
             spec.shape = tuple(old and new for old, new in zip(spec.shape, tensor.shape, strict=True))
         spec.axes = {axis: tensor.shape[axis] for axis in spec.axes or {}}
+    if hasattr(layer, "_resolved_target_shape"):
+        layer._resolved_target_shape = tuple(-1 if d is None else d for d in node.outputs[0].shape[1:])
     recorded = layer._build_shapes_dict
     if not recorded:
         return

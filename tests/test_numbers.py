@@ -232,6 +232,33 @@ def test_a_round_attempts_every_group_and_prunes_those_with_the_smallest_drops()
     assert [a.drop for a in last.attempts] == pytest.approx([0.01, 0.02, 0.03])
 
 
+def test_lazy_attempts_choose_what_all_attempts_choose_with_fewer_evaluations():
+    names = "abcdefghijkl"
+    graph = graph_of(*(group(n, 12) for n in names))
+    drops = {n: 0.001 * (i + 1) ** 2 for i, n in enumerate(names)}
+    chosen, asked = {}, {}
+    for attempts in ("lazy", "all"):
+        oracle = Oracle(graph, drops)
+        state = None
+        for target in np.arange(1, 11) / 10:
+            state = one_round(
+                graph, Progressive(attempts=attempts, groups_per_round=3), oracle, {"macs": 90.0}, target, state
+            )
+        chosen[attempts] = [r.chosen for r in state.rounds]
+        asked[attempts] = len(oracle.asked)
+    assert chosen["lazy"] == chosen["all"]
+    assert asked["lazy"] < 0.6 * asked["all"]
+
+
+def test_a_lazy_drop_is_measured_anew_after_some_rounds():
+    graph = graph_of(group("a", 30), group("b", 30))
+    oracle = Oracle(graph, {"a": 0.0, "b": 0.1})
+    state = None
+    for target in np.arange(1, 7) / 20:
+        state = one_round(graph, Progressive(groups_per_round=1), oracle, {"macs": 30.0}, target, state)
+    assert [len(r.attempts) for r in state.rounds] == [2, 1, 1, 1, 1, 2]
+
+
 def test_ties_are_broken_by_the_loss():
     graph = graph_of(group("a", 10), group("b", 10))
     oracle = Oracle(graph, {"a": 0.0, "b": 0.0}, {"a": 0.2, "b": 0.1})
@@ -246,12 +273,13 @@ def test_attempts_cost_about_the_same_in_every_group():
     assert removed == {"a": 8, "b": 2}
 
 
-def test_more_groups_are_taken_if_the_target_asks_for_it_and_no_more_than_the_limit_asks_for():
-    graph = graph_of(group("a", 10), group("b", 3), factors=[1, 1])
+def test_the_last_round_removes_no_more_than_the_limit_asks_for():
+    graph = graph_of(group("a", 10), group("b", 10))
     oracle = Oracle(graph, {"a": 0.5, "b": 0.0})
-    state = one_round(graph, Progressive(groups_per_round=1), oracle, {"macs": 9.0}, 1.0)
-    assert state.rounds[-1].chosen == ("b", "a")
-    assert keras_pcp.count_cost(graph, state.selection).macs == 9
+    strategy, bounds = Progressive(groups_per_round=2), {"macs": 13.0}
+    state = one_round(graph, strategy, oracle, bounds, 1.0)
+    assert [(a.group, len(a.removed)) for a in state.rounds[-1].attempts] == [("b", 4), ("a", 4)]
+    assert {n: len(v) for n, v in state.selection.removed().items()} == {"b": 4, "a": 3}
 
 
 def test_rounds_reach_the_limit_and_never_empty_a_group():

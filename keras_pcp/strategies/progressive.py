@@ -14,12 +14,14 @@ Differs from the paper:
       quarter of the groups), number of validation samples per attempt, begin and end of pruning within the training.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples.
-    - A round goes on to the next best groups until it has removed what the schedule asks, and the last round stops as
-      soon as the limit holds.
+    - The number of channels in an attempt follows the schedule, and the last round stops as soon as the limit holds.
+    - By default attempts are lazy: a group whose drop, when last measured, was larger than those of enough groups measured
+      now is not attempted again in this round, unless that was more than four rounds ago. `attempts="all"` does what the
+      paper says.
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -29,6 +31,9 @@ from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import Cost, check_reachable, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import least_width, removal_order, smallest
+
+# Rounds for which a measured drop counts in lazy mode.
+_FRESH = 4
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,10 @@ class Attempt:
     drop: float
     loss_increase: float
 
+    def rank(self) -> tuple[float, float]:
+        """Sort key: smaller is pruned first."""
+        return round(self.drop, 9), self.loss_increase
+
 
 @dataclass(frozen=True)
 class Round:
@@ -100,6 +109,7 @@ class Progressive:
         groups_per_round: number of groups pruned in a round; None: a quarter of the groups.
         min_channels: channels that every group keeps at least.
         multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs).
+        attempts: `"lazy"`, or `"all"` to attempt every group in every round as the paper does.
         samples: validation samples for the attempts; None: all.
         recalibrate: re-estimate batch normalization statistics before the attempts of a round; they are put back.
         seed: for the choice of samples and for random criteria.
@@ -109,6 +119,7 @@ class Progressive:
     groups_per_round: int | None = None
     min_channels: int = 1
     multiple_of: int = 1
+    attempts: str = "lazy"
     samples: int | None = 1024
     recalibrate: bool = True
     seed: int = 0
@@ -116,6 +127,8 @@ class Progressive:
     def __post_init__(self):
         if not 0 < self.step < 1:
             raise InvalidArgumentError(f"step must be in (0, 1), got {self.step!r}")
+        if self.attempts not in ("lazy", "all"):
+            raise InvalidArgumentError(f"attempts must be 'lazy' or 'all', got {self.attempts!r}")
         for name in ("groups_per_round", "min_channels", "multiple_of", "samples"):
             value = getattr(self, name)
             if value is None and name in ("groups_per_round", "samples"):
@@ -138,28 +151,46 @@ class Progressive:
         share = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0)
         return max(1, int(np.ceil(share / (self.step * self.width(graph)))))
 
-    def width(self, graph: ChannelGraph) -> int:
-        """Returns the number of groups pruned in a round."""
-        return min(len(graph), self.groups_per_round or max(1, round(len(graph) / 4)))
+    def width(self, groups: Sized) -> int:
+        """Returns the number of groups pruned in a round, given all groups."""
+        return min(len(groups), self.groups_per_round or max(1, round(len(groups) / 4)))
 
     def update(
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
     ) -> State:
-        """Runs one round that brings `progress` up to `target`, if the groups allow it."""
+        """Runs one round whose attempts are sized so that it brings `progress` to about `target`."""
         full = count_cost(graph)
         here = count_cost(graph, state.selection)
         goal = min(1.0, target) - progress(here, full, bounds)
         candidates = self.candidates(state, observation, graph, bounds, goal / self.width(graph))
         before = observation.evaluate(state.selection)
-        attempts = []
-        for name, removed in candidates.items():
-            found = observation.evaluate(_without(state.selection, name, removed))
-            attempts.append(Attempt(name, removed, before.metric - found.metric, found.loss - before.loss))
-        attempts.sort(key=lambda a: (round(a.drop, 9), a.loss_increase))
-        selection, chosen = self.choose(state.selection, attempts, graph, full, bounds, target)
+        attempts = self.attempt(state, observation, candidates, before)
+        selection, chosen = self.choose(state.selection, attempts, graph, full, bounds)
         after = count_cost(graph, selection)
         done = Round(before, tuple(attempts), chosen, after.macs, after.params, _widths(selection))
         return replace(state, selection=selection, rounds=(*state.rounds, done))
+
+    def attempt(
+        self, state: State, observation: Observation, candidates: Mapping[str, tuple[int, ...]], before: Evaluation
+    ) -> list[Attempt]:
+        """Measures the candidates, best first; in lazy mode only as many as it takes to know the best ones."""
+        known = self.known_drops(state) if self.attempts == "lazy" else {}
+        queue = sorted(candidates, key=lambda name: known.get(name, (-np.inf, 0.0)))
+        enough = self.width(state.selection.keep)
+        made: list[Attempt] = []
+        for name in queue:
+            made.sort(key=Attempt.rank)
+            if name in known and len(made) >= enough and made[enough - 1].rank() <= known[name]:
+                break
+            removed = candidates[name]
+            found = observation.evaluate(_without(state.selection, name, removed))
+            made.append(Attempt(name, removed, before.metric - found.metric, found.loss - before.loss))
+        return sorted(made, key=Attempt.rank)
+
+    @staticmethod
+    def known_drops(state: State) -> dict[str, tuple[float, float]]:
+        """Returns the last measured drop of each group that was attempted in the last few rounds."""
+        return {a.group: a.rank() for done in state.rounds[-_FRESH:] for a in done.attempts}
 
     def candidates(
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], goal: float
@@ -184,14 +215,17 @@ class Progressive:
         return found
 
     def choose(
-        self, selection: Selection, attempts: list[Attempt], graph: ChannelGraph, full: Cost,
-        bounds: Mapping[str, float], target: float,
-    ) -> tuple[Selection, tuple[str, ...]]:  # fmt: skip
-        """Adds groups in the order of their drops: as many as a round has, more if the target asks for it."""
+        self,
+        selection: Selection,
+        attempts: list[Attempt],
+        graph: ChannelGraph,
+        full: Cost,
+        bounds: Mapping[str, float],
+    ) -> tuple[Selection, tuple[str, ...]]:
+        """Adds the groups with the smallest drops, as many as a round has; fewer once the limit holds."""
         chosen: list[str] = []
-        for attempt in attempts:
-            reached = progress(count_cost(graph, selection), full, bounds)
-            if reached >= 1 or (len(chosen) >= self.width(graph) and reached >= target):
+        for attempt in attempts[: self.width(graph)]:
+            if progress(count_cost(graph, selection), full, bounds) >= 1:
                 break
             selection = self.prune(selection, attempt, graph, full, bounds)
             chosen.append(attempt.group)
