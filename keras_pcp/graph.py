@@ -112,6 +112,11 @@ class _Builder:
 
     def set_labels(self, tensor: int, labels: Labels | None) -> None:
         """Labels a tensor; a tensor inside a nested model that is called again gets both sets, tied."""
+        if labels is not None and len(labels) != self.trace.tensors[tensor].shape[labels.axis]:
+            raise UnsupportedModelError(
+                f"a rule gave {len(labels)} channels on axis {labels.axis} to a tensor of shape "
+                f"{self.trace.tensors[tensor].shape}, named {self.trace.tensors[tensor].name!r}"
+            )
         if tensor not in self.labels:
             self.labels[tensor] = labels
             return
@@ -129,6 +134,8 @@ class _Builder:
         shapes = tuple(tuple(self.trace.tensors[i].shape) for i in call.outputs)
         site = CallSite(self, call.operation, index, inputs, tuple(tuple(t.shape) for t in tensors), shapes,
                         call.args, call.kwargs, tensors)  # fmt: skip
+        if getattr(call.operation, "quantization_mode", None) is not None:
+            raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
         rule, why = find_rule(call.operation), "has no rule"
         if rule is not None:
             try:

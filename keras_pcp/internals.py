@@ -11,7 +11,7 @@
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
-| `Optimizer._trainable_variables`, `_trainable_variables_indices`, `_var_key` | keep the optimizer's index of variables |
+| `Optimizer._trainable_variables`, `_var_key`   | find slots; keep what is stored under a variable's key       |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
 """
@@ -179,10 +179,26 @@ def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterat
         )
 
 
-def reindex_optimizer(optimizer: keras.Optimizer) -> None:
-    """Makes the optimizer find resized variables under their new keys."""
-    for part in _parts(optimizer):
-        part._trainable_variables_indices = {part._var_key(v): i for i, v in enumerate(part._trainable_variables)}
+def variable_keys(optimizers: list[keras.Optimizer]) -> list[tuple[keras.Optimizer, dict[Any, keras.Variable]]]:
+    """Returns the keys under which optimizers know their variables; take them before resizing, for `rekey`."""
+    return [(part, {part._var_key(v): v for v in part._trainable_variables}) for o in optimizers for part in _parts(o)]
+
+
+def rekey(keys: list[tuple[keras.Optimizer, dict[Any, keras.Variable]]]) -> None:
+    """Makes optimizers know resized variables under their new keys, wherever they keep such keys.
+
+    That is the index of the slots, and what is excluded from weight decay. `keys` is brought up to date as well.
+    """
+    for part, known in keys:
+        new = {old: part._var_key(variable) for old, variable in known.items()}
+        for name, value in list(vars(part).items()):
+            if isinstance(value, dict) and not new.keys().isdisjoint(value):
+                setattr(part, name, {new.get(k, k): v for k, v in value.items()})
+            elif isinstance(value, set) and not new.keys().isdisjoint(value):
+                setattr(part, name, {new.get(k, k) for k in value})
+        variables = list(known.values())
+        known.clear()
+        known.update({part._var_key(v): v for v in variables})
 
 
 def _parts(optimizer: keras.Optimizer) -> list[keras.Optimizer]:
@@ -190,17 +206,27 @@ def _parts(optimizer: keras.Optimizer) -> list[keras.Optimizer]:
     return [optimizer, *(_parts(inner) if inner is not None else [])]
 
 
-def forget_traces(operations: list[Any]) -> None:
-    """Drops the compiled train, test and predict functions of every living model that uses one of `operations`.
+def models_using(operations: list[Any]) -> list[keras.Model]:
+    """Returns every living model that uses one of `operations`."""
+    touched = {id(op) for op in operations}
+    return [m for m in living((keras.Model,)) if touched & {id(layer) for layer in m._flatten_layers()}]
+
+
+def built_optimizers(models: list[keras.Model]) -> list[keras.Optimizer]:
+    """Returns the optimizers of some models, each once, as far as they are built."""
+    found = {id(o): o for o in (getattr(m, "optimizer", None) for m in models) if o is not None and o.built}
+    return list(found.values())
+
+
+def forget_traces(models: list[keras.Model]) -> None:
+    """Drops the compiled train, test and predict functions of some models.
 
     A traced function holds the variables it was traced with: left alone, it would go on with the old weights.
     """
-    touched = {id(op) for op in operations}
-    for model in living((keras.Model,)):
-        if touched & {id(layer) for layer in model._flatten_layers()}:
-            if getattr(model, "train_function", None) is not None:
-                model.make_train_function(force=True)
-            model.test_function = model.predict_function = None
+    for model in models:
+        if getattr(model, "train_function", None) is not None:
+            model.make_train_function(force=True)
+        model.test_function = model.predict_function = None
 
 
 def living(classes: tuple[type, ...]) -> list[Any]:

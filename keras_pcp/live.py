@@ -37,32 +37,41 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         UnsupportedModelError: the optimizer or the distribution strategy is not supported; nothing has changed then.
     """
     check_selection(graph, selection)
-    check_live(model)
-    removed = selection.removed()
-    if not removed:
+    _check_strategy(model)
+    if not selection.removed():
         return
     _check_fits(model, graph)
     traced = trace(model)
+    models = internals.models_using([model, *traced.operations])
+    optimizers = internals.built_optimizers(models)
     masks = weight_masks(graph, selection)
-    resized = {i: sliced(model.weights[i].numpy(), masks[i]) for i in masks}
-    slots = _sliced_slots(model, masks)
+    resized = [(model.weights[i], sliced(model.weights[i].numpy(), masks[i])) for i in masks]
+    for optimizer in optimizers:
+        resized += _sliced_slots(optimizer, model.weights, masks)
+    keys = internals.variable_keys(optimizers)
     journal: list[Callable[[], None]] = []
     try:
         with strategy_scope(model):
-            for variable, value in [*((model.weights[i], v) for i, v in resized.items()), *slots]:
+            for variable, value in resized:
                 _resize(variable, value, journal)
         _rewrite_widths(graph, selection, traced, journal)
-        _reindex_optimizer(model)
-        internals.forget_traces(list(traced.operations))
+        internals.rekey(keys)
+        internals.forget_traces(models)
     except BaseException:
         for undo in reversed(journal):
             undo()
-        _reindex_optimizer(model)
+        internals.rekey(keys)
         raise
 
 
 def check_live(model: keras.Model) -> None:
     """Raises UnsupportedModelError if the model's distribution strategy or its optimizer cannot follow a shrink."""
+    _check_strategy(model)
+    for optimizer in internals.built_optimizers([model]):
+        _sliced_slots(optimizer, model.weights, {i: {} for i in range(len(model.weights))})
+
+
+def _check_strategy(model: keras.Model) -> None:
     strategy = getattr(model, "distribute_strategy", None)
     name = type(strategy).__name__
     if strategy is not None and name not in _STRATEGIES:
@@ -70,7 +79,6 @@ def check_live(model: keras.Model) -> None:
             f"model {model.name!r} is distributed by {name}, which keras_pcp does not support; "
             "supported are a single device and tf.distribute.MirroredStrategy"
         )
-    _sliced_slots(model, {i: {} for i in range(len(model.weights))})
 
 
 def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:
@@ -109,11 +117,9 @@ def _check_fits(model: keras.Model, graph: ChannelGraph) -> None:
         )
 
 
-def _sliced_slots(model: keras.Model, masks: dict[int, dict]) -> list[tuple[keras.Variable, np.ndarray]]:
-    optimizer = _built_optimizer(model)
-    if optimizer is None:
-        return []
-    variables = model.weights
+def _sliced_slots(
+    optimizer: keras.Optimizer, variables: list[keras.Variable], masks: dict[int, dict]
+) -> list[tuple[keras.Variable, np.ndarray]]:
     result = []
     for index, name, slot in internals.slots(optimizer, variables):
         if index in masks and len(slot.shape) > 0:
@@ -138,16 +144,6 @@ def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict
     if not without:
         return {} if slot_shape == (1,) else None
     return {a - (a > without[0]): m for a, m in masks.items() if a != without[0]}
-
-
-def _built_optimizer(model: keras.Model) -> keras.Optimizer | None:
-    optimizer = getattr(model, "optimizer", None)
-    return optimizer if optimizer is not None and optimizer.built else None
-
-
-def _reindex_optimizer(model: keras.Model) -> None:
-    if (optimizer := _built_optimizer(model)) is not None:
-        internals.reindex_optimizer(optimizer)
 
 
 def _resize(variable: keras.Variable, value: np.ndarray, journal: list) -> None:

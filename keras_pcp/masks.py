@@ -14,7 +14,7 @@ from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
 
 
 def consumer_masks(graph: ChannelGraph, selection: Selection) -> dict[int, np.ndarray]:
-    """Returns {weight index: 0/1 array that broadcasts to the weight}, 0 where a removed channel is read."""
+    """Returns {weight index: boolean array that broadcasts to the weight}, False where a removed channel is read."""
     masks: dict[int, np.ndarray] = {}
     for name, removed in selection.removed().items():
         gone = np.zeros(graph[name].num_channels, bool)
@@ -22,9 +22,9 @@ def consumer_masks(graph: ChannelGraph, selection: Selection) -> dict[int, np.nd
         for s in graph[name].slices_of(CONSUME):
             shape = graph.weights[s.weight].shape
             along = [extent.size if a == s.axis else 1 for a, extent in enumerate(shape)]
-            mask = np.ones(along)
-            mask.reshape(-1)[s.positions[gone[s.channels]]] = 0
-            masks[s.weight] = masks[s.weight] * mask if s.weight in masks else mask
+            mask = np.ones(along, bool)
+            mask.reshape(-1)[s.positions[gone[s.channels]]] = False
+            masks[s.weight] = masks[s.weight] & mask if s.weight in masks else mask
     return masks
 
 
@@ -58,12 +58,12 @@ def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Ite
 
 @contextmanager
 def zeroed(model: keras.Model, masks: Mapping[int, np.ndarray]) -> Iterator[None]:
-    """Multiplies weights by masks, and restores them bit for bit."""
+    """Zeroes weights where their masks are False, and restores them bit for bit."""
     variables = model.weights
     saved = {i: variables[i].numpy() for i in masks}
     try:
         for i, mask in masks.items():
-            variables[i].assign(saved[i] * mask.astype(saved[i].dtype))
+            variables[i].assign(np.where(mask, saved[i], 0))
         yield
     finally:
         for i, value in saved.items():

@@ -101,7 +101,9 @@ def test_traces_of_every_model_that_shares_a_layer_are_dropped():
     part = keras.Model(model.input, model.get_layer("hidden").output)
     for m in (model, part, other):
         m.predict(np.zeros((1, 4)), verbose=0)
-    internals.forget_traces([model.get_layer("hidden")])
+    users = internals.models_using([model.get_layer("hidden")])
+    assert {id(m) for m in users} == {id(model), id(part)}
+    internals.forget_traces(users)
     assert model.predict_function is None
     assert part.predict_function is None
     assert other.predict_function is not None
@@ -117,3 +119,20 @@ def test_recorded_build_shapes_follow_the_call():
     config = layer.get_build_config()["shapes_dict"]
     assert tuple(config["query_shape"]) == a_shape
     assert tuple(config["value_shape"]) == (None, 6, 7)
+
+
+def test_resized_variables_are_found_again_and_stay_excluded_from_weight_decay():
+    model = small()
+    optimizer = keras.optimizers.AdamW()
+    kernel = model.get_layer("hidden").kernel
+    optimizer.exclude_from_weight_decay([kernel])
+    optimizer.build(model.trainable_variables)
+    assert optimizer._use_weight_decay(kernel) is False
+    keys = internals.variable_keys([optimizer])
+    internals.resize_variable(kernel, np.ones((4, 2), "float32"))
+    internals.rekey(keys)
+    assert optimizer._get_variable_index(kernel) == 0
+    assert optimizer._use_weight_decay(kernel) is False
+    assert optimizer._use_weight_decay(model.get_layer("out").kernel) is True
+    internals.rekey(keys)
+    assert optimizer._get_variable_index(kernel) == 0

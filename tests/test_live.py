@@ -237,7 +237,7 @@ def test_a_failure_in_the_middle_of_a_shrink_leaves_the_model_whole(monkeypatch)
     before, expected = model.get_weights(), outputs_of(model, x)
     config = model.get_config()
 
-    def fail(operations):
+    def fail(models):
         raise MemoryError("on purpose")
 
     monkeypatch.setattr(internals, "forget_traces", fail)
@@ -266,6 +266,21 @@ def test_sub_models_made_before_give_the_new_width_after():
     expected = model.predict(x, verbose=0)
     assert_close([wrapped.predict(x, verbose=0)], [expected])
     assert_close([to_output.predict(features, verbose=0)], [expected])
+
+
+def test_another_model_that_trains_the_same_layers_goes_on():
+    model = build("plain_flatten")
+    other = keras.Model(model.input, keras.layers.Dense(2)(model.layers[-1].output))
+    x = inputs_for(model, 8)
+    for m, width in ((model, 4), (other, 2)):
+        m.compile(keras.optimizers.Adam(0.01), "mse")
+        m.train_on_batch(x, np.zeros((8, width)))
+    graph = keras_pcp.build_graph(model)
+    keras_pcp.shrink(model, graph, random_selection(graph, 0))
+    before = other.get_weights()
+    other.train_on_batch(x, np.ones((8, 2)))
+    assert all(v.shape == w.shape for v, w in zip(other.weights, before, strict=True))
+    assert any((v.numpy() != w).any() for v, w in zip(model.trainable_variables, before, strict=False))
 
 
 def test_a_nested_base_model_held_by_the_user_is_smaller_too():
