@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--std", type=float, default=1.0)
     parser.add_argument("--max-macs", type=float, default=0.5)
     parser.add_argument("--begin", type=float, default=0.0)
-    parser.add_argument("--end", type=float, default=0.5)
+    parser.add_argument("--end", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)

@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive")
     parser.add_argument("--schedule", default="cubic")
     parser.add_argument("--begin", type=float, default=0.0)
-    parser.add_argument("--end", type=float, default=0.5)
+    parser.add_argument("--end", type=float, default=0.3)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--tag", default="")

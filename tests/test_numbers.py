@@ -255,7 +255,9 @@ def test_a_lazy_drop_is_measured_anew_after_some_rounds():
     oracle = Oracle(graph, {"a": 0.0, "b": 0.1})
     state = None
     for target in np.arange(1, 7) / 20:
-        state = one_round(graph, Progressive(groups_per_round=1), oracle, {"macs": 30.0}, target, state)
+        state = one_round(
+            graph, Progressive(groups_per_round=1, attempts="lazy"), oracle, {"macs": 30.0}, target, state
+        )
     assert [len(r.attempts) for r in state.rounds] == [2, 1, 1, 1, 1, 2]
 
 
