@@ -99,7 +99,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation:
         """Returns metric and loss of the model as it is now."""
         parts = [
-            self.model.predict_on_batch(tree.map_structure(lambda a, i=i: a[i : i + _BATCH], self.x))
+            self.predict(tree.map_structure(lambda a, i=i: a[i : i + _BATCH], self.x))
             for i in range(0, self.count, _BATCH)
         ]
         predicted = tree.map_structure(lambda *p: np.concatenate(p), *parts)
@@ -112,6 +112,13 @@ class Evaluator:
             results = self.model.compute_metrics(None, self.y, predicted, self.weight)
         metrics = [float(np.mean(v)) for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]
         return Evaluation(float(np.mean(metrics)) if metrics else -loss, loss)
+
+    def predict(self, x: Any) -> Any:
+        """Returns the outputs for one batch. Under several replicas `predict_on_batch` would give one set for each."""
+        strategy = getattr(self.model, "distribute_strategy", None)
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            return tree.map_structure(np.asarray, self.model(x, training=False))
+        return self.model.predict_on_batch(x)
 
     @contextmanager
     def metrics_put_back(self) -> Iterator[None]:

@@ -340,6 +340,9 @@ keras_pcp.shrink(model, graph, selection)
 assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), expected))
 model.fit(x, y, batch_size=16, verbose=0)
 assert len(model.weights[0].value.values) == 2
+pruning = keras_pcp.ProgressivePruning(max_macs=0.6, validation_data=(x, y))
+model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+assert pruning.report.reached
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
