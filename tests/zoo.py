@@ -331,6 +331,14 @@ def attention_exact():
 
 
 @zoo
+def attention_unequal():
+    """The output projection has the query's width by default, but is pruned apart from it."""
+    i = keras.Input((5, 6))
+    x = L.MultiHeadAttention(3, 4)(L.Dense(8)(i), L.Dense(7)(i))
+    return keras.Model(i, L.Dense(3)(L.GlobalMaxPooling1D()(x)))
+
+
+@zoo
 def raw_operations():
     i = keras.Input((6, 6, 3))
     x = L.Conv2D(8, 1)(i)

@@ -41,6 +41,7 @@ def multi_head_attention(site: CallSite) -> Outputs:
     site.macs_product(pairs, kernels["query"], (1, 2))
     site.macs_product(pairs, kernels["value"], (1, 2))
     out = site.produce((output, 2, "kernel"), (biases.get("attention_output"), 0, "bias"))
-    if layer.get_config()["output_shape"] is not None:
-        site.width(("_output_shape", 0), out.ids)
+    # Without an output_shape the layer would be loaded with as many outputs as the pruned query has channels.
+    given = layer.get_config()["output_shape"]
+    site.width(("_output_shape", 0) if isinstance(given, tuple | list) else "_output_shape", out.ids)
     return Labels(len(site.output_shapes[0]) - 1, out.ids)
