@@ -1,5 +1,7 @@
 """Writes LiteRT (TFLite) files, proves that they compute what the model computes, and times them."""
 
+import contextlib
+import io
 import os
 import tempfile
 import time
@@ -155,7 +157,8 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
-        archive.write_out(folder, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
+            archive.write_out(folder, verbose=False)
         try:
             return _converted(tf.lite.TFLiteConverter.from_saved_model(folder), quantization, inputs)
         except Exception as error:  # the converter raises many classes, with pages of text

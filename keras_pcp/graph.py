@@ -1,5 +1,6 @@
 """Model -> ChannelGraph: runs the rules over the trace and turns labels into groups."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -84,8 +85,9 @@ class _Builder:
 
     def __init__(self, model: keras.Model, traced: Trace, frozen_layers: set[str]):
         self.model, self.trace, self.frozen_layers = model, traced, frozen_layers
+        self.weights = model.weights  # listing them anew takes time on a large model
         self.table = LabelTable()
-        self.weight_index = {id(w): i for i, w in enumerate(model.weights)}
+        self.weight_index = {id(w): i for i, w in enumerate(self.weights)}
         self.operation_index = {id(op): i for i, op in enumerate(traced.operations)}
         self.labels: dict[int, Labels | None] = {}
         self.produced: dict[tuple[int, int], np.ndarray] = {}
@@ -146,7 +148,7 @@ class _Builder:
         for labels in inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")
         for key, (ids, _, _) in self.bindings.items():
-            if self.owner.get(id(self.model.weights[key[0]])) == call.operation.name:
+            if self.owner.get(id(self.weights[key[0]])) == call.operation.name:
                 self.table.freeze(ids, f"{site.name} {why}")
         if any(len(w.shape) > 1 for w in getattr(call.operation, "weights", ())):
             self.uncounted[call.operation.name] = None
@@ -219,9 +221,9 @@ class _Builder:
         group_of, channel_of, names, sizes = self.group_labels(classes)
         pieces = _Pieces(group_of, channel_of, names)
         slices: list[list[WeightSlice]] = [[] for _ in names]
-        shapes = [[Extent(int(d)) for d in w.shape] for w in self.model.weights]
+        shapes = [[Extent(int(d)) for d in w.shape] for w in self.weights]
         for (weight, axis), (ids, role, part) in self.bindings.items():
-            variable = self.model.weights[weight]
+            variable = self.weights[weight]
             layer = self.owner[id(variable)]
             shapes[weight][axis] = Extent(len(ids), pieces.of(ids))
             for group, channels, positions in pieces.split(ids):
@@ -240,7 +242,7 @@ class _Builder:
             frozen=tuple(self.frozen(classes)),
             weights=tuple(
                 WeightInfo(w.path, self.owner.get(id(w), self.model.name), _itemsize(w), tuple(shape))
-                for w, shape in zip(self.model.weights, shapes, strict=True)
+                for w, shape in zip(self.weights, shapes, strict=True)
             ),
             widths=widths,
             macs=tuple(
@@ -262,17 +264,21 @@ class _Builder:
         channel_of = np.full(self.table.count, -1)
         names, sizes, seen = [], [], {}
         for (layer, _), (first, roots) in zip(self.sites, firsts, strict=True):
-            if not len(roots) or component[first[0]] in seen:
-                continue
-            seen[component[first[0]]] = len(names)
-            names.append(_unique(layer, names))
-        order = np.flatnonzero(~classes.frozen)
-        for i, part in enumerate(seen):
-            members = order[component[order] == part]
-            roots, numbers = np.unique(classes.root[members], return_inverse=True)
-            group_of[members], channel_of[members] = i, numbers
-            sizes.append(len(roots))
-        return group_of, channel_of, names, sizes
+            if len(roots) and component[first[0]] not in seen:
+                seen[component[first[0]]] = len(names)
+                names.append(_unique(layer, names))
+        free = np.flatnonzero(~classes.frozen)
+        by_component = np.full(self.table.count, -1)
+        by_component[list(seen)] = list(seen.values())
+        group_of[free] = by_component[component[free]]
+        # Numbers within a group follow the order of the roots.
+        roots = np.flatnonzero((classes.root == np.arange(self.table.count)) & (group_of >= 0))
+        order = roots[np.argsort(group_of[roots], kind="stable")]
+        sizes = np.bincount(group_of[roots], minlength=len(names))
+        number = np.full(self.table.count, -1)
+        number[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        channel_of[free] = number[classes.root[free]]
+        return group_of, channel_of, names, sizes.tolist()
 
     def all_widths(self, pieces: "_Pieces") -> Iterable[Width]:
         for (owner, index, path), (size, ids) in self.widths.items():
@@ -284,10 +290,9 @@ class _Builder:
 
     def frozen(self, classes: Classes) -> Iterable[Frozen]:
         for layer, ids in self.sites:
-            stuck = ids[classes.frozen[ids]]
-            reasons = [classes.reason(i) for i in stuck]
-            for reason in dict.fromkeys(reasons):
-                yield Frozen(layer, reasons.count(reason), reason)
+            reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
+            for reason, count in reasons.items():
+                yield Frozen(layer, count, reason)
         for name, text in self.unknown.items():
             count = sum(int(w.shape[-1]) for w in self.operation(name).weights if len(w.shape) > 1)
             if count:

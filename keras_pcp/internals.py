@@ -11,6 +11,7 @@
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
+| `Variable._value`, `Variable._initializer`     | give a variable its first value when a copy is built         |
 | `Optimizer._trainable_variables`, `_var_key`   | find slots; keep what is stored under a variable's key       |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
@@ -145,6 +146,18 @@ def set_size(tensor: keras.KerasTensor, axis: int, size: int) -> None:
 def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
     """Returns the nodes that call one of `operations`, in order of creation, whose `id` is not in `inside`."""
     return [n for op in operations for n in op._inbound_nodes if id(n) not in inside and not n.is_input]
+
+
+def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
+    """Gives a variable that was made in a `keras.StatelessScope` its value, which it takes when the scope is left.
+
+    No initializer runs then. A variable that has a value already is resized.
+    """
+    if variable._value is not None:
+        resize_variable(variable, value)
+    else:
+        variable._shape = tuple(value.shape)
+        variable._initializer = lambda shape, dtype=None: value
 
 
 def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:

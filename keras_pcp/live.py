@@ -40,21 +40,20 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     _check_strategy(model)
     if not selection.removed():
         return
-    _check_fits(model, graph)
-    traced = trace(model)
-    models = internals.models_using([model, *traced.operations])
+    check_fits(model, graph)
+    models = internals.models_using([model, *trace(model).operations])
     optimizers = internals.built_optimizers(models)
-    masks = weight_masks(graph, selection)
-    resized = [(model.weights[i], sliced(model.weights[i].numpy(), masks[i])) for i in masks]
+    masks, variables = weight_masks(graph, selection), model.weights
+    resized = [(variables[i], sliced(variables[i].numpy(), masks[i])) for i in masks]
     for optimizer in optimizers:
-        resized += _sliced_slots(optimizer, model.weights, masks)
+        resized += _sliced_slots(optimizer, variables, masks)
     keys = internals.variable_keys(optimizers)
     journal: list[Callable[[], None]] = []
     try:
         with strategy_scope(model):
             for variable, value in resized:
                 _resize(variable, value, journal)
-        _rewrite_widths(graph, selection, traced, journal)
+        rewrite_widths(model, graph, selection, journal)
         internals.rekey(keys)
         internals.forget_traces(models)
     except BaseException:
@@ -67,8 +66,9 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 def check_live(model: keras.Model) -> None:
     """Raises UnsupportedModelError if the model's distribution strategy or its optimizer cannot follow a shrink."""
     _check_strategy(model)
+    variables = model.weights
     for optimizer in internals.built_optimizers([model]):
-        _sliced_slots(optimizer, model.weights, {i: {} for i in range(len(model.weights))})
+        _sliced_slots(optimizer, variables, {i: {} for i in range(len(variables))})
 
 
 def _check_strategy(model: keras.Model) -> None:
@@ -107,7 +107,8 @@ def sliced(value: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:
     return value
 
 
-def _check_fits(model: keras.Model, graph: ChannelGraph) -> None:
+def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
+    """Raises InvalidArgumentError unless the weights of `model` have the shapes that `graph` lists."""
     found = [tuple(w.shape) for w in model.weights]
     expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
     if found != expected:
@@ -152,8 +153,10 @@ def _resize(variable: keras.Variable, value: np.ndarray, journal: list) -> None:
     internals.resize_variable(variable, value)
 
 
-def _rewrite_widths(graph: ChannelGraph, selection: Selection, traced: Trace, journal: list) -> None:
-    """Writes every changed width, then brings what Keras derives from shapes in step."""
+def rewrite_widths(model: keras.Model, graph: ChannelGraph, selection: Selection, journal: list | None = None) -> None:
+    """Writes every changed width, then brings what Keras derives from shapes in step; `journal` gets the way back."""
+    traced = trace(model)
+    journal = [] if journal is None else journal
     changed = [(w, w.extent.after(selection.keep)) for w in graph.widths]
     changed = [(w, new) for w, new in changed if new != w.extent.size]
     tensor_widths = {w.index: (w, new) for w, new in changed if w.owner == "tensor"}

@@ -1,11 +1,14 @@
 """Makes a smaller or a wider copy of a model; the model given is not touched."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
+from keras_pcp import internals
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.live import shrink, strategy_scope, weight_masks
+from keras_pcp.live import check_fits, rewrite_widths, sliced, strategy_scope, weight_masks
 from keras_pcp.trace import trace
 
 
@@ -35,9 +38,10 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
         (8, 16)
     """
     check_selection(graph, selection)
-    copy = copy_model(model)
-    shrink(copy, graph, selection)
-    return copy
+    check_fits(model, graph)
+    masks = weight_masks(graph, selection)
+    values = [sliced(w.numpy(), masks.get(i, {})) for i, w in enumerate(model.weights)]
+    return _rebuilt(model, values, lambda copy: rewrite_widths(copy, graph, selection))
 
 
 def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
@@ -73,16 +77,29 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
 
 def copy_model(model: keras.Model) -> keras.Model:
     """Returns an uncompiled copy of a model, weights included, that shares nothing with it."""
+    return _rebuilt(model, [w.numpy() for w in model.weights], lambda copy: None)
+
+
+def _rebuilt(model: keras.Model, values: list[np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
+    """Rebuilds a model from its config, changed by `change`, with `values` in the place of its weights."""
     classes = {type(op) for op in (model, *trace(model).operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
-    with strategy_scope(model):
+    # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
+    with strategy_scope(model), keras.StatelessScope():
         copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
-    if [tuple(w.shape) for w in copy.weights] != [tuple(w.shape) for w in model.weights]:
-        raise UnsupportedModelError(
-            f"model {model.name!r} rebuilt from its config has other weights than the original, for example because a "
-            "layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in place"
-        )
-    copy.set_weights(model.get_weights())
+        variables = copy.weights
+        if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in model.weights]:
+            raise UnsupportedModelError(
+                f"model {model.name!r} rebuilt from its config has other weights than the original, for example because "
+                "a layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in "
+                "place"
+            )
+        change(copy)
+        for variable, value in zip(variables, values, strict=True):
+            internals.set_first_value(variable, value)
+    for operation in trace(copy).operations:
+        if hasattr(operation, "finalize_state"):  # Normalization derives constants from its weights
+            operation.finalize_state()
     return copy

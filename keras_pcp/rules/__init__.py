@@ -156,7 +156,11 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 
 
 def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
-    """Registers the channel rule of raw Keras operations by class name."""
+    """Registers the channel rule of operations that have no public class, by name.
+
+    A bare class name means a raw `keras.ops` operation. A name with its module, such as
+    `"keras.src.applications.convnext.LayerScale"`, means that class wherever it is met, without importing it here.
+    """
 
     def register(rule: Rule) -> Rule:
         _OPERATION_RULES.update(dict.fromkeys(class_names, rule))
@@ -174,7 +178,7 @@ def find_rule(operation: Any) -> Rule | None:
             return _LAYER_RULES[base] if same else None
     if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src.ops."):
         return _OPERATION_RULES.get(cls.__name__)
-    return None
+    return _OPERATION_RULES.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def spatial_size(shape: Shape) -> float:

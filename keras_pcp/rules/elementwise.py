@@ -46,6 +46,7 @@ class UnknownFunction(UnsupportedModelError):
     L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise,
     L.AlphaDropout, L.ActivityRegularization, L.Identity, L.ReLU, L.LeakyReLU, L.ELU,
 )  # fmt: skip
+@register_operation("keras.src.applications.convnext.StochasticDepth")
 def same(site: CallSite) -> Outputs:
     if len(site.inputs) > 1:
         return merge(site)
@@ -82,6 +83,7 @@ def softmax(site: CallSite) -> Outputs:
 
 
 @register_rule(L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
+@register_operation("keras.src.applications.inception_resnet_v2.CustomScaleLayer")
 @register_operation(
     *"Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Fmax Fmin Power Mod Where Hypot "
     "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr".split()

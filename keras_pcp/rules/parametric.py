@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.labels import Labels
-from keras_pcp.rules import CallSite, Outputs, register_rule, spatial_size
+from keras_pcp.rules import CallSite, Outputs, register_operation, register_rule, spatial_size
 from keras_pcp.rules.elementwise import activated
 
 L = keras.layers
@@ -176,6 +176,14 @@ def prelu(site: CallSite) -> Outputs:
     if labels is not None and alpha.shape[labels.axis - 1] == len(labels):
         site.follow(alpha, labels.axis - 1, labels.ids, "slope")
     return labels
+
+
+@register_operation("keras.src.applications.convnext.LayerScale")
+def layer_scale(site: CallSite) -> Outputs:
+    ids = site.channels(site.inputs[0])
+    site.follow(site.operation.gamma, 0, ids, "scale")
+    site.width("projection_dim", ids)
+    return site.inputs[0] if ids is not None else None
 
 
 @register_rule(L.Normalization)
