@@ -5,6 +5,7 @@ keras_pcp.export_litert(model, "small.tflite")
 """
 
 from keras_pcp import criteria, errors, schedules
+from keras_pcp.blocks import inline_blocks
 from keras_pcp.callbacks import ProgressivePruning
 from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
 from keras_pcp.cost import Cost, count_cost
@@ -37,6 +38,7 @@ __all__ = [
     "criteria",
     "errors",
     "export_litert",
+    "inline_blocks",
     "masked",
     "measure_latency",
     "prune_model",

@@ -141,7 +141,8 @@ class ChannelGraph:
     """What is coupled with what in a model, what is frozen and why, and what everything costs.
 
     Made by `keras_pcp.build_graph`; iterate over it to get the groups, `graph["name"]` gives one, `print(graph)` shows
-    a table.
+    a table. `blocks` names the layers that were opened to see what they hide; a model with blocks is pruned as
+    `inline_blocks(model)`.
     """
 
     model_name: str
@@ -152,6 +153,7 @@ class ChannelGraph:
     macs: tuple[CostTerm, ...]
     notes: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups.values())

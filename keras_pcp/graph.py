@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pcp.blocks import Opened, open_blocks
 from keras_pcp.channels import (
     PRODUCE,
     ChannelGraph,
@@ -59,12 +60,13 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
     if on_unknown not in ("error", "freeze"):
         raise InvalidArgumentError(f"on_unknown must be 'error' or 'freeze', got {on_unknown!r}")
     frozen_layers = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
-    traced = trace(model)
+    opened = open_blocks(model)
+    traced = trace(opened.model)
     names = {op.name for op in traced.operations}
     missing = [n for n in frozen_layers if n not in names]
     if missing:
         raise InvalidArgumentError(f"frozen_layers names {missing}, which {model.name!r} does not have")
-    builder = _Builder(model, traced, set(frozen_layers))
+    builder = _Builder(model, traced, set(frozen_layers), opened)
     builder.run()
     if builder.unknown and on_unknown == "error":
         raise UnsupportedModelError(_unknown_message(builder.unknown))
@@ -80,11 +82,27 @@ def _unknown_message(unknown: dict[str, str]) -> str:
     )
 
 
+def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
+    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights and the same blocks."""
+    found = [tuple(w.shape) for w in model.weights]
+    expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
+    if found != expected:
+        raise InvalidArgumentError(
+            f"the graph was built from a model with other weights than {model.name!r} has now "
+            f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
+        )
+    if graph.blocks and open_blocks(model).blocks != graph.blocks:
+        raise InvalidArgumentError(
+            f"the graph was built from a model with blocks such as {graph.blocks[0]!r}, which {model.name!r} does not "
+            "have; call build_graph(model) again"
+        )
+
+
 class _Builder:
     """Implements `rules.Recorder` and collects what the rules say."""
 
-    def __init__(self, model: keras.Model, traced: Trace, frozen_layers: set[str]):
-        self.model, self.trace, self.frozen_layers = model, traced, frozen_layers
+    def __init__(self, model: keras.Model, traced: Trace, frozen_layers: set[str], opened: Opened):
+        self.model, self.trace, self.frozen_layers, self.opened = model, traced, frozen_layers, opened
         self.weights = model.weights  # listing them anew takes time on a large model
         self.table = LabelTable()
         self.weight_index = {id(w): i for i, w in enumerate(self.weights)}
@@ -139,6 +157,8 @@ class _Builder:
         if getattr(call.operation, "quantization_mode", None) is not None:
             raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
         rule, why = find_rule(call.operation), "has no rule"
+        if call.operation.name in self.opened.closed:
+            why += f", and cannot be opened: {self.opened.closed[call.operation.name]}"
         if rule is not None:
             try:
                 return self.listed(rule(site), len(shapes))
@@ -251,6 +271,7 @@ class _Builder:
             ),
             notes=tuple(f"{text}; its channels are frozen" for text in self.unknown.values()),
             uncounted=tuple(self.uncounted),
+            blocks=self.opened.blocks,
         )
 
     def group_labels(self, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:

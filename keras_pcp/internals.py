@@ -4,7 +4,7 @@
 | ---------------------------------------------- | ------------------------------------------------------------ |
 | `Functional._nodes_by_depth`, `Sequential._functional` | walk a model's calls in execution order              |
 | `Node.arguments` (`args`, `kwargs`, `_flat_arguments`) | read a call's arguments; rewrite a width among them  |
-| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls of a layer outside the model |
+| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls of a layer outside the model or in a block |
 | `Layer._flatten_layers`                        | find the models that use a layer                              |
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
@@ -54,6 +54,44 @@ def nodes(functional: keras.Model) -> list[Any]:
     """Returns the nodes (calls) of a functional model in execution order, without its input layers."""
     by_depth = functional._nodes_by_depth
     return [n for depth in sorted(by_depth, reverse=True) for n in by_depth[depth] if n.operation and not n.is_input]
+
+
+def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
+    """Returns the nodes that lead to some tensors, in an order of execution, back to tensors without a history."""
+    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs)]
+    while stack:
+        node, inputs_done = stack.pop()
+        if node is None or (id(node) in seen and not inputs_done):
+            continue
+        if inputs_done:
+            found.append(node)
+        else:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack += [(_node_of(t), False) for t in reversed(tree.flatten(node.input_tensors))]
+    return found
+
+
+def _node_of(tensor: keras.KerasTensor) -> Any:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def saved_by_structure(model: keras.Model) -> bool:
+    """Returns whether a model is saved as the graph of its layers, not as the arguments of its constructor."""
+    if isinstance(model, keras.Sequential):
+        return type(model).get_config is keras.Sequential.get_config
+    base, cls = _functional_class(), type(model)
+    arguments = inspect.getfullargspec(cls.__init__)
+    alike = arguments.args[1:] == inspect.getfullargspec(base.__init__).args[1:]
+    passed_on = bool(arguments.varargs and arguments.varkw)
+    return (
+        cls.get_config is base.get_config
+        and cls.from_config.__func__ is base.from_config.__func__
+        and (alike or passed_on)
+    )
 
 
 def call_arguments(node: Any) -> tuple[tuple, dict]:

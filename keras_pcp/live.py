@@ -4,7 +4,7 @@ Kept valid: the model, its layers and variables, nested models, sub-models that 
 slots. Everything is computed before anything is changed, and a failure while changing undoes what was done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,8 +12,10 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
+from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
-from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.graph import check_fits
 from keras_pcp.trace import Trace, trace
 
 # Axis of the variable that a slot lacks, for optimizers that keep factored statistics.
@@ -41,6 +43,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     if not selection.removed():
         return
     check_fits(model, graph)
+    _check_plain(model, graph.blocks)
     models = internals.models_using([model, *trace(model).operations])
     optimizers = internals.built_optimizers(models)
     masks, variables = weight_masks(graph, selection), model.weights
@@ -64,11 +67,21 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 
 
 def check_live(model: keras.Model) -> None:
-    """Raises UnsupportedModelError if the model's distribution strategy or its optimizer cannot follow a shrink."""
+    """Raises UnsupportedModelError if the model, its distribution strategy or its optimizer cannot follow a shrink."""
     _check_strategy(model)
+    _check_plain(model, open_blocks(model).blocks)
     variables = model.weights
     for optimizer in internals.built_optimizers([model]):
         _sliced_slots(optimizer, variables, {i: {} for i in range(len(variables))})
+
+
+def _check_plain(model: keras.Model, blocks: Sequence[str]) -> None:
+    if blocks:
+        raise UnsupportedModelError(
+            f"model {model.name!r} hides layers in blocks whose config cannot tell their pruned widths, such as "
+            f"{', '.join(map(repr, blocks[:3]))}, so a file of the pruned model could not be loaded. Open them first: "
+            "model = keras_pcp.inline_blocks(model), then compile and train that"
+        )
 
 
 def _check_strategy(model: keras.Model) -> None:
@@ -105,17 +118,6 @@ def sliced(value: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:
     for axis, mask in masks.items():
         value = np.take(value, np.flatnonzero(mask), axis)
     return value
-
-
-def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
-    """Raises InvalidArgumentError unless the weights of `model` have the shapes that `graph` lists."""
-    found = [tuple(w.shape) for w in model.weights]
-    expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
-    if found != expected:
-        raise InvalidArgumentError(
-            f"the graph was built from a model with other weights than {model.name!r} has now "
-            f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
-        )
 
 
 def _sliced_slots(

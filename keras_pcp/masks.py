@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
+from keras_pcp.graph import check_fits
 
 
 def consumer_masks(graph: ChannelGraph, selection: Selection) -> dict[int, np.ndarray]:
@@ -52,6 +53,7 @@ def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Ite
         ([0.0, 0.0], True)
     """
     check_selection(graph, selection)
+    check_fits(model, graph)
     with zeroed(model, consumer_masks(graph, selection)):
         yield model
 

@@ -6,16 +6,18 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
+from keras_pcp.blocks import inline_blocks
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.live import check_fits, rewrite_widths, sliced, strategy_scope, weight_masks
+from keras_pcp.graph import check_fits
+from keras_pcp.live import rewrite_widths, sliced, strategy_scope, weight_masks
 from keras_pcp.trace import trace
 
 
 def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
     """Returns a new, smaller model without the channels that `selection` removes; `model` is not touched.
 
-    The result is made of plain Keras layers and is not compiled. Its weights are slices of the original's.
+    The result is made of plain layers (see `inline_blocks`) and is not compiled. Its weights are slices of the original's.
 
     Args:
         model: a Functional or Sequential model.
@@ -61,7 +63,9 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
     check_selection(graph, selection)
     masks = weight_masks(graph, selection)
     values = []
-    for i, (full, small) in enumerate(zip(original.weights, pruned.weights, strict=True)):
+    index = {id(w): i for i, w in enumerate(original.weights)}
+    for full, small in zip(inline_blocks(original).weights, pruned.weights, strict=True):
+        i = index[id(full)]
         value = np.zeros(full.shape, small.numpy().dtype)
         target = np.ix_(*(np.flatnonzero(masks.get(i, {}).get(a, np.ones(d, bool))) for a, d in enumerate(full.shape)))
         if value[target].shape != tuple(small.shape):
@@ -76,7 +80,7 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
 
 
 def copy_model(model: keras.Model) -> keras.Model:
-    """Returns an uncompiled copy of a model, weights included, that shares nothing with it."""
+    """Returns an uncompiled plain copy of a model, weights included, that shares nothing with it."""
     return _rebuilt(model, [w.numpy() for w in model.weights], lambda copy: None)
 
 
@@ -96,6 +100,7 @@ def _rebuilt(model: keras.Model, values: list[np.ndarray], change: Callable[[ker
                 "a layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in "
                 "place"
             )
+        copy = inline_blocks(copy)
         change(copy)
         for variable, value in zip(variables, values, strict=True):
             internals.set_first_value(variable, value)

@@ -13,6 +13,7 @@ version errors
 channels labels internals schedules
 trace
 rules
+blocks
 graph
 cost
 criteria selection masks live

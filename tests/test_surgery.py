@@ -6,6 +6,7 @@ import pytest
 from zoo import outputs_of, random_selection
 
 import keras_pcp
+from keras_pcp.errors import InvalidArgumentError
 
 L = keras.layers
 
@@ -46,5 +47,5 @@ def test_a_graph_of_another_model_is_refused_before_anything_is_built():
     graph = keras_pcp.build_graph(adapted_model())
     i = keras.Input((6, 6, 3))
     other = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(9, 3)(i))))
-    with pytest.raises(keras_pcp.InvalidArgumentError, match="call build_graph"):
+    with pytest.raises(InvalidArgumentError, match="call build_graph"):
         keras_pcp.prune_model(other, graph, keras_pcp.Selection())
