@@ -27,11 +27,13 @@ class Opened:
         model: the plain model; the model itself if nothing was to be opened.
         blocks: names of the layers and nested models that were replaced by what they hide.
         closed: {name of a layer without a rule: why it could not be opened}.
+        inert: names of layers without weights that return their input as it is, except in training.
     """
 
     model: keras.Model
     blocks: tuple[str, ...]
     closed: Mapping[str, str]
+    inert: frozenset[str]
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
@@ -78,10 +80,10 @@ def open_blocks(model: keras.Model) -> Opened:
     """Opens every block of a model that can be opened, and tells which could not and why."""
     operations = trace(model).operations
     if not any(_to_replace(op) for op in (model, *operations)):
-        return Opened(model, (), {})
+        return Opened(model, (), {}, frozenset())
     inliner = _Inliner({op.name: op for op in (model, *operations)})
     plain = inliner.convert(model)
-    return Opened(plain, tuple(inliner.blocks), inliner.closed)
+    return Opened(plain, tuple(inliner.blocks), inliner.closed, frozenset(inliner.inert))
 
 
 def _to_replace(operation: Any) -> bool:
@@ -101,6 +103,7 @@ class _Inliner:
         self.names = names
         self.blocks: dict[str, None] = {}
         self.closed: dict[str, str] = {}
+        self.inert: set[str] = set()
         self.replaced: dict[int, tuple[Any, Any]] = {}
         self.models: dict[int, keras.Model] = {}
 
@@ -142,6 +145,9 @@ class _Inliner:
     def open(self, node: Any, args: tuple, kwargs: dict) -> bool:
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
+        if inside is INERT:
+            self.inert.add(layer.name)
+            return False
         if isinstance(inside, str):
             self.closed[layer.name] = inside
             return False
@@ -174,22 +180,31 @@ class Inside:
     outputs: list[keras.KerasTensor]
 
 
+INERT = "it does nothing, except in training"
+
+
 def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
-    """Lists what a layer runs when it is called with these arguments, or says why that is not all there is to it."""
+    """Lists what a layer runs when it is called with these arguments, or says why that is not all there is to it.
+
+    A layer that is run in training in another way is not listed, but if it owns no weights and returns its only input
+    otherwise, as stochastic depth does, the answer is `INERT`.
+    """
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
     has_training = "training" in inspect.signature(layer.call).parameters
-    seen = []
-    for training in (None, True, False) if has_training else (None,):
+    first = None
+    for training in (None, False, True) if has_training else (None,):
         try:
             inside = _run(layer, args, kwargs, {"training": training} if has_training else {})
+            reason = _why_more(layer, inside, training)
         except Exception as error:  # whatever the layer's own code raises on symbolic inputs
-            return f"its call does not accept symbolic inputs ({_first_line(error)})"
-        if reason := _why_more(layer, inside, training):
-            return reason
-        seen.append((inside, _signature(inside)))
-    if any(signature != seen[0][1] for _, signature in seen):
-        return "it does something else in training"
-    return seen[0][0]
+            reason = f"its call does not accept symbolic inputs ({_first_line(error)})"
+        if not reason and first is not None and _signature(inside) != _signature(first):
+            reason = "it does something else in training"
+        if reason:
+            nothing = training and not layer.weights and not first.nodes and len(first.inputs) == 1
+            return INERT if nothing else reason
+        first = first or inside
+    return first
 
 
 def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict) -> Inside:

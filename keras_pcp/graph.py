@@ -21,10 +21,10 @@ from keras_pcp.channels import (
 )
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, attention, elementwise, find_rule, parametric, structural
+from keras_pcp.rules import CallSite, Outputs, attention, elementwise, find_rule, kerashub, parametric, structural
 from keras_pcp.trace import Call, Trace, trace
 
-_RULE_MODULES = (parametric, structural, elementwise, attention)
+_RULE_MODULES = (parametric, structural, elementwise, attention, kerashub)
 
 
 def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
@@ -157,6 +157,8 @@ class _Builder:
         if getattr(call.operation, "quantization_mode", None) is not None:
             raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
         rule, why = find_rule(call.operation), "has no rule"
+        if call.operation.name in self.opened.inert:
+            rule = elementwise.same
         if call.operation.name in self.opened.closed:
             why += f", and cannot be opened: {self.opened.closed[call.operation.name]}"
         if rule is not None:

@@ -4,7 +4,7 @@
 | ---------------------------------------------- | ------------------------------------------------------------ |
 | `Functional._nodes_by_depth`, `Sequential._functional` | walk a model's calls in execution order              |
 | `Node.arguments` (`args`, `kwargs`, `_flat_arguments`) | read a call's arguments; rewrite a width among them  |
-| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls of a layer outside the model or in a block |
+| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls outside the model, or in a block |
 | `Layer._flatten_layers`                        | find the models that use a layer                              |
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |

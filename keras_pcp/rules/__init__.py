@@ -176,7 +176,7 @@ def find_rule(operation: Any) -> Rule | None:
         if base in _LAYER_RULES:
             same = all(getattr(cls, m) is getattr(base, m) for m in ("call", "build"))
             return _LAYER_RULES[base] if same else None
-    if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src.ops."):
+    if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src."):
         return _OPERATION_RULES.get(cls.__name__)
     return _OPERATION_RULES.get(f"{cls.__module__}.{cls.__qualname__}")
 
