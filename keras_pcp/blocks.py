@@ -234,12 +234,25 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
     if own:
         return f"it owns the weight {own[0]}, which belongs to no layer that it calls"
     for node in inside.nodes:
+        if not _batch_left_open(node.operation):
+            return f"the settings of {node.operation.name!r} depend on a size that is not known"
         args, kwargs = internals.call_arguments(node)
         if any(keras.ops.is_tensor(v) or isinstance(v, keras.Variable) for v in tree.flatten((args, kwargs))):
             return f"it computes with a tensor that is not among its inputs, in {node.operation.name!r}"
         if None not in (training, kwargs.get("training")) and kwargs["training"] != training:
             return f"it always calls {node.operation.name!r} with training={kwargs['training']}"
     return None
+
+
+def _batch_left_open(operation: Any) -> bool:
+    """Replaces the one unknown size in the target shape of a reshape by -1; False where a size stays unknown."""
+    if isinstance(operation, keras.Layer):
+        return True
+    settings = {k: v for k, v in vars(operation).items() if not k.startswith("_") and isinstance(v, list | tuple)}
+    unknown = [(k, i) for k, v in settings.items() for i, size in enumerate(v) if size is None]
+    if type(operation).__name__ == "Reshape" and len(unknown) == 1 and -1 not in operation.newshape:
+        internals.write(operation, unknown.pop(), -1)
+    return not unknown
 
 
 def _signature(inside: Inside) -> list[tuple]:

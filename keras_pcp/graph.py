@@ -317,7 +317,7 @@ class _Builder:
             for reason, count in reasons.items():
                 yield Frozen(layer, count, reason)
         for name, text in self.unknown.items():
-            count = sum(int(w.shape[-1]) for w in self.operation(name).weights if len(w.shape) > 1)
+            count = sum(int(w.shape[-1]) for w in getattr(self.operation(name), "weights", ()) if len(w.shape) > 1)
             if count:
                 yield Frozen(name, count, f"{text}: its own weights are left alone")
 

@@ -154,7 +154,9 @@ def refresh_layer(layer: keras.Layer, node: Any) -> None:
     if not recorded:
         return
     args, kwargs = call_arguments(node)
-    bound = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
+    signature = inspect.signature(layer.call)
+    kwargs = {k: v for k, v in kwargs.items() if k in signature.parameters}
+    bound = signature.bind_partial(*args, **kwargs).arguments
     first = next(iter(bound.values()))
     by_name = len(recorded) > 1
     for key, old in list(recorded.items()):

@@ -42,8 +42,8 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
     check_selection(graph, selection)
     check_fits(model, graph)
     masks = weight_masks(graph, selection)
-    values = [sliced(w.numpy(), masks.get(i, {})) for i, w in enumerate(model.weights)]
-    return _rebuilt(model, values, lambda copy: rewrite_widths(copy, graph, selection))
+    values = {id(w): sliced(w.numpy(), masks.get(i, {})) for i, w in enumerate(model.weights)}
+    return _rebuilt(inline_blocks(model), values, lambda copy: rewrite_widths(copy, graph, selection))
 
 
 def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
@@ -81,11 +81,11 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
 
 def copy_model(model: keras.Model) -> keras.Model:
     """Returns an uncompiled plain copy of a model, weights included, that shares nothing with it."""
-    return _rebuilt(model, [w.numpy() for w in model.weights], lambda copy: None)
+    return _rebuilt(inline_blocks(model), {id(w): w.numpy() for w in model.weights}, lambda copy: None)
 
 
-def _rebuilt(model: keras.Model, values: list[np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
-    """Rebuilds a model from its config, changed by `change`, with `values` in the place of its weights."""
+def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
+    """Rebuilds a plain model from its config, changed by `change`, with `values` by the `id` of each weight."""
     classes = {type(op) for op in (model, *trace(model).operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     config = keras.saving.serialize_keras_object(model)
@@ -93,17 +93,16 @@ def _rebuilt(model: keras.Model, values: list[np.ndarray], change: Callable[[ker
     # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
     with strategy_scope(model), keras.StatelessScope():
         copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
-        variables = copy.weights
-        if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in model.weights]:
+        weights, variables = model.weights, copy.weights
+        if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in weights]:
             raise UnsupportedModelError(
                 f"model {model.name!r} rebuilt from its config has other weights than the original, for example because "
                 "a layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in "
                 "place"
             )
-        copy = inline_blocks(copy)
         change(copy)
-        for variable, value in zip(variables, values, strict=True):
-            internals.set_first_value(variable, value)
+        for variable, weight in zip(variables, weights, strict=True):
+            internals.set_first_value(variable, values[id(weight)])
     for operation in trace(copy).operations:
         if hasattr(operation, "finalize_state"):  # Normalization derives constants from its weights
             operation.finalize_state()

@@ -60,9 +60,9 @@ def same(site: CallSite) -> Outputs:
 register_operation(
     *"Absolute Abs Negative Square Sqrt Rsqrt Exp Exp2 Expm1 Log Log1p Log2 Log10 Reciprocal Sign Sin Cos Tan Sinh Cosh "
     "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Clip Cast SaturateCast Relu ReLU Relu6 "
-    "Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid HardSilu "
-    "Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Erf Erfc StopGradient Copy Identity NanToNum Isfinite "
-    "Isnan Isinf LogicalNot ZerosLike OnesLike".split()
+    "Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid "
+    "HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Erf Erfc StopGradient Copy Identity NanToNum "
+    "Isfinite Isnan Isinf LogicalNot ZerosLike OnesLike".split()
 )(same)
 
 
