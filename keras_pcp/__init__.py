@@ -13,6 +13,7 @@ from keras_pcp.criteria import score_channels
 from keras_pcp.errors import PruningError
 from keras_pcp.export import LiteRTFile, export_litert, measure_latency
 from keras_pcp.graph import build_graph
+from keras_pcp.inspection import Inspection, inspect_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
 from keras_pcp.report import PruningReport
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
+    "Inspection",
     "LiteRTFile",
     "Progressive",
     "ProgressivePruning",
@@ -39,6 +41,7 @@ __all__ = [
     "errors",
     "export_litert",
     "inline_blocks",
+    "inspect_graph",
     "masked",
     "measure_latency",
     "prune_model",

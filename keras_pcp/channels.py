@@ -141,8 +141,8 @@ class ChannelGraph:
     """What is coupled with what in a model, what is frozen and why, and what everything costs.
 
     Made by `keras_pcp.build_graph`; iterate over it to get the groups, `graph["name"]` gives one, `print(graph)` shows
-    a table. `blocks` names the layers that were opened to see what they hide; a model with blocks is pruned as
-    `inline_blocks(model)`.
+    the report of `keras_pcp.inspection`. `blocks` names the layers that were opened to see what they hide; a model with
+    blocks is pruned as `inline_blocks(model)`.
     """
 
     model_name: str
@@ -165,19 +165,12 @@ class ChannelGraph:
         try:
             return self.groups[name]
         except KeyError:
-            raise InvalidArgumentError(f"no channel group named {name!r}; groups: {_shorten(self.groups)}") from None
+            raise InvalidArgumentError(f"no channel group named {name!r}; groups: {shorten(self.groups)}") from None
 
     def __str__(self) -> str:
-        lines = [f"{self.model_name}: {len(self)} channel groups, {len(self.frozen)} frozen"]
-        name_width = max([len("group"), *(len(g.name) for g in self)])
-        lines.append(f"{'group':<{name_width}}  channels  exact  made by")
-        for g in self:
-            lines.append(
-                f"{g.name:<{name_width}}  {g.num_channels:>8}  {'yes' if g.exact else 'no':<5}  {_shorten(g.producers, 3)}"
-            )
-        for f in self.frozen:
-            lines.append(f"frozen: {f.layer} ({f.num_channels} channels): {f.reason}")
-        return "\n".join(lines + [f"note: {n}" for n in self.notes])
+        from keras_pcp.inspection import inspect_graph  # it stands above this module, since it counts costs
+
+        return str(inspect_graph(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,12 +271,18 @@ def check_selection(graph: ChannelGraph, selection: Selection) -> None:
             raise InvalidArgumentError(f"selection would remove all {len(mask)} channels of group {name!r}; keep one")
     for width in graph.widths:
         if width.extent.size > 0 and width.extent.after(selection.keep) < 1:
-            groups = _shorten([name for name, _ in width.extent.pieces])
+            groups = shorten([name for name, _ in width.extent.pieces])
             raise InvalidArgumentError(
                 f"selection would leave an axis of width 0 that is fed by group(s) {groups}; keep a channel there"
             )
 
 
-def _shorten(names: Iterable[str], most: int = 5) -> str:
+def shorten(names: Iterable[str], most: int = 5) -> str:
+    """Lists the first names, for messages.
+
+    Example:
+        >>> shorten("abcdefg", most=2)
+        'a, b, ... (7 in all)'
+    """
     names = list(names)
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")

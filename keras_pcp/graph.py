@@ -193,8 +193,8 @@ class _Builder:
         key = (self.index_of(site, variable), axis % len(variable.shape))
         if key not in self.produced:
             ids = self.table.create(variable.shape[axis] // repeat)
-            self.sites.append((site.operation.name, ids))
             ids = np.tile(ids, repeat) if repeat > 1 else ids
+            self.sites.append((site.operation.name, ids))
             self.produced[key] = ids
             if site.operation.name in self.frozen_layers:
                 self.table.freeze(ids, "named in frozen_layers")

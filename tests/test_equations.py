@@ -182,7 +182,7 @@ def test_every_made_channel_is_in_exactly_one_group_or_frozen_with_a_reason(name
         index = next(i for i, w in enumerate(model.weights) if w is layer.kernel)
         size = layer.kernel.shape[made[type(layer).__name__]]
         grouped = sum((index, p) in owners for p in range(size))
-        assert grouped + frozen.get(layer.name, 0) * getattr(layer, "groups", 1) == size
+        assert grouped + frozen.get(layer.name, 0) == size
 
 
 def test_groups_do_not_depend_on_layer_names(name):

@@ -245,4 +245,4 @@ def test_reshape_with_unknown_sizes_is_followed_only_where_it_is_certain():
 def test_the_graph_prints_its_groups_and_what_is_frozen():
     text = str(keras_pcp.build_graph(after_conv(L.ReLU())))
     assert "conv" in text
-    assert "frozen: head (3 channels): output of the model" in text
+    assert "3 channels of 1 layer: output of the model\n    head" in text
