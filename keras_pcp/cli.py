@@ -1,0 +1,235 @@
+"""The command `keras-pcp`: inspect, prune, export and bench a saved model.
+
+keras-pcp inspect model.keras
+keras-pcp prune model.keras small.keras --max-macs 0.5
+keras-pcp export small.keras small.tflite --quantization float16
+keras-pcp bench small.tflite
+
+An error is one line on stderr and exit code 2.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_pcp.errors import InvalidArgumentError, PruningError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, or 2 after an error, which stands on stderr in one line.
+
+    Args:
+        argv: arguments without the name of the program; None takes those of the process.
+
+    Example:
+        >>> import keras, tempfile
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(16, 3, name="conv")(x))
+        >>> path = tempfile.mkdtemp() + "/tiny.keras"
+        >>> keras.Model(x, keras.layers.Dense(10)(y), name="tiny").save(path)
+        >>> main(["prune", path, path.replace("tiny", "small"), "--max-macs", "0.5"])  # doctest: +ELLIPSIS
+                            before           after   ratio
+        MACs                15,712           7,856   0.500
+        parameters             618             314   0.508
+        wrote .../small.keras; fine-tune it before you use it, pruning has cost accuracy
+        0
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except PruningError as error:
+        print(f"keras-pcp: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Prints what of a model can be pruned; with `--json`, `Inspection.to_json()` and nothing else."""
+    from keras_pcp.inspection import inspect_graph
+
+    inspection = inspect_graph(_graph(args, _load(args)))
+    print(json.dumps(inspection.to_json(), indent=1, allow_nan=False) if args.json else inspection)
+
+
+def prune(args: argparse.Namespace) -> None:
+    """Prunes a model in one shot and saves the small one."""
+    from keras_pcp.cost import count_cost
+    from keras_pcp.criteria import score_channels
+    from keras_pcp.selection import select_by_cost
+    from keras_pcp.surgery import prune_model
+
+    target = _writable(args.target, ".keras")
+    if target.resolve() == Path(args.model).resolve():
+        raise InvalidArgumentError(f"{target} would overwrite the model that is pruned; give another name")
+    model = _load(args)
+    graph = _graph(args, model)
+    selection = select_by_cost(
+        graph, score_channels(model, graph, args.criterion), max_macs=args.max_macs, max_params=args.max_params,
+        max_bytes=args.max_bytes, min_channels=args.min_channels, multiple_of=args.multiple_of,
+    )  # fmt: skip
+    small = prune_model(model, graph, selection)
+    before, after = count_cost(graph), count_cost(small)
+    small.save(target)
+    print(f"{'':<11} {'before':>15} {'after':>15}   ratio")
+    for name, old, new in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
+        print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
+    print(f"wrote {target}; fine-tune it before you use it, pruning has cost accuracy")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes a verified LiteRT file."""
+    from keras_pcp.export import export_litert
+
+    target = _writable(args.target, ".tflite")
+    samples = _samples(args.representative_data)
+    file = export_litert(_load(args), target, quantization=args.quantization, representative_data=samples)
+    print(
+        f"wrote {file.path}: {file.bytes:,} bytes; differs from Keras by at most {file.max_error:.1e}, "
+        f"on average {file.mean_error:.1e} of the output range"
+    )
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Prints the latency of a LiteRT file, or of the LiteRT file of a Keras model."""
+    from keras_pcp.export import export_litert, measure_latency
+
+    path = _existing(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        if path.suffix != ".tflite":
+            path = export_litert(_load(args), Path(folder) / "model.tflite").path
+        try:
+            milliseconds = measure_latency(path, runs=args.runs, threads=args.threads)
+        except (ValueError, RuntimeError) as error:
+            raise InvalidArgumentError(f"LiteRT cannot run {args.model}: {error}") from error
+        print(
+            f"{milliseconds:.3f} ms for one sample: median of {args.runs} runs of {path.stat().st_size:,} bytes, "
+            f"{args.threads} thread{'s' if args.threads > 1 else ''}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="keras-pcp", description="Prunes channels out of saved Keras models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    loaded = argparse.ArgumentParser(add_help=False)
+    loaded.add_argument("model", help="a saved Keras model")
+    loaded.add_argument(
+        "--custom-objects", nargs="+", default=[], metavar="MODULE:NAME",
+        help="classes or functions that the file refers to; the modules are imported, rules in them are registered",
+    )  # fmt: skip
+    analysed = argparse.ArgumentParser(add_help=False)
+    analysed.add_argument("--on-unknown", choices=["error", "freeze"], default="error",
+                          help="what to do about layers without a rule")  # fmt: skip
+    analysed.add_argument(
+        "--frozen-layers", type=_names, default=[], metavar="A,B", help="layers that keep their width"
+    )
+
+    command = commands.add_parser("inspect", parents=[loaded, analysed], help="what can be pruned, how far, what not")
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    command.set_defaults(run=inspect)
+    _add_prune(commands.add_parser("prune", parents=[loaded, analysed], help="prune in one shot, without training"))
+
+    command = commands.add_parser("export", parents=[loaded], help="write a verified LiteRT file")
+    command.add_argument("target", help="file to write, *.tflite")
+    command.add_argument("--quantization", choices=["float16", "dynamic", "int8"])
+    command.add_argument("--representative-data", metavar="X.npy", help="inputs, needed for int8")
+    command.set_defaults(run=export)
+
+    command = commands.add_parser("bench", parents=[loaded], help="latency of a *.tflite file or a Keras model")
+    command.add_argument("--threads", type=_positive, default=1)
+    command.add_argument("--runs", type=_positive, default=50)
+    command.set_defaults(run=bench)
+    return parser
+
+
+def _add_prune(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", help="file to write, *.keras")
+    for name in ("macs", "params", "bytes"):
+        command.add_argument(f"--max-{name}", type=_limit, metavar="LIMIT",
+                             help="0.5: fraction of the model; 300000000: absolute")  # fmt: skip
+    command.add_argument("--criterion", default="l1", help="l1 (default), l2, bn_scale or random")
+    command.add_argument("--multiple-of", type=_positive, default=1, help="round widths up to a multiple of this")
+    command.add_argument("--min-channels", type=_positive, default=1, help="channels that every group keeps")
+    command.set_defaults(run=prune)
+
+
+def _limit(text: str) -> float | int:
+    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.cost.Limits` takes them."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise InvalidArgumentError(f"file {path} does not exist")
+    return Path(path)
+
+
+def _writable(path: str, suffix: str) -> Path:
+    """Refuses a bad target before the work rather than after it."""
+    if not path.endswith(suffix):
+        raise InvalidArgumentError(f"{path} must end in {suffix}")
+    if not Path(path).parent.is_dir():
+        raise InvalidArgumentError(f"folder {Path(path).parent} does not exist")
+    return Path(path)
+
+
+def _load(args: argparse.Namespace) -> Any:
+    import keras
+
+    path, custom = _existing(args.model), _custom_objects(args.custom_objects)
+    try:
+        return keras.models.load_model(path, custom_objects=custom, compile=False)
+    except Exception as error:  # Keras and the deserialized layers raise many classes
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InvalidArgumentError(
+            f"cannot load {path}: {reason} (name custom classes with --custom-objects module:Name)"
+        ) from error
+
+
+def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
+    if references and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look there by itself
+    found = {}
+    for reference in references:
+        module, _, name = reference.partition(":")
+        try:
+            found[name] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InvalidArgumentError(f"--custom-objects {reference}: {error}; write module:Name") from error
+    return found
+
+
+def _graph(args: argparse.Namespace, model: Any) -> Any:
+    from keras_pcp.graph import build_graph
+
+    return build_graph(model, on_unknown=args.on_unknown, frozen_layers=args.frozen_layers)
+
+
+def _samples(path: str | None) -> Any:
+    import numpy as np
+
+    if path is None:
+        return None
+    try:
+        return np.load(_existing(path))
+    except (ValueError, EOFError) as error:
+        raise InvalidArgumentError(f"{path} is not a .npy file of numbers: {error}") from error
