@@ -5,12 +5,14 @@ keras-pcp prune model.keras small.keras --max-macs 0.5
 keras-pcp export small.keras small.tflite --quantization float16
 keras-pcp bench small.tflite
 
-An error is one line on stderr and exit code 2.
+Results go to stdout. An error is one line on stderr and exit code 2. TensorFlow logs to stderr while it is imported, which
+is before any of this runs: TF_CPP_MIN_LOG_LEVEL=3 in the environment keeps most of that away.
 """
 
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -40,13 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrote .../small.keras; fine-tune it before you use it, pruning has cost accuracy
         0
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except PruningError as error:
         print(f"keras-pcp: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; stdout is flushed once more at exit, where it must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -79,7 +83,8 @@ def prune(args: argparse.Namespace) -> None:
     small.save(target)
     print(f"{'':<11} {'before':>15} {'after':>15}   ratio")
     for name, old, new in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
-        print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
+        if not math.isnan(old):
+            print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
     print(f"wrote {target}; fine-tune it before you use it, pruning has cost accuracy")
 
 
@@ -120,8 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     loaded = argparse.ArgumentParser(add_help=False)
     loaded.add_argument("model", help="a saved Keras model")
     loaded.add_argument(
-        "--custom-objects", nargs="+", default=[], metavar="MODULE:NAME",
-        help="classes or functions that the file refers to; the modules are imported, rules in them are registered",
+        "--custom-objects", nargs="+", action="extend", default=[], metavar="MODULE:NAME",
+        help="classes or functions that the file refers to, after the other arguments; the modules are imported, "
+             "so rules in them are registered",
     )  # fmt: skip
     analysed = argparse.ArgumentParser(add_help=False)
     analysed.add_argument("--on-unknown", choices=["error", "freeze"], default="error",

@@ -1,7 +1,6 @@
 """What can be pruned: a channel graph boiled down to a table of groups, their costs, and reasons."""
 
 import math
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -160,7 +159,8 @@ class Inspection:
             yield from _wrap(f"{count}{_shown_text(r.text)}", 2)
             yield from _wrap(_examples(r.layers), 4)
         if self.full.uncounted:
-            yield from _wrap(f"{_count(len(self.full.uncounted), 'layer')}: no rule, so no MACs are counted for it", 2)
+            count = _count(len(self.full.uncounted), "layer")
+            yield from _wrap(f"{count} without a rule: MACs not counted", 2)
             yield from _wrap(_examples(self.full.uncounted), 4)
 
 
@@ -242,15 +242,17 @@ def shorten_apart(names: Sequence[str], width: int) -> list[str]:
         >>> shorten_apart(["net_stage_1_block_1_conv", "net_stage_2_block_1_conv", "net_head"], 17)
         ['..1_block_1_conv', '..2_block_1_conv', 'net_head']
     """
-    cut = [shorten_middle(name, width) for name in names]
+    cut = {name: shorten_middle(name, width) for name in names}
     alike: dict[str, list[str]] = {}
-    for short, name in zip(cut, names, strict=True):
+    for name, short in cut.items():
         alike.setdefault(short, []).append(name)
-    for i, name in enumerate(names):
-        if len(alike[cut[i]]) > 1:
-            start = os.path.commonprefix(alike[cut[i]]).rfind("_") + 1
-            cut[i] = ".." + shorten_middle(name[start:], width - 2)
-    return cut
+    for same in alike.values():
+        if len(same) > 1:
+            first, last = min(same), max(same)
+            differ = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+            start = first[:differ].rfind("_") + 1
+            cut.update({name: ".." + shorten_middle(name[start:], width - 2) for name in same})
+    return [cut[name] for name in names]
 
 
 def human_number(value: float) -> str:
