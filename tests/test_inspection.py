@@ -1,6 +1,8 @@
 """The report on what can be pruned: its figures are worked out by hand, its lines are short, its JSON is complete."""
 
 import json
+import re
+from pathlib import Path
 
 import keras
 import pytest
@@ -10,6 +12,8 @@ from zoo import build
 import keras_pcp
 from keras_pcp.inspection import inspect_graph
 from keras_pcp.selection import smallest
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def inspected(model, **options):
@@ -90,7 +94,7 @@ def test_a_group_made_of_two_concatenated_layers_keeps_a_channel_of_each():
     assert found.prunable_channels == 4 + 6 + 10
 
 
-def test_mobilenet_fits_into_80_columns_and_lists_every_group():
+def test_mobilenet_fits_into_80_columns_lists_every_group_and_is_what_the_readme_shows():
     graph = keras_pcp.build_graph(keras.applications.MobileNetV2(weights=None))
     text = str(graph)
     assert widest(text) <= 80
@@ -99,6 +103,8 @@ def test_mobilenet_fits_into_80_columns_and_lists_every_group():
     assert "MACs        300.8 M, least reachable" in text
     assert "parameters  3.5 M, least reachable" in text
     assert all(f"\n{group.name} " in text for group in graph)
+    shown = re.search(r"```text\n(mobilenetv2.*?)\n```", README.read_text(), re.S)[1]
+    assert [line for line in shown.splitlines() if line != "..." and line not in text.splitlines()] == []
 
 
 def test_long_names_are_shortened_and_stay_apart():
