@@ -6,6 +6,7 @@ all there is to the layer, the layer can be replaced by it.
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +27,14 @@ class Opened:
     Attributes:
         model: the plain model; the model itself if nothing was to be opened.
         blocks: names of the layers and nested models that were replaced by what they hide.
-        closed: {name of a layer without a rule: why it could not be opened}.
-        inert: names of layers without weights that return their input as it is, except in training.
+        closed: {`id` of a layer without a rule: why it could not be opened}.
+        inert: `id`s of layers without weights that return their input as it is, except in training.
     """
 
     model: keras.Model
     blocks: tuple[str, ...]
-    closed: Mapping[str, str]
-    inert: frozenset[str]
+    closed: Mapping[int, str]
+    inert: frozenset[int]
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
@@ -102,8 +103,8 @@ class _Inliner:
     def __init__(self, names: dict[str, Any]):
         self.names = names
         self.blocks: dict[str, None] = {}
-        self.closed: dict[str, str] = {}
-        self.inert: set[str] = set()
+        self.closed: dict[int, str] = {}
+        self.inert: set[int] = set()
         self.replaced: dict[int, tuple[Any, Any]] = {}
         self.models: dict[int, keras.Model] = {}
 
@@ -135,8 +136,12 @@ class _Inliner:
                 self.models[id(operation)] = self.convert(operation)
             operation = self.models[id(operation)]
         args, kwargs = tree.map_structure(self.current, internals.call_arguments(node))
-        if _to_replace(operation) and self.open(node, args, kwargs):
+        # Inside a block, a layer that cannot be saved on its own is replaced by what it runs, even if it has a rule.
+        stands_alone = block is None or _saveable(operation)
+        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs):
             return
+        if not stands_alone:
+            raise _NotSaveable(f"its inner layer {operation.name!r} ({type(operation).__name__}) cannot be saved alone")
         if block is not None:
             self.claim_name(operation, block)
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
@@ -146,19 +151,23 @@ class _Inliner:
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
         if inside is INERT:
-            self.inert.add(layer.name)
+            self.inert.add(id(layer))
             return False
         if isinstance(inside, str):
-            self.closed[layer.name] = inside
+            self.closed[id(layer)] = inside
             return False
-        self.blocks[layer.name] = None
         given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         actual = [
             t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
         ]
         self.put(inside.inputs, actual)
-        for inner in inside.nodes:
-            self.replay(inner, layer.name)
+        try:
+            for inner in inside.nodes:
+                self.replay(inner, layer.name)
+        except _NotSaveable as error:
+            self.closed[id(layer)] = str(error)
+            return False
+        self.blocks[layer.name] = None
         self.put(node.outputs, [self.current(t) for t in inside.outputs])
         return True
 
@@ -169,6 +178,20 @@ class _Inliner:
             name = f"{block}_{operation.name}" if number == 1 else f"{block}_{operation.name}_{number}"
             number += 1
         operation.name = name
+
+
+class _NotSaveable(Exception):
+    """A block cannot be opened because of a layer in it."""
+
+
+def _saveable(operation: Any) -> bool:
+    if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
+        return True
+    try:
+        type(operation).from_config(operation.get_config())
+    except Exception:  # whatever the layer's own code raises
+        return False
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +257,7 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
     if own:
         return f"it owns the weight {own[0]}, which belongs to no layer that it calls"
     for node in inside.nodes:
-        if not _batch_left_open(node.operation):
+        if not _batch_left_open(node):
             return f"the settings of {node.operation.name!r} depend on a size that is not known"
         args, kwargs = internals.call_arguments(node)
         if any(keras.ops.is_tensor(v) or isinstance(v, keras.Variable) for v in tree.flatten((args, kwargs))):
@@ -244,14 +267,20 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
     return None
 
 
-def _batch_left_open(operation: Any) -> bool:
-    """Replaces the one unknown size in the target shape of a reshape by -1; False where a size stays unknown."""
+def _batch_left_open(node: Any) -> bool:
+    """Gives a reshape to (batch size, ...) the target (-1, ...); False where a setting holds an unknown size."""
+    operation = node.operation
     if isinstance(operation, keras.Layer):
         return True
     settings = {k: v for k, v in vars(operation).items() if not k.startswith("_") and isinstance(v, list | tuple)}
     unknown = [(k, i) for k, v in settings.items() for i, size in enumerate(v) if size is None]
-    if type(operation).__name__ == "Reshape" and len(unknown) == 1 and -1 not in operation.newshape:
-        internals.write(operation, unknown.pop(), -1)
+    if unknown == [("newshape", 0)] and type(operation).__name__ == "Reshape":
+        sample, (_, *target) = node.input_tensors[0].shape[1:], operation.newshape
+        if -1 in target and None not in sample:
+            rest = math.prod(size for size in target if size != -1)
+            internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)
+        internals.write(operation, ("newshape", 0), -1)
+        return operation.newshape.count(-1) == 1
     return not unknown
 
 

@@ -119,7 +119,7 @@ class CostTerm:
 
 @dataclass(frozen=True, eq=False)
 class WeightInfo:
-    """A weight's path, owning layer, bytes per element, and its shape as extents."""
+    """A weight's path, owning layer (empty if the plain model does without it), bytes per element, shape as extents."""
 
     path: str
     layer: str

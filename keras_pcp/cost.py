@@ -81,7 +81,7 @@ def count_cost(model_or_graph: keras.Model | ChannelGraph, selection: Selection 
 def _count(graph: ChannelGraph, selection: Selection) -> Cost:
     keep = selection.keep
     layers: dict[str, list] = {}
-    for info in graph.weights:
+    for info in (info for info in graph.weights if info.layer):
         entry = layers.setdefault(info.layer, [0.0, 0, 0])
         size = math.prod(extent.after(keep) for extent in info.shape)
         entry[1] += size

@@ -157,10 +157,10 @@ class _Builder:
         if getattr(call.operation, "quantization_mode", None) is not None:
             raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
         rule, why = find_rule(call.operation), "has no rule"
-        if call.operation.name in self.opened.inert:
+        if id(call.operation) in self.opened.inert:
             rule = elementwise.same
-        if call.operation.name in self.opened.closed:
-            why += f", and cannot be opened: {self.opened.closed[call.operation.name]}"
+        if id(call.operation) in self.opened.closed:
+            why += f", and cannot be opened: {self.opened.closed[id(call.operation)]}"
         if rule is not None:
             try:
                 return self.listed(rule(site), len(shapes))
@@ -254,6 +254,7 @@ class _Builder:
         inexact[group_of[classes.inexact & (group_of >= 0)]] = True
         widths = tuple(self.all_widths(pieces))
         parts = _parts(widths, dict(zip(names, sizes, strict=True)))
+        unowned = "" if self.opened.blocks else self.model.name
         groups = {
             n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i], tuple(parts.get(n, {}).values()))
             for i, n in enumerate(names)
@@ -263,7 +264,7 @@ class _Builder:
             groups=groups,
             frozen=tuple(self.frozen(classes)),
             weights=tuple(
-                WeightInfo(w.path, self.owner.get(id(w), self.model.name), _itemsize(w), tuple(shape))
+                WeightInfo(w.path, self.owner.get(id(w), unowned), _itemsize(w), tuple(shape))
                 for w, shape in zip(self.weights, shapes, strict=True)
             ),
             widths=widths,

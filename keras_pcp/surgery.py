@@ -88,11 +88,17 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
     """Rebuilds a plain model from its config, changed by `change`, with `values` by the `id` of each weight."""
     classes = {type(op) for op in (model, *trace(model).operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
-    config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)
     # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
     with strategy_scope(model), keras.StatelessScope():
-        copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+        try:
+            config = keras.saving.serialize_keras_object(model)
+            config.pop("compile_config", None)
+            copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+        except Exception as error:  # whatever a layer's own get_config or constructor raises
+            raise UnsupportedModelError(
+                f"model {model.name!r} cannot be copied, because a layer cannot be rebuilt from its config "
+                f"({_last_line(error)}); keras_pcp.shrink works on such a model in place"
+            ) from error
         weights, variables = model.weights, copy.weights
         if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in weights]:
             raise UnsupportedModelError(
@@ -107,3 +113,7 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
         if hasattr(operation, "finalize_state"):  # Normalization derives constants from its weights
             operation.finalize_state()
     return copy
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2][:300]

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import internals
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.labels import Labels
 from keras_pcp.rules import CallSite, Outputs, find_rule, register_operation, register_rule
@@ -35,7 +36,27 @@ def activated(site: CallSite, labels: Labels | None, function: Callable | None) 
             return labels
     if isinstance(function, keras.Layer) and find_rule(function) in (same, activation):
         return labels
+    if _runs_element_by_element(function):
+        return labels
     raise UnknownFunction(name or repr(function))
+
+
+def _runs_element_by_element(function: Callable) -> bool:
+    """Lists the operations that a function runs on a symbolic tensor, and returns whether all are element-wise."""
+    x = keras.KerasTensor((None, 5, 3))
+    try:
+        result = function(x)
+        nodes = internals.nodes_before([result])
+    except Exception:  # whatever the function raises on a symbolic tensor
+        return False
+    constants = [
+        v for n in nodes for v in tree.flatten(internals.call_arguments(n)) if not isinstance(v, keras.KerasTensor)
+    ]
+    return (
+        all(find_rule(n.operation) in (same, merge) and isinstance(n.operation, keras.Operation) for n in nodes)
+        and all(v is None or isinstance(v, int | float | str) for v in constants)
+        and tuple(result.shape) == (None, 5, 3)
+    )
 
 
 class UnknownFunction(UnsupportedModelError):
