@@ -141,9 +141,11 @@ class _Inliner:
         if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs):
             return
         if not stands_alone:
-            raise _NotSaveable(f"its inner layer {operation.name!r} ({type(operation).__name__}) cannot be saved alone")
+            raise _StaysClosed(f"its inner layer {operation.name!r} ({type(operation).__name__}) cannot be saved alone")
         if block is not None:
             self.claim_name(operation, block)
+            if _unknown_settings(operation):
+                _leave_batch_open(operation, args[0])
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
             self.put(node.outputs, operation(*args, **kwargs))
 
@@ -164,7 +166,7 @@ class _Inliner:
         try:
             for inner in inside.nodes:
                 self.replay(inner, layer.name)
-        except _NotSaveable as error:
+        except _StaysClosed as error:
             self.closed[id(layer)] = str(error)
             return False
         self.blocks[layer.name] = None
@@ -180,7 +182,7 @@ class _Inliner:
         operation.name = name
 
 
-class _NotSaveable(Exception):
+class _StaysClosed(Exception):
     """A block cannot be opened because of a layer in it."""
 
 
@@ -257,7 +259,7 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
     if own:
         return f"it owns the weight {own[0]}, which belongs to no layer that it calls"
     for node in inside.nodes:
-        if not _batch_left_open(node):
+        if _unknown_settings(node.operation) not in ([], [("newshape", 0)]):
             return f"the settings of {node.operation.name!r} depend on a size that is not known"
         args, kwargs = internals.call_arguments(node)
         if any(keras.ops.is_tensor(v) or isinstance(v, keras.Variable) for v in tree.flatten((args, kwargs))):
@@ -267,21 +269,22 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
     return None
 
 
-def _batch_left_open(node: Any) -> bool:
-    """Gives a reshape to (batch size, ...) the target (-1, ...); False where a setting holds an unknown size."""
-    operation = node.operation
-    if isinstance(operation, keras.Layer):
-        return True
-    settings = {k: v for k, v in vars(operation).items() if not k.startswith("_") and isinstance(v, list | tuple)}
-    unknown = [(k, i) for k, v in settings.items() for i, size in enumerate(v) if size is None]
-    if unknown == [("newshape", 0)] and type(operation).__name__ == "Reshape":
-        sample, (_, *target) = node.input_tensors[0].shape[1:], operation.newshape
-        if -1 in target and None not in sample:
-            rest = math.prod(size for size in target if size != -1)
-            internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)
-        internals.write(operation, ("newshape", 0), -1)
-        return operation.newshape.count(-1) == 1
-    return not unknown
+def _unknown_settings(operation: Any) -> list[tuple[str, int]]:
+    """Returns the places in the settings of a raw operation where a size is unknown."""
+    settings = {} if isinstance(operation, keras.Layer) else vars(operation)
+    shapes = {k: v for k, v in settings.items() if not k.startswith("_") and isinstance(v, list | tuple)}
+    return [(k, i) for k, shape in shapes.items() for i, size in enumerate(shape) if size is None]
+
+
+def _leave_batch_open(operation: Any, tensor: keras.KerasTensor) -> None:
+    """Gives a reshape to (batch size, ...) the target (-1, ...), because symbolic inputs do not tell the batch size."""
+    sample, target = tensor.shape[1:], operation.newshape[1:]
+    if -1 in target and None not in sample:
+        rest = math.prod(size for size in target if size != -1)
+        internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)
+    internals.write(operation, ("newshape", 0), -1)
+    if operation.newshape.count(-1) > 1:
+        raise _StaysClosed(f"the target shape of {operation.name!r} depends on a size that is not known")
 
 
 def _signature(inside: Inside) -> list[tuple]:
