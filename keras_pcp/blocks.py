@@ -141,7 +141,7 @@ class _Inliner:
         if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs):
             return
         if not stands_alone:
-            raise _StaysClosed(f"its inner layer {operation.name!r} ({type(operation).__name__}) cannot be saved alone")
+            raise _StaysClosed(f"its inner {type(operation).__name__} cannot be saved on its own")
         if block is not None:
             self.claim_name(operation, block)
             if _unknown_settings(operation):
@@ -255,17 +255,16 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str 
         return "it has an activity regularizer"
     operations = [n.operation for n in inside.nodes]
     owned = {id(w) for op in operations if isinstance(op, keras.Layer) for w in op.weights}
-    own = [w.path for w in layer.weights if id(w) not in owned]
-    if own:
-        return f"it owns the weight {own[0]}, which belongs to no layer that it calls"
+    if any(id(w) not in owned for w in layer.weights):
+        return "it owns weights that belong to no layer that it calls"
     for node in inside.nodes:
         if _unknown_settings(node.operation) not in ([], [("newshape", 0)]):
-            return f"the settings of {node.operation.name!r} depend on a size that is not known"
+            return f"{type(node.operation).__name__} in it depends on a size that is not known"
         args, kwargs = internals.call_arguments(node)
         if any(keras.ops.is_tensor(v) or isinstance(v, keras.Variable) for v in tree.flatten((args, kwargs))):
-            return f"it computes with a tensor that is not among its inputs, in {node.operation.name!r}"
+            return "it computes with a tensor that is not among its inputs"
         if None not in (training, kwargs.get("training")) and kwargs["training"] != training:
-            return f"it always calls {node.operation.name!r} with training={kwargs['training']}"
+            return f"it calls a layer with training={kwargs['training']} at all times"
     return None
 
 
@@ -284,7 +283,7 @@ def _leave_batch_open(operation: Any, tensor: keras.KerasTensor) -> None:
         internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)
     internals.write(operation, ("newshape", 0), -1)
     if operation.newshape.count(-1) > 1:
-        raise _StaysClosed(f"the target shape of {operation.name!r} depends on a size that is not known")
+        raise _StaysClosed("Reshape in it depends on a size that is not known")
 
 
 def _signature(inside: Inside) -> list[tuple]:
@@ -308,7 +307,10 @@ def _signature(inside: Inside) -> list[tuple]:
 
 def _identity(operation: Any) -> Any:
     if isinstance(operation, keras.Layer):
-        return id(operation)
+        if operation.weights:
+            return id(operation)
+        # A layer without weights may have been made in the call.
+        return type(operation).__name__, repr({k: v for k, v in operation.get_config().items() if k != "name"})
     settings = {k: repr(v) for k, v in vars(operation).items() if k != "name" and not k.startswith("_")}
     return type(operation).__name__, settings
 

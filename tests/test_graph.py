@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
-from zoo import build
+from zoo import Odd, build
 
 import keras_pcp
 from keras_pcp.channels import CONSUME, FOLLOW
@@ -141,7 +141,7 @@ def test_these_are_frozen(function):
     assert widths(after_conv(function)) == {}
 
 
-@pytest.mark.parametrize("layer", [L.Lambda(lambda t: t, name="odd"), L.Activation(lambda t: t, name="odd")])
+@pytest.mark.parametrize("layer", [Odd(name="odd"), L.Activation(lambda t: ops.flip(t, -1), name="odd")])
 def test_an_unknown_layer_is_an_error_that_names_it_and_the_ways_out(layer):
     model = after_conv(layer)
     with pytest.raises(UnsupportedModelError, match=r"'odd' \(.*register_rule.*on_unknown='freeze'"):
@@ -150,13 +150,13 @@ def test_an_unknown_layer_is_an_error_that_names_it_and_the_ways_out(layer):
 
 def test_an_unknown_layer_can_be_frozen_with_a_reason():
     i = keras.Input((6, 6, 3))
-    x = L.Lambda(lambda t: 2 * t, name="odd")(L.Conv2D(6, 1, name="before")(i))
+    x = Odd(name="odd")(L.Conv2D(6, 1, name="before")(i))
     x = L.Conv2D(5, 1, name="after")(x)
     model = keras.Model(i, L.Conv2D(2, 1, name="out")(x))
     assert widths(model, on_unknown="freeze") == {"after": 5}
     count, reason = frozen(model, on_unknown="freeze")["before"]
     assert count == 6
-    assert "'odd' (Lambda)" in reason
+    assert "'odd' (Odd)" in reason
 
 
 def test_a_subclass_with_a_call_of_its_own_needs_a_rule_of_its_own():

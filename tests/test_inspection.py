@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 from keras import layers as L
-from zoo import build
+from zoo import Odd, build
 
 import keras_pcp
 from keras_pcp.inspection import inspect_graph
@@ -28,11 +28,14 @@ def small_model(shape=(4, 4, 3), prefix=""):
     return keras.Model(i, L.Dense(5, name=f"{prefix}logits")(L.GlobalAveragePooling2D()(x)))
 
 
+WHY = "Odd has no rule, and cannot be opened: it owns weights that belong to no layer that it calls"
+
+
 def with_unknown_layers(count):
-    """Convolutions with a Lambda after each, which has no rule."""
+    """Convolutions with a layer after each that has no rule."""
     x = i = keras.Input((4, 4, 3))
     for k in range(count):
-        x = L.Lambda(lambda t: 2 * t, name=f"odd_{k}")(L.Conv2D(4, 1, name=f"before_{k}")(x))
+        x = Odd(name=f"odd_{k}")(L.Conv2D(4, 1, name=f"before_{k}")(x))
     return keras.Model(i, L.Conv2D(2, 1, name="out")(L.Conv2D(3, 1, name="free")(x)))
 
 
@@ -121,13 +124,13 @@ def test_long_names_are_shortened_and_stay_apart():
 
 def test_one_reason_is_printed_once_with_at_most_five_layers():
     found = inspected(with_unknown_layers(7), on_unknown="freeze")
-    reason = "Lambda has no rule, so what it does with them is unknown"
+    reason = f"{WHY}, so what it does with them is unknown"
     remark = next(r for r in found.frozen if r.text == reason)
     assert remark.num_channels == 7 * 4
     assert remark.layers == tuple(f"before_{k}" for k in range(7))
     assert remark.causes == tuple(f"odd_{k}" for k in range(7))
     text = str(found)
-    assert text.count("28 channels of 7 layers: Lambda has no rule") == 1
+    assert text.count("28 channels of 7 layers: Odd has no rule") == 1
     assert "    before_0, before_1, before_2, before_3, before_4, ... (7 in all)" in text
     assert "    because of odd_0, odd_1, odd_2, odd_3, odd_4, ... (7 in all)" in text
     assert "before_5" not in text
@@ -137,8 +140,8 @@ def test_one_reason_is_printed_once_with_at_most_five_layers():
 def test_notes_about_unknown_layers_are_put_together():
     found = inspected(with_unknown_layers(6), on_unknown="freeze")
     (note,) = found.notes
-    assert (note.text, len(note.layers)) == ("Lambda has no rule; its channels are frozen", 6)
-    assert "notes\n  6 layers: Lambda has no rule; its channels are frozen\n    odd_0, odd_1," in str(found)
+    assert (note.text, len(note.layers)) == (f"{WHY}; its channels are frozen", 6)
+    assert "notes\n  6 layers: Odd has no rule, and cannot be opened" in str(found)
 
 
 def test_layers_whose_macs_are_not_counted_are_named():

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import conv_bn
+from zoo import Odd, conv_bn
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, LimitError, UnsupportedModelError
@@ -355,8 +355,8 @@ def test_models_that_cannot_be_pruned_are_refused():
     with pytest.raises(UnsupportedModelError, match="no functional graph"):
         compiled(Subclassed()).fit(*data(), epochs=4, verbose=0, callbacks=[pruning()])
     i = keras.Input((8, 8, 1))
-    unknown = keras.Model(i, L.Dense(4)(L.Flatten()(L.Lambda(lambda t: t * 2, name="odd")(L.Conv2D(4, 3)(i)))))
-    with pytest.raises(UnsupportedModelError, match="'odd' \\(Lambda\\)"):
+    unknown = keras.Model(i, L.Dense(4)(L.Flatten()(Odd(name="odd")(L.Conv2D(4, 3)(i)))))
+    with pytest.raises(UnsupportedModelError, match="'odd' \\(Odd\\)"):
         compiled(unknown).fit(*data(), epochs=4, verbose=0, callbacks=[pruning()])
     with pytest.raises(ValueError, match="compile"):
         network().fit(*data(), verbose=0, callbacks=[pruning()])

@@ -9,6 +9,17 @@ from keras import ops
 
 import keras_pcp
 
+
+class Odd(L.Layer):
+    """A layer without a rule that cannot be opened, because it owns a weight."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=())
+
+    def call(self, x):
+        return x * self.factor
+
+
 ZOO: dict[str, Callable[[], keras.Model]] = {}
 # Models with layers that mix channels statistically: pruned and masked differ by design.
 INEXACT = {"layer_norm", "group_norm", "attention", "channel_softmax"}
