@@ -23,7 +23,12 @@ PAIRS = {
     "EfficientNetB7": "efficientnet_b7",
 }  # fmt: skip
 TORCH = """
-import sys, time, torch, torchvision, torch_pruning as tp
+import sys, time, torch
+# torchvision's compiled part is not needed; without it, its import only asks that these operations are declared.
+declared = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    declared.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
+import torchvision, torch_pruning as tp
 torch.set_num_threads(2)
 model = getattr(torchvision.models, sys.argv[1])(weights=None).eval()
 head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]

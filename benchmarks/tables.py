@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/results.md from benchmarks/results/*.jsonl.
+"""Fills the tables of README.md and docs/*.md from benchmarks/results/*.jsonl.
 
 python benchmarks/tables.py           # rewrite the tables
 python benchmarks/tables.py --check   # exit with 1 if a table is out of date
@@ -67,13 +67,116 @@ def fit_time() -> str:
     return table([*header, "rounds", "shrinks"], body)
 
 
+def number(value: float | None, style: str, missing: str = "") -> str:
+    """Formats a number; JSON has null and NaN where there is none."""
+    return missing if value is None or value != value else format(value, style)
+
+
+def applications() -> str:
+    """Every model of keras.applications: what was found, and the times of speed.jsonl."""
+    times = {r["model"]: r for r in rows("speed")}
+    body = []
+    for row in (r for r in rows("coverage") if r["family"] == "applications"):
+        seconds = times.get(row["model"], {})
+        worst = max(row[f"error{k}"] for k in ("", "_avg", "_max", "_None"))
+        copies = seconds["prune_model_s"] / seconds["clone_s"] if seconds else None
+        body.append(
+            [row["model"], str(row["layers"]), f"{row['groups']} / {row['exact_groups']}", f"{row['prunable']:.1%}",
+             f"{row['least_macs']:.2%}", f"{worst:.0e}", number(row["planted_error"], ".0e", "-"),
+             number(row["litert_error"], ".0e", "-"), number(seconds.get("graph_s"), ".2f"),
+             number(seconds.get("shrink_s"), ".2f"), number(copies, ".2f")]
+        )  # fmt: skip
+    header = ["model", "layers", "groups / exact", "prunable", "least MACs", "cut vs masked", "planted", "LiteRT"]
+    return table([*header, "graph, s", "shrink, s", "copy / clone"], body)
+
+
+def kerashub() -> str:
+    """Small KerasHub backbones: how many blocks were opened, what was found, what stays as it is and why."""
+    body = []
+    for row in (r for r in rows("coverage") if r["family"] == "kerashub"):
+        if "failure" in row:
+            body.append([row["model"], *[""] * 7, row["failure"].partition(": ")[2].partition(";")[0][:160]])
+            continue
+        reasons = [text for text, *_ in row["unknown"]]
+        body.append(
+            [row["model"], str(row["blocks"]), f"{row['groups']} / {row['exact_groups']}", f"{row['prunable']:.1%}",
+             number(row["macs"], ".2f", "-"), number(row["least_macs"], ".2%", "-"), number(row["error"], ".0e", "-"),
+             number(row["litert_error"], ".0e", "-"), "; ".join(reasons)[:160]]
+        )  # fmt: skip
+    header = ["backbone", "blocks opened", "groups / exact", "prunable", "MACs at half width", "least MACs"]
+    return table([*header, "cut vs masked", "LiteRT", "stays as it is"], body)
+
+
+def coverage_summary() -> str:
+    """How many models passed what."""
+    apps = [r for r in rows("coverage") if r["family"] == "applications"]
+    hub = [r for r in rows("coverage") if r["family"] == "kerashub" and "failure" not in r]
+    graphs = rows("random_graphs")
+    checks = {
+        "keras.applications: cut model equals masked model to 1e-5, in four variants": [
+            max(r[f"error{k}"] for k in ("", "_avg", "_max", "_None")) <= 1e-5 for r in apps
+        ],
+        "keras.applications: predicted cost equals counted cost": [r["cost_equal"] for r in apps],
+        "keras.applications: saved, and reloaded in a process without keras_pcp, equal": [
+            r["reload_error"] == 0 for r in apps
+        ],
+        "keras.applications: exported to LiteRT, error at most 1e-4": [
+            (r["litert_error"] if r["litert_error"] is not None else 1) <= 1e-4 for r in apps
+        ],
+        "keras.applications: trains on after a live shrink": [r["trains_on"] for r in apps],
+        "keras.applications: planted dead channels found and cut, outputs equal to 1e-5 (models with exact groups only)": [
+            r["planted_error"] <= 1e-5 for r in apps if r["planted_error"] is not None
+        ],
+        "KerasHub: opened model equals the original to 1e-5": [r["inline_error"] <= 1e-5 for r in hub],
+        "KerasHub: cut model equals masked model to 1e-5": [
+            r["error"] <= 1e-5 for r in hub if r["error"] == r["error"]
+        ],
+        "KerasHub: half the widths leave at most half of the MACs": [
+            r["macs"] <= 0.5 for r in hub if r["macs"] is not None and r["macs"] == r["macs"]
+        ],
+    }
+    body = [[name, f"{sum(found)} of {len(found)}"] for name, found in checks.items()]
+    body += [["random graphs: all equations", f"{r['passed']} of {r['count']}"] for r in graphs]
+    return table(["check", "passed"], body)
+
+
+def torch_pruning() -> str:
+    """Graph and cut, here and in Torch-Pruning, medians over the turns."""
+    found: dict[str, list[dict]] = {}
+    for row in rows("torch_pruning"):
+        found.setdefault(row["model"], []).append(row)
+    body = []
+    for model, turns in found.items():
+        keys = ("graph_s", "shrink_s", "total_s", "torch_graph_s", "torch_cut_s", "ratio")
+        values = [statistics.median(r[k] for r in turns) for k in keys]
+        lowest = min(r["ratio"] for r in turns)
+        styles = (".2f", ".2f", ".2f", ".1f", ".1f", ".0f")
+        shown = [format(v, style) for v, style in zip(values, styles, strict=True)]
+        body.append([model, *shown, f"{lowest:.0f}", str(len(turns))])
+    header = [
+        "model",
+        "graph, s",
+        "shrink, s",
+        "all, s",
+        "Torch-Pruning graph, s",
+        "cut, s",
+        "ratio",
+        "lowest",
+        "turns",
+    ]
+    return table(header, body)
+
+
+MAKERS = (digits, pretrained, fit_time, applications, kerashub, coverage_summary, torch_pruning)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    makers = {f.__name__: f for f in (digits, pretrained, fit_time)}
+    makers = {f.__name__: f for f in MAKERS}
     stale = []
-    for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text()
 
         def fill(match: re.Match) -> str:
