@@ -10,7 +10,6 @@ that the reference is exact for them too. Errors are relative to the largest out
 
 import argparse
 import gc
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import keras
 import numpy as np
 from applications import SIZES, build, randomize
 from keras import ops, tree
+from rows import read, write
 
 import keras_pcp
 
@@ -235,10 +235,7 @@ def main() -> None:
     parser.add_argument("--models", help="names, separated by commas; default: all")
     parser.add_argument("--out", type=Path, help="file to append to; models that are in it already are left out")
     args = parser.parse_args()
-    done = set()
-    if args.out and args.out.exists():
-        rows = map(json.loads, args.out.read_text().splitlines())
-        done = {r["model"] for r in rows if r["family"] == args.family}
+    done = {r["model"] for r in read(args.out) if r["family"] == args.family}
     check = {"applications": application, "kerashub": backbone}[args.family]
     versions = {"keras_pcp": keras_pcp.__version__, "keras": keras.__version__}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,11 +248,7 @@ def main() -> None:
                 row |= check(name, checker)
             except Exception as error:  # a failure is a row of its own, so that the others are still checked
                 row["failure"] = f"{type(error).__name__}: {error}"[:400]
-            line = json.dumps(row | {"versions": versions})
-            print(line, flush=True)
-            if args.out:
-                with args.out.open("a") as file:
-                    file.write(line + "\n")
+            write(row | {"versions": versions}, args.out)
             keras.backend.clear_session()
             gc.collect()
         checker.process.stdin.close()

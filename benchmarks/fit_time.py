@@ -7,17 +7,15 @@ Prints one JSON line a repeat: seconds of both, their ratio, and the callback's 
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import keras
+from rows import write
+from trained_model import add_arguments, prepared
 
 import keras_pcp
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from image_data import hold_out, load
 
 
 def timed_fit(path, train, epochs, callbacks):
@@ -34,20 +32,12 @@ def timed_fit(path, train, epochs, callbacks):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--mean", type=float, default=0.0)
-    parser.add_argument("--std", type=float, default=1.0)
+    add_arguments(parser)
     parser.add_argument("--max-macs", type=float, default=0.5)
-    parser.add_argument("--begin", type=float, default=0.0)
-    parser.add_argument("--end", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    (x, y), _ = load(args.data, args.data_dir)
-    train, val = hold_out((x - args.mean) / args.std, y, 5000)
+    train, val, _ = prepared(args)
     for repeat in range(args.repeats):
         keras.utils.set_random_seed(repeat)
         plain, full = timed_fit(args.model, train, args.epochs, [])
@@ -71,10 +61,7 @@ def main():
             "shrinks": len(pruning.report.shrinks),
             "command": "python " + " ".join(sys.argv),
         }
-        print(json.dumps(row), flush=True)
-        if args.out:
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        write(row, args.out)
 
 
 if __name__ == "__main__":

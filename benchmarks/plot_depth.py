@@ -1,15 +1,15 @@
 """Draws docs/images/depth.png from benchmarks/results/depth.jsonl."""
 
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rows import read
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/depth.jsonl").read_text().splitlines()]
+    rows = read(ROOT / "benchmarks" / "results" / "depth.jsonl")
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, key, title in zip(figure.subplots(1, 2), ("graph_s", "shrink_s"), ("build_graph", "shrink"), strict=True):
         for kind in dict.fromkeys(r["kind"] for r in rows):

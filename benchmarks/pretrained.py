@@ -17,11 +17,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from rows import read, write
+from trained_model import add_arguments, prepared
 
 import keras_pcp
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from image_data import hold_out, load
 
 BATCH = 128
 
@@ -97,42 +96,26 @@ def run(args, method, target, seed, data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--mean", type=float, default=0.0)
-    parser.add_argument("--std", type=float, default=1.0)
+    add_arguments(parser)
     parser.add_argument("--methods", default="pcp,uniform")
     parser.add_argument("--targets", default="0.5,0.25")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--criterion", default="l1")
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive")
     parser.add_argument("--schedule", default="cubic")
-    parser.add_argument("--begin", type=float, default=0.0)
-    parser.add_argument("--end", type=float, default=0.3)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--tag", default="")
     parser.add_argument("--verbose", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    (x, y), test = load(args.data, args.data_dir)
-    train, val = hold_out((x - args.mean) / args.std, y, 5000)
-    data = train, val, ((test[0] - args.mean) / args.std, test[1])
-    done = set()
-    if args.out and args.out.exists():
-        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
-        done = {(r["method"], r["criterion"], r["target"], r["seed"], r["tag"]) for r in rows}
+    data = prepared(args)
+    done = {(r["method"], r["criterion"], r["target"], r["seed"], r["tag"]) for r in read(args.out)}
     for seed in map(int, args.seeds.split(",")):
         for target in map(float, args.targets.split(",")):
             for method in args.methods.split(","):
                 if (method, args.criterion, target, seed, args.tag) in done:
                     continue
-                line = json.dumps(run(args, method, target, seed, data))
-                print(line, flush=True)
-                if args.out:
-                    with args.out.open("a") as file:
-                        file.write(line + "\n")
+                write(run(args, method, target, seed, data), args.out)
 
 
 if __name__ == "__main__":

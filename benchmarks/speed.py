@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rows import write
+
 PAIRS = {
     "ResNet50": "resnet50", "ResNet152": "resnet152", "DenseNet121": "densenet121", "DenseNet201": "densenet201",
     "EfficientNetB7": "efficientnet_b7",
@@ -147,10 +149,7 @@ def main() -> None:
         print(json.dumps(ours(args.one)))
         return
     for row in side_by_side(args.against) if args.against else depths() if args.depths else all_models():
-        print(json.dumps(row), flush=True)
-        if args.out:
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        write(row, args.out)
 
 
 if __name__ == "__main__":

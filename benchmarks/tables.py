@@ -5,19 +5,19 @@ python benchmarks/tables.py --check   # exit with 1 if a table is out of date
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from pathlib import Path
+
+from rows import read
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def rows(name: str) -> list[dict]:
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read(RESULTS / f"{name}.jsonl")
 
 
 def table(header: list[str], body: list[list[str]]) -> str:
