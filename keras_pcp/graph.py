@@ -19,10 +19,21 @@ from keras_pcp.channels import (
 )
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, attention, elementwise, find_rule, parametric, structural
+from keras_pcp.rules import (
+    CallSite,
+    Outputs,
+    attention,
+    contraction,
+    elementwise,
+    find_rule,
+    movement,
+    parametric,
+    slicing,
+    structural,
+)
 from keras_pcp.trace import Call, Trace, trace
 
-_RULE_MODULES = (parametric, structural, elementwise, attention)
+_RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention)
 
 
 def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import tree
 
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.labels import Labels
@@ -58,11 +57,20 @@ def same(site: CallSite) -> Outputs:
 
 register_operation(
     *"Absolute Abs Negative Square Sqrt Rsqrt Exp Exp2 Expm1 Log Log1p Log2 Log10 Reciprocal Sign Sin Cos Tan Sinh Cosh "
-    "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Clip Cast SaturateCast Relu Relu6 Sigmoid "
+    "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Cast SaturateCast Relu Relu6 Sigmoid "
     "SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid HardSilu "
     "Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Erf Erfc StopGradient Copy Identity NanToNum Isfinite "
-    "Isnan Isinf LogicalNot ZerosLike OnesLike".split()
+    "Isnan Isinf LogicalNot ZerosLike OnesLike Fabs Angle Cbrt Conj Conjugate Real Imag Deg2rad Rad2deg Erfinv I0 Sinc "
+    "Isneginf Isposinf Isreal Signbit BitwiseInvert BitwiseNot ConvertToTensor".split()
 )(same)
+
+
+@register_operation("Clip")
+def clip(site: CallSite) -> Outputs:
+    if np.size(site.operation.x_min) > 1 or np.size(site.operation.x_max) > 1:
+        site.freeze(site.inputs[0], "holds limits for each of them")
+        return None
+    return site.inputs[0]
 
 
 @register_rule(L.Activation)
@@ -84,12 +92,14 @@ def softmax(site: CallSite) -> Outputs:
 @register_rule(L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
 @register_operation(
     *"Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Fmax Fmin Power Mod Where Hypot "
-    "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr".split()
+    "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr "
+    "LogicalXor Isclose Heaviside Logaddexp2 Fmod Nextafter Ldexp Gcd Lcm BitwiseAnd BitwiseOr BitwiseXor "
+    "BitwiseLeftShift LeftShift BitwiseRightShift RightShift Select Polar FullLike".split()
 )
 def merge(site: CallSite) -> Outputs:
     """Element-wise with broadcasting. An axis of extent 1 is broadcast and ties nothing."""
     rank = len(site.output_shapes[0])
-    operands = _operands(site)
+    operands = site.operands()
     live = []
     for labels, shape in operands:
         if labels is None:
@@ -107,18 +117,6 @@ def merge(site: CallSite) -> Outputs:
         else:
             site.tie(live[-1].ids, labels.ids)
     return live[-1] if live else None
-
-
-def _operands(site: CallSite) -> list[tuple[Labels | None, tuple]]:
-    """Labels and shapes of all operands, constants among the arguments included."""
-    by_tensor = {id(t): (x, s) for t, x, s in zip(site.tensors, site.inputs, site.input_shapes, strict=True)}
-    found = []
-    for value in tree.flatten((site.args, site.kwargs)):
-        if id(value) in by_tensor:
-            found.append(by_tensor[id(value)])
-        elif value is not None:
-            found.append((None, tuple(np.shape(value))))
-    return found
 
 
 def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int) -> str | None:
