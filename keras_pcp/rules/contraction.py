@@ -103,6 +103,9 @@ def einsum_dense(site: CallSite) -> Outputs:
         ).ids
         out = Labels(result.index(letter), made_ids)
     if out is not None:
+        if layer.bias is not None and len(layer.bias.shape) > 1:
+            # Keras adds a bias with one axis longer than 1 along whichever axis of the input has that length.
+            site.keep_some(out.ids, 2 if out.axis == len(result) - 1 else len(out))
         place = out.axis - len(result) + len(layer.partial_output_shape) if layer.equation[0] == "." else out.axis - 1
         if layer.partial_output_shape[place] is not None:
             site.width(("partial_output_shape", place), out.ids)
