@@ -174,6 +174,8 @@ class _Builder:
                 return self.listed(rule(site), len(shapes))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"
+        elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
+            return [None] * len(shapes)
         self.unknown.setdefault(call.operation.name, f"{site.name} {why}")
         for labels in inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")

@@ -127,8 +127,9 @@ def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int)
         extent = other_shape[other_axis] if other_axis >= 0 else 1
         if size == 1 and extent != 1:
             return "broadcasts this single channel"
-        if extent == 1 and size != 1:
+        apart = other is None or other.axis != other_axis
+        if extent == 1 and (size != 1 or apart):
             continue
-        if other is None or other.axis != other_axis:
+        if apart:
             return "combines them one by one with values that are fixed"
     return None
