@@ -133,3 +133,15 @@ def test_an_operation_without_a_rule_is_no_obstacle_where_no_channel_reaches_it(
     x = L.Lambda(lambda t: t * 2, output_shape=(4, 4, 3))(i)
     graph = keras_pcp.build_graph(keras.Model(i, logits(L.Conv2D(4, 1, name="first")(x))))
     assert list(graph.groups) == ["first"]
+
+
+def test_shrinking_leaves_the_inputs_alone_even_if_a_shared_layer_was_also_tried_on_them():
+    i = keras.Input((4, 4, 4))
+    conv = L.Conv2D(3, 1, name="second")
+    x = conv(L.Conv2D(4, 1, name="first")(i))
+    conv(i)  # a call that no model uses
+    model = keras.Model(i, logits(x))
+    graph = keras_pcp.build_graph(model)
+    keras_pcp.shrink(model, graph, keras_pcp.Selection({"first": np.array([True, False, True, True])}))
+    assert model.input_shape == (None, 4, 4, 4)
+    assert outputs_of(model, inputs_for(model))[0].shape == (3, 3)
