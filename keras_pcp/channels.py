@@ -270,7 +270,8 @@ def check_selection(graph: ChannelGraph, selection: Selection) -> None:
         if not mask.any():
             raise InvalidArgumentError(f"selection would remove all {len(mask)} channels of group {name!r}; keep one")
     for width in graph.widths:
-        if width.extent.size > 0 and width.extent.after(selection.keep) < 1:
+        # A slice may well start at 0 afterwards; it is the tensors that must not vanish.
+        if width.owner == "tensor" and width.extent.after(selection.keep) < 1:
             groups = shorten([name for name, _ in width.extent.pieces])
             raise InvalidArgumentError(
                 f"selection would leave an axis of width 0 that is fed by group(s) {groups}; keep a channel there"

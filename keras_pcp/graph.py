@@ -21,10 +21,22 @@ from keras_pcp.channels import (
 )
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, attention, elementwise, find_rule, kerashub, parametric, structural
+from keras_pcp.rules import (
+    CallSite,
+    Outputs,
+    attention,
+    contraction,
+    elementwise,
+    find_rule,
+    kerashub,
+    movement,
+    parametric,
+    slicing,
+    structural,
+)
 from keras_pcp.trace import Call, Trace, trace
 
-_RULE_MODULES = (parametric, structural, elementwise, attention, kerashub)
+_RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention, kerashub)
 
 
 def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
@@ -112,6 +124,7 @@ class _Builder:
         self.sites: list[tuple[str, np.ndarray]] = []
         self.bindings: dict[tuple[int, int], tuple[np.ndarray, str, str]] = {}
         self.widths: dict[tuple, tuple[int, np.ndarray]] = {}
+        self.named: dict[tuple, tuple[np.ndarray, dict[int, CallSite]]] = {}
         self.uses: list[tuple[str, int, float]] = []
         self.products: list[tuple[str, float, int, tuple[int, ...]]] = []
         self.unknown: dict[str, str] = {}
@@ -125,10 +138,29 @@ class _Builder:
             outputs = inputs if call.operation is None else self.apply(call, index, inputs)
             for tensor, labels in zip(call.outputs, outputs, strict=True):
                 self.set_labels(tensor, labels)
+        self.freeze_half_shared()
         for tensor in self.trace.outputs:
             labels = self.labels.get(tensor)
             if labels is not None:
                 self.table.freeze(labels.ids, "output of the model")
+
+    def freeze_half_shared(self) -> None:
+        """Freezes what only some calls of a shared layer named: to the other calls these positions are fixed."""
+        calls = Counter(id(call.operation) for call in self.trace.calls)
+        for ids, sites in self.named.values():
+            users = {id(site.operation): site for site in sites.values()}
+            if len(sites) < sum(calls[user] for user in users):
+                self.table.freeze(ids, f"{next(iter(users.values())).name} is shared with a call on fixed channels")
+
+    def name(self, site: CallSite, key: tuple, ids: np.ndarray) -> None:
+        """Notes that a call named the channels of a weight axis or a width; several calls must name the same ones."""
+        known, sites = self.named.setdefault(key, (ids, {}))
+        sites[site.index] = site
+        reason = f"{site.name} is shared with a call on fixed channels"
+        if len(known) == len(ids):
+            self.tie(known, ids, reason)
+        else:
+            self.freeze(np.concatenate([known, ids]), reason)
 
     def set_labels(self, tensor: int, labels: Labels | None) -> None:
         """Labels a tensor; a tensor inside a nested model that is called again gets both sets, tied."""
@@ -166,6 +198,8 @@ class _Builder:
                 return self.listed(rule(site), len(shapes))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"
+        elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
+            return [None] * len(shapes)
         self.unknown.setdefault(call.operation.name, f"{site.name} {why}")
         for labels in inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")
@@ -210,18 +244,15 @@ class _Builder:
                 f"rule of {site.name}: axis {axis} of {variable.path} has {variable.shape[axis]} positions, "
                 f"but {len(ids)} channels were named for it"
             )
-        if key in self.bindings:
-            self.tie(self.bindings[key][0], ids, f"{site.name} is shared with a call on fixed channels")
-        else:
-            self.bindings[key] = (ids, role, part)
+        self.bindings.setdefault(key, (ids, role, part))
+        self.name(site, key, ids)
 
     def width(self, site: CallSite, owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
         index = self.operation_index[id(site.operation)] if owner == "operation" else site.index
         key = (owner, index, path)
-        if key not in self.widths:
-            self.widths[key] = (size, ids)
-        elif len(self.widths[key][1]) == len(ids):
-            self.tie(self.widths[key][1], ids, f"{site.name} is shared with a call on fixed channels")
+        self.widths.setdefault(key, (size, ids))
+        if owner == "operation":
+            self.name(site, key, ids)
 
     def macs(self, site: CallSite, variable: Any, uses: float) -> None:
         self.uses.append((site.operation.name, self.index_of(site, variable), uses))

@@ -164,10 +164,11 @@ def rewrite_widths(model: keras.Model, graph: ChannelGraph, selection: Selection
     tensor_widths = {w.index: (w, new) for w, new in changed if w.owner == "tensor"}
     for width, new in changed:
         _write(width, new, traced, journal)
+    own = {id(tensor) for tensor in traced.tensors}
     for call in traced.calls:
         if call.node is not None and getattr(call.operation, "weights", None):
             for node in internals.calls_outside([call.operation], {id(call.node)}):
-                _follow_call(node, call, tensor_widths, journal)
+                _follow_call(node, call, tensor_widths, own, journal)
     _refresh_layers(traced)
     journal.insert(0, lambda: _refresh_layers(traced))
 
@@ -185,11 +186,14 @@ def _write(width: Width, new: int, traced: Trace, journal: list) -> None:
     put(new)
 
 
-def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], journal: list) -> None:
-    """Gives the tensors of another call of the same layer, in a model of the user's, the widths of the known call."""
+def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], own: set[int], journal: list) -> None:
+    """Gives the tensors of another call of the same layer, in a model of the user's, the widths of the known call.
+
+    `own` are the tensors of the model itself, which have widths of their own.
+    """
     pairs = [*zip(call.inputs, node.input_tensors, strict=False), *zip(call.outputs, node.outputs, strict=False)]
     for known, tensor in pairs:
-        if known not in widths:
+        if known not in widths or id(tensor) in own:
             continue
         width, new = widths[known]
         axis, old = width.path[0], width.extent.size

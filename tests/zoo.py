@@ -22,7 +22,7 @@ class Odd(L.Layer):
 
 ZOO: dict[str, Callable[[], keras.Model]] = {}
 # Models with layers that mix channels statistically: pruned and masked differ by design.
-INEXACT = {"layer_norm", "group_norm", "attention", "channel_softmax"}
+INEXACT = {"layer_norm", "group_norm", "attention", "channel_softmax", "unit_length"}
 
 
 def zoo(function):
@@ -368,3 +368,86 @@ def mixer():
     x = L.Dense(8)(i)
     y = L.Permute((2, 1))(L.Dense(6)(L.Dense(7, activation="gelu")(L.Permute((2, 1))(x))))
     return keras.Model(i, L.Dense(3)(L.GlobalAveragePooling1D()(L.Add()([x, y]))))
+
+
+@zoo
+def pixel_shuffle():
+    """Depth to space by a reshape, a transpose and a reshape, by the operation, and back."""
+    i = keras.Input((4, 4, 3))
+    x = ops.reshape(L.Conv2D(12, 3, padding="same")(i), (-1, 4, 4, 2, 2, 3))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 8, 8, 3))
+    y = conv_bn(x, 8)
+    if hasattr(ops, "depth_to_space"):
+        y = ops.depth_to_space(ops.space_to_depth(L.Conv2D(8, 1)(ops.depth_to_space(y, 2)), 2), 2)
+        y = ops.space_to_depth(y, 2)
+    return classify(L.Conv2D(5, 1)(ops.image.extract_patches(y, 2)), i)
+
+
+@zoo
+def stacked():
+    i = keras.Input((6, 6, 3))
+    a, b, c = L.Conv2D(7, 1)(i), L.Conv2D(7, 3, padding="same")(i), L.Conv2D(7, 1, use_bias=False)(i)
+    x = ops.stack([a, b], axis=3)
+    first, second = ops.unstack(L.BatchNormalization()(x), axis=3)
+    x = ops.sum(ops.stack([first, second, ops.abs(c)], axis=1), axis=1)
+    return classify(L.Conv2D(4, 1)(ops.append(x, L.Conv2D(3, 1)(x), axis=-1)), i)
+
+
+@zoo
+def einsum_dense():
+    i = keras.Input((6, 5))
+    x = L.EinsumDense("abc,cd->abd", (6, 8), bias_axes="d", activation="relu")(i)
+    x = L.EinsumDense("abc,cde->abde", (6, 3, 4), bias_axes="de")(x)
+    x = L.EinsumDense("abde,def->abf", (6, 7))(L.BatchNormalization()(x))
+    x = L.EinsumDense("...c,cd->...d", 5, activation="tanh")(L.GlobalMaxPooling1D()(x))
+    return keras.Model(i, L.Dense(3)(x))
+
+
+@zoo
+def einsums():
+    """A tensor-wise gate, a contraction over space, and attention over pixels that leaves the values' channels free."""
+    i = keras.Input((4, 4, 3))
+    x, gate = L.Reshape((16, 6))(L.Conv2D(6, 1)(i)), L.Dense(6, activation="sigmoid")(L.GlobalAveragePooling2D()(i))
+    x = ops.einsum("bnc,bc->bnc", x, gate)
+    near = ops.softmax(ops.einsum("bic,bjc->bij", L.Dense(3)(x), L.Dense(3)(x)))
+    value = L.Dense(7)(x)
+    y = ops.matmul(near, ops.einsum("...ij,...jc->...ic", near, value))
+    return keras.Model(i, L.Dense(4)(ops.einsum("bnc->bc", y)))
+
+
+@zoo
+def repetition():
+    i = keras.Input((4, 4, 3))
+    x = L.ReLU()(L.Conv2D(6, 1)(i))
+    x = ops.repeat(ops.repeat(x, 2, axis=1), 2, axis=-1)
+    x = ops.tile(L.BatchNormalization()(x), (1, 1, 2, 2))
+    x = ops.concatenate([ops.flip(x, axis=-1), ops.flip(x, axis=2), ops.roll(x, 1, axis=1)], axis=-1)
+    y = ops.tile(L.GlobalMaxPooling2D()(x), 3)
+    return keras.Model(i, L.Dense(4)(y))
+
+
+@zoo
+def along_axes():
+    """Sorting, picking and sums along space leave channels free."""
+    i = keras.Input((12, 3))
+    x = L.Conv1D(6, 1)(i)
+    x = ops.cumsum(ops.sort(x, axis=1), axis=1) + ops.take_along_axis(x, ops.argsort(x, axis=1), axis=1)
+    x = ops.take(x, np.array([[0, 3], [5, 5]]), axis=1)
+    x = ops.take(L.BatchNormalization()(x), 1, axis=1)
+    x, _ = ops.top_k(ops.transpose(x, (0, 2, 1)), 2)
+    x = L.Conv1D(6, 1)(ops.transpose(x, (0, 2, 1)))
+    mean, variance = ops.moments(x, axes=[1])
+    y = L.Dense(6)(ops.concatenate([mean, variance, ops.median(x, axis=1), ops.norm(x, axis=1)], axis=1))
+    return keras.Model(i, L.Dense(4)(ops.clip(y, -1.0, 1.0)))
+
+
+@zoo
+def gated_linear_unit():
+    i = keras.Input((6, 6, 3))
+    return classify(L.Conv2D(5, 1)(ops.glu(L.Conv2D(12, 1)(i))), i)
+
+
+@zoo
+def unit_length():
+    i = keras.Input((6, 6, 3))
+    return classify(L.Conv2D(5, 1)(ops.normalize(L.Conv2D(8, 1)(i), axis=-1)), i)

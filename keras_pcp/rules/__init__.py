@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_pcp.labels import Labels
 
@@ -116,6 +117,31 @@ class CallSite:
             self.freeze(labels, f"needs them on axis {axis}, they lie on axis {labels.axis}")
             return None
         return labels.ids
+
+    def channels_last(self, labels: Labels | None) -> np.ndarray | None:
+        """Returns the ids along the last axis; channels of an operation set to channels_first are frozen."""
+        if getattr(self.operation, "data_format", None) == "channels_first":
+            self.freeze(labels, "uses channels_first")
+            return None
+        return self.channels(labels)
+
+    def axes(self, axis: int | Sequence[int] | None) -> list[int]:
+        """Returns axes of the first input counted from 0; None stands for all of them."""
+        rank = len(self.input_shapes[0])
+        return list(range(rank)) if axis is None else [int(a) % rank for a in np.atleast_1d(axis)]
+
+    def argument(self, place: int, name: str) -> Any:
+        """Returns an argument of the call, whether it was given by place or by name; None if it was not given."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name)
+
+    def labels_of(self, value: Any) -> Labels | None:
+        """Returns the labels of an argument; a constant has none."""
+        return next((x for t, x in zip(self.tensors, self.inputs, strict=True) if t is value), None)
+
+    def operands(self) -> list[tuple[Labels | None, Shape]]:
+        """Returns labels and shapes of all arguments, constants included."""
+        given = [v for v in tree.flatten((self.args, self.kwargs)) if v is not None]
+        return [(self.labels_of(v), tuple(np.shape(v))) for v in given]
 
     def keep_some(self, ids: np.ndarray, count: int) -> np.ndarray:
         """Freezes the first `count` of some channels, because the operation would change its nature without them."""

@@ -80,11 +80,20 @@ def same(site: CallSite) -> Outputs:
 
 register_operation(
     *"Absolute Abs Negative Square Sqrt Rsqrt Exp Exp2 Expm1 Log Log1p Log2 Log10 Reciprocal Sign Sin Cos Tan Sinh Cosh "
-    "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Clip Cast SaturateCast Relu ReLU Relu6 "
+    "Tanh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Floor Ceil Round Trunc Cast SaturateCast Relu ReLU Relu6 "
     "Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid "
     "HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Erf Erfc StopGradient Copy Identity NanToNum "
-    "Isfinite Isnan Isinf LogicalNot ZerosLike OnesLike".split()
+    "Isfinite Isnan Isinf LogicalNot ZerosLike OnesLike Fabs Angle Cbrt Conj Conjugate Real Imag Deg2rad Rad2deg Erfinv I0 "
+    "Sinc Isneginf Isposinf Isreal Signbit BitwiseInvert BitwiseNot ConvertToTensor".split()
 )(same)
+
+
+@register_operation("Clip")
+def clip(site: CallSite) -> Outputs:
+    if np.size(site.operation.x_min) > 1 or np.size(site.operation.x_max) > 1:
+        site.freeze(site.inputs[0], "holds limits for each of them")
+        return None
+    return site.inputs[0]
 
 
 @register_rule(L.Activation)
@@ -107,12 +116,14 @@ def softmax(site: CallSite) -> Outputs:
 @register_operation("keras.src.applications.inception_resnet_v2.CustomScaleLayer")
 @register_operation(
     *"Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Fmax Fmin Power Mod Where Hypot "
-    "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr".split()
+    "Arctan2 Logaddexp Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd LogicalOr "
+    "LogicalXor Isclose Heaviside Logaddexp2 Fmod Nextafter Ldexp Gcd Lcm BitwiseAnd BitwiseOr BitwiseXor "
+    "BitwiseLeftShift LeftShift BitwiseRightShift RightShift Select Polar FullLike".split()
 )
 def merge(site: CallSite) -> Outputs:
     """Element-wise with broadcasting. An axis of extent 1 is broadcast and ties nothing."""
     rank = len(site.output_shapes[0])
-    operands = _operands(site)
+    operands = site.operands()
     live = []
     for labels, shape in operands:
         if labels is None:
@@ -132,18 +143,6 @@ def merge(site: CallSite) -> Outputs:
     return live[-1] if live else None
 
 
-def _operands(site: CallSite) -> list[tuple[Labels | None, tuple]]:
-    """Labels and shapes of all operands, constants among the arguments included."""
-    by_tensor = {id(t): (x, s) for t, x, s in zip(site.tensors, site.inputs, site.input_shapes, strict=True)}
-    found = []
-    for value in tree.flatten((site.args, site.kwargs)):
-        if id(value) in by_tensor:
-            found.append(by_tensor[id(value)])
-        elif value is not None:
-            found.append((None, tuple(np.shape(value))))
-    return found
-
-
 def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int) -> str | None:
     """Returns why labelled positions cannot be removed given the other operands, or None."""
     size = shape[labels.axis]
@@ -152,8 +151,9 @@ def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int)
         extent = other_shape[other_axis] if other_axis >= 0 else 1
         if size == 1 and extent != 1:
             return "broadcasts this single channel"
-        if extent == 1 and size != 1:
+        apart = other is None or other.axis != other_axis
+        if extent == 1 and (size != 1 or apart):
             continue
-        if other is None or other.axis != other_axis:
+        if apart:
             return "combines them one by one with values that are fixed"
     return None
