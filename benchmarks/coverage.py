@@ -31,12 +31,15 @@ import sys, keras, numpy as np
 if "keras_hub" in sys.argv: import keras_hub
 for line in sys.stdin:
     file, data, out = line.split()
-    model = keras.saving.load_model(file, safe_mode=False)
-    x = np.load(data, allow_pickle=True).item()["x"]
-    np.savez(out, *keras.tree.flatten(model(x, training=False)))
-    del model
+    try:
+        model = keras.saving.load_model(file, safe_mode=False)
+        x = np.load(data, allow_pickle=True).item()["x"]
+        np.savez(out, *keras.tree.flatten(model(x, training=False)))
+        print("done", "keras_pcp" in sys.modules, flush=True)
+    except Exception as error:
+        print(str(error).strip().splitlines()[-1][:200], flush=True)
+    model = None
     keras.backend.clear_session()
-    print("done", "keras_pcp" in sys.modules, flush=True)
 """
 
 
@@ -44,7 +47,7 @@ def inputs_of(model: keras.Model, batch: int = 1, seed: int = 0):
     rng = np.random.default_rng(seed)
 
     def values(tensor):
-        shape = (batch, *tensor.shape[1:])
+        shape = (batch, *(4 if size is None else size for size in tensor.shape[1:]))
         return rng.normal(size=shape).astype("float32") if "float" in tensor.dtype else rng.integers(0, 2, shape)
 
     return tree.map_structure(values, model.input)
@@ -143,7 +146,7 @@ class Checker:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if answer != "done False\n":
-            raise RuntimeError(f"the saved model could not be loaded in a clean process: {answer!r}")
+            raise RuntimeError(f"the saved model could not be loaded in a clean process ({answer.strip()})")
         return list(np.load(out).values())
 
     def cut(self, model: keras.Model) -> tuple[dict, keras.Model, keras_pcp.ChannelGraph]:
