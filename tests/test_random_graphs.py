@@ -145,3 +145,11 @@ def test_shrinking_leaves_the_inputs_alone_even_if_a_shared_layer_was_also_tried
     keras_pcp.shrink(model, graph, keras_pcp.Selection({"first": np.array([True, False, True, True])}))
     assert model.input_shape == (None, 4, 4, 4)
     assert outputs_of(model, inputs_for(model))[0].shape == (3, 3)
+
+
+@pytest.mark.parametrize(("height", "is_frozen"), [(4, True), (7, False)])
+def test_a_constant_that_keras_could_take_for_a_bias_keeps_the_channels(height, is_frozen):
+    i = keras.Input((height, 3, 2))
+    rows = np.linspace(1, 2, height, dtype="float32").reshape(height, 1, 1)
+    y = L.Conv2D(3, 1)(L.Conv2D(5, 1, name="first")(i) + rows)
+    assert ("first" in check(i, logits(y))) == is_frozen

@@ -130,7 +130,7 @@ def merge(site: CallSite) -> Outputs:
             continue
         axis = labels.axis + rank - len(shape)
         others = [(o, s) for o, s in operands if o is not labels]
-        reason = _why_fixed(labels, axis, shape, others, rank)
+        reason = _why_fixed(labels, axis, shape, others, rank) or _taken_for_bias(site, labels, others)
         if reason:
             site.freeze(labels, reason)
         elif shape[labels.axis] == site.output_shapes[0][axis]:
@@ -141,6 +141,20 @@ def merge(site: CallSite) -> Outputs:
         else:
             site.tie(live[-1].ids, labels.ids)
     return live[-1] if live else None
+
+
+def _taken_for_bias(site: CallSite, labels: Labels, others: list) -> str | None:
+    """Returns why channels stay where Keras could take a constant for their bias.
+
+    On TensorFlow, `keras.ops.add` adds a constant with one axis longer than 1 along whichever of the channel axes has that
+    length, even if the constant lies along another axis; a pruned width could come to have it.
+    """
+    for other, shape in others:
+        long = [a for a, size in enumerate(shape) if size != 1]
+        one = type(site.operation).__name__ == "Add" and other is None and len(long) == 1 and long[0] < len(shape) - 1
+        if one and shape[long[0]] is not None and shape[long[0]] <= len(labels):
+            return f"adds a constant of shape {shape}, which Keras would take for their bias at that width"
+    return None
 
 
 def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int) -> str | None:
