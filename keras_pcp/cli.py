@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     loaded = argparse.ArgumentParser(add_help=False)
     loaded.add_argument("model", help="a saved Keras model")
     loaded.add_argument(
-        "--custom-objects", nargs="+", action="extend", default=[], metavar="MODULE:NAME",
+        "--custom-objects", nargs="+", action="extend", default=[], metavar="MODULE[:NAME]",
         help="classes or functions that the file refers to, after the other arguments; the modules are imported, "
              "so rules in them are registered",
     )  # fmt: skip
@@ -218,9 +218,12 @@ def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
     for reference in references:
         module, _, name = reference.partition(":")
         try:
-            found[name] = getattr(importlib.import_module(module), name)
+            loaded = importlib.import_module(module)
+            found |= {name: getattr(loaded, name)} if name else {}
         except (ImportError, AttributeError, ValueError) as error:
-            raise InvalidArgumentError(f"--custom-objects {reference}: {error}; write module:Name") from error
+            raise InvalidArgumentError(
+                f"--custom-objects {reference}: {error}; write module:Name, or module if it registers its classes itself"
+            ) from error
     return found
 
 

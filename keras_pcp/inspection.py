@@ -74,6 +74,7 @@ class Inspection:
         total_channels: the same with the frozen ones.
         frozen: what is never pruned, by reason.
         notes: layers without a rule, by class.
+        blocks: names of the layers that were opened to see what they hide; see `keras_pcp.inline_blocks`.
     """
 
     model_name: str
@@ -84,6 +85,7 @@ class Inspection:
     total_channels: int
     frozen: tuple[Remark, ...] = ()
     notes: tuple[Remark, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{shorten_middle(self.model_name, 50)}: {_count(len(self.groups), 'channel group')}"]
@@ -91,6 +93,10 @@ class Inspection:
         lines.append(f"  prunable    {self.prunable_channels:,} of {self.total_channels:,} channels ({share})")
         lines.append(f"  MACs        {_extremes(self.full.macs, self.least.macs)}")
         lines.append(f"  parameters  {_extremes(self.full.params, self.least.params)}")
+        if self.blocks:
+            lines.append(
+                f"  opened      {_count(len(self.blocks), 'block')}; keras_pcp.inline_blocks gives the plain model"
+            )
         return "\n".join([*lines, *self._table(), *self._frozen_lines(), *self._note_lines()])
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class Inspection:
         Keys: "model"; "full" and "least", each {"macs", "params", "bytes"}; "channels": {"prunable", "total"};
         "groups": a list of {"name", "num_channels", "least_channels", "producers", "macs", "params", "exact"};
         "frozen" and "notes": lists of {"text", "layers", "causes", "num_channels"}; "uncounted": names of layers whose
-        MACs are in no figure because they have no rule.
+        MACs are in no figure because they have no rule; "blocks": names of opened layers.
         """
 
         def known(value: float) -> float | None:
@@ -120,6 +126,7 @@ class Inspection:
             "frozen": remarks(self.frozen),
             "notes": remarks(self.notes),
             "uncounted": list(self.full.uncounted),
+            "blocks": list(self.blocks),
         }
 
     def _table(self) -> Iterator[str]:
@@ -220,6 +227,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
         total_channels=prunable + sum(f.num_channels for f in graph.frozen),
         frozen=_merge((f.reason, f.layer, f.num_channels) for f in graph.frozen),
         notes=_merge((note, None, 0) for note in graph.notes),
+        blocks=graph.blocks,
     )
 
 

@@ -276,3 +276,9 @@ def test_an_activation_function_is_followed_by_the_operations_it_runs():
     mixing = classify(L.Conv2D(6, 3, activation=lambda x: x / ops.sum(x, -1, keepdims=True), name="conv")(i), i)
     with pytest.raises(UnsupportedModelError, match="uses the function"):
         keras_pcp.build_graph(mixing)
+
+
+def test_the_report_tells_how_many_blocks_were_opened():
+    found = keras_pcp.inspect_graph(keras_pcp.build_graph(block_model()))
+    assert f"opened      {len(found.blocks)} blocks" in str(found)
+    assert {"one", "two"} <= set(found.to_json()["blocks"])

@@ -19,8 +19,11 @@ import keras
 import keras_pcp
 
 class Odd(keras.layers.Layer):
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=())
+
     def call(self, x):
-        return 2 * x
+        return x * self.factor
 
 class Known(keras.layers.Layer):
     def call(self, x):
@@ -92,7 +95,20 @@ def test_custom_objects_are_imported_with_their_rules(with_odd_layer, capsys):
     assert "--custom-objects module:Name" in failed(capsys, "inspect", with_odd_layer)
 
 
-@pytest.mark.parametrize("reference", ["no_such_module:Odd", "odd_layers:Other", "odd_layers", ":Odd"])
+def test_a_module_that_registers_its_classes_is_named_alone(with_odd_layer, tmp_path, capsys):
+    register = "keras.saving.register_keras_serializable()"
+    text = (tmp_path / "odd_layers.py").read_text().replace("class ", f"@{register}\nclass ")
+    (tmp_path / "registered_layers.py").write_text(text)
+    i = keras.Input((4, 4, 3))
+    sys.path_importer_cache.clear()
+    import registered_layers
+
+    keras.Model(i, registered_layers.Known()(L.Conv2D(4, 1)(i))).save("registered.keras")
+    assert main(["inspect", "registered.keras", "--custom-objects", "registered_layers"]) == 0
+    assert "0 channel groups" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reference", ["no_such_module:Odd", "odd_layers:Other", ":Odd"])
 def test_wrong_custom_objects_are_named(reference, with_odd_layer, capsys):
     message = failed(capsys, "inspect", with_odd_layer, "--custom-objects", reference)
     assert f"--custom-objects {reference}: " in message

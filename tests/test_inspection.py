@@ -190,7 +190,7 @@ def test_json_keeps_every_figure():
     graph = keras_pcp.build_graph(model)
     data = json.loads(json.dumps(inspect_graph(graph).to_json()))
     full, least = keras_pcp.count_cost(model), keras_pcp.count_cost(graph, smallest(graph))
-    assert list(data) == ["model", "full", "least", "channels", "groups", "frozen", "notes", "uncounted"]
+    assert list(data) == ["model", "full", "least", "channels", "groups", "frozen", "notes", "uncounted", "blocks"]
     assert data["full"] == {"macs": full.macs, "params": full.params, "bytes": full.bytes}
     assert data["least"] == {"macs": least.macs, "params": least.params, "bytes": least.bytes}
     assert [(g["name"], g["num_channels"], tuple(g["producers"])) for g in data["groups"]] == [
