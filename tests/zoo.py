@@ -218,6 +218,30 @@ def u_net():
 
 
 @zoo
+def feature_pyramid():
+    """Levels of one width, and a head that all levels share."""
+    i = keras.Input((8, 8, 3))
+    fine = conv_bn(i, 6)
+    coarse = conv_bn(fine, 8, strides=2)
+    top = L.Conv2D(5, 1)(coarse)
+    levels = [L.Add()([L.Conv2D(5, 1)(fine), L.UpSampling2D()(top)]), top]
+    tower, norm, logits = L.Conv2D(7, 3, padding="same"), L.BatchNormalization(), L.Conv2D(3, 1)
+    return keras.Model(i, {f"level_{k}": logits(L.ReLU()(norm(tower(x)))) for k, x in enumerate(levels)})
+
+
+@zoo
+def single_shot_detector():
+    """Boxes and scores of all scales, one behind the other."""
+    i = keras.Input((8, 8, 3))
+    fine = conv_bn(i, 6)
+    coarse = conv_bn(L.MaxPooling2D()(fine), 9)
+    boxes = [L.Reshape((-1, 4))(L.Conv2D(2 * 4, 3, padding="same")(x)) for x in (fine, coarse)]
+    scores = [L.Reshape((-1, 3))(L.Conv2D(2 * 3, 1)(conv_bn(x, 5))) for x in (fine, coarse)]
+    joined = [L.Concatenate(axis=1)(parts) for parts in (boxes, scores)]
+    return keras.Model(i, [joined[0], L.Softmax()(joined[1])])
+
+
+@zoo
 def shared_layers():
     a, b = keras.Input((6, 6, 2)), keras.Input((6, 6, 2))
     stem, conv, bn = L.Conv2D(5, 1), L.Conv2D(7, 3), L.BatchNormalization()
