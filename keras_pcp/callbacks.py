@@ -20,6 +20,7 @@ from keras_pcp.evaluation import Evaluator
 from keras_pcp.graph import build_graph
 from keras_pcp.live import check_live, shrink
 from keras_pcp.masks import masked
+from keras_pcp.narrowing import narrowed
 from keras_pcp.report import PruningReport
 from keras_pcp.schedules import cubic
 from keras_pcp.strategies.progressive import Evaluation, Progressive, State
@@ -238,9 +239,7 @@ class _Run:
             return
         shrink(self.model, self.live_graph, self.relative(self.state.selection))
         self.done = self.state.selection
-        self.live_graph = build_graph(
-            self.model, on_unknown=self.callback.on_unknown, frozen_layers=self.callback.frozen_layers
-        )
+        self.live_graph = narrowed(self.full_graph, self.done)
         cost = count_cost(self.live_graph)
         self.report.shrinks.append(self.step)
         self.report.selection = self.done

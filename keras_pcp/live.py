@@ -16,6 +16,7 @@ from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph import check_fits
+from keras_pcp.narrowing import weight_masks
 from keras_pcp.trace import Trace, trace
 
 # Axis of the variable that a slot lacks, for optimizers that keep factored statistics.
@@ -98,19 +99,6 @@ def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:
     """Returns the scope in which the model's variables have to be made."""
     strategy = getattr(model, "distribute_strategy", None)
     return nullcontext() if strategy is None else strategy.scope()
-
-
-def weight_masks(graph: ChannelGraph, selection: Selection) -> dict[int, dict[int, np.ndarray]]:
-    """Returns {weight index: {axis: boolean array, True = keep}} for the weights that lose positions."""
-    masks: dict[int, dict[int, np.ndarray]] = {}
-    for name in selection.removed():
-        keep = selection.keep[name]
-        for s in graph[name].slices:
-            axes = masks.setdefault(s.weight, {})
-            if s.axis not in axes:
-                axes[s.axis] = np.ones(graph.weights[s.weight].shape[s.axis].size, bool)
-            axes[s.axis][s.positions] = keep[s.channels]
-    return masks
 
 
 def sliced(value: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:

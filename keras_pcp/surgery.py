@@ -10,7 +10,8 @@ from keras_pcp.blocks import inline_blocks
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph import check_fits
-from keras_pcp.live import rewrite_widths, sliced, strategy_scope, weight_masks
+from keras_pcp.live import rewrite_widths, sliced, strategy_scope
+from keras_pcp.narrowing import weight_masks
 from keras_pcp.trace import trace
 
 

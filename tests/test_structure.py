@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 ORDER = """
 version errors
 channels labels internals schedules
+narrowing
 trace
 rules
 blocks
