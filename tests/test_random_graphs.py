@@ -153,3 +153,22 @@ def test_a_constant_that_keras_could_take_for_a_bias_keeps_the_channels(height, 
     rows = np.linspace(1, 2, height, dtype="float32").reshape(height, 1, 1)
     y = L.Conv2D(3, 1)(L.Conv2D(5, 1, name="first")(i) + rows)
     assert ("first" in check(i, logits(y))) == is_frozen
+
+
+@pytest.mark.parametrize("rest", [(4, 4, 5), (2, 4, 5), (3, 3, -1)])
+def test_a_slice_that_takes_all_channels_takes_all_that_are_left(rest):
+    i = keras.Input((4, 4, 2), batch_size=3)
+    x = ops.slice(L.Conv2D(5, 1, name="first")(i), (0, 0, 0, 0), (3, *rest))
+    model = keras.Model(i, logits(L.Conv2D(3, 1)(x)))
+    graph = keras_pcp.build_graph(model)
+    selection = keras_pcp.Selection({"first": np.array([True, False, True, True, False])})
+    with keras_pcp.masked(model, graph, selection):
+        expected = outputs_of(model, inputs_for(model))
+    assert_close(outputs_of(keras_pcp.prune_model(model, graph, selection), inputs_for(model)), expected)
+
+
+def test_a_softmax_over_everything_is_inexact_and_no_error():
+    i = keras.Input((4, 4, 2), batch_size=3)
+    x = ops.softmax(L.Conv2D(5, 1, name="first")(i), axis=None)
+    graph = keras_pcp.build_graph(keras.Model(i, logits(L.Conv2D(3, 1)(x))))
+    assert not graph["first"].exact

@@ -105,9 +105,7 @@ def activation(site: CallSite) -> Outputs:
 @register_operation("Softmax", "LogSoftmax", "Sparsemax")
 def softmax(site: CallSite) -> Outputs:
     labels = site.inputs[0]
-    rank = len(site.input_shapes[0])
-    axes = [a % rank for a in np.atleast_1d(getattr(site.operation, "axis", -1))]
-    if labels is not None and labels.axis in axes:
+    if labels is not None and labels.axis in site.axes(getattr(site.operation, "axis", -1)):
         site.mark_inexact(labels)
     return labels
 

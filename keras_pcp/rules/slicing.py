@@ -62,17 +62,16 @@ def slice_(site: CallSite) -> Outputs:
     in_args = len(site.args) > 1
     starts = site.args[1] if in_args else site.kwargs["start_indices"]
     path = ("args", 1) if in_args else ("kwargs", "start_indices")
-    size, full = site.operation.shape[labels.axis], len(labels)
-    if size == full:
-        return labels
+    size = site.output_shapes[0][labels.axis]
     if not isinstance(starts, list | tuple) or not isinstance(starts[labels.axis], int):
         site.freeze(labels, "takes a slice of them at a place that is not an integer")
         return None
     start = starts[labels.axis]
     ids = labels.ids[start : start + size]
     site.width((*path, labels.axis), labels.ids[:start], owner="argument")
-    site.width(("shape", labels.axis), ids)
-    return Labels(labels.axis, site.keep_some(ids, 1))
+    if site.operation.shape[labels.axis] != -1:
+        site.width(("shape", labels.axis), ids)
+    return Labels(labels.axis, ids if size == len(labels) else site.keep_some(ids, 1))
 
 
 @register_operation("Split", "ArraySplit")

@@ -72,9 +72,7 @@ def _reduced(site: CallSite, axis: int | tuple[int, ...] | None) -> Labels | Non
     return Labels(labels.axis - gone, labels.ids)
 
 
-@register_operation(
-    *"Sort Argsort Argpartition Cumsum Cumprod Nancumsum Nancumprod Roll Diff TopK Rot90 FFT2 IFFT2".split()
-)
+@register_operation(*"Sort Argsort Argpartition Cumsum Cumprod Nancumsum Nancumprod Roll Diff TopK Rot90".split())
 def along(site: CallSite) -> Outputs:
     """Works along some axes, on everything else alone; what it does with channels on those axes is not followed."""
     labels, operation = site.inputs[0], site.operation
@@ -156,7 +154,7 @@ def normalize(site: CallSite) -> Outputs:
     "Fold Nonzero Bincount Digitize SearchSorted Quantile Percentile Nanquantile Nanpercentile Vstack Hsplit Vsplit "
     "Dsplit Meshgrid Vander Trapezoid UnravelIndex Scatter ScatterUpdate SliceUpdate Switch Cond Map Scan "
     "AssociativeScan WhileLoop ForiLoop VectorizedMap SegmentSum SegmentMax SegmentMin SegmentProd InTopK CDist Rearrange "
-    "FFT RFFT IRFFT STFT ISTFT ExtractSequences RGBToGrayscale RGBToHSV HSVToRGB MapCoordinates ElasticTransform "
+    "FFT FFT2 IFFT2 RFFT IRFFT STFT ISTFT ExtractSequences RGBToGrayscale RGBToHSV HSVToRGB MapCoordinates ElasticTransform "
     "ScaleAndTranslate SobelEdges SSIM PSNR Cholesky Det Eig Eigh Inv LuFactor Qr Solve SolveTriangular SVD Lstsq".split()
 )
 def refused(site: CallSite) -> Outputs:
