@@ -185,13 +185,19 @@ class Checker:
         return row
 
 
-def trains_on(model: keras.Model) -> bool:
-    """One training step before and one after a live shrink, with momentum: finite losses, changed weights."""
+def trains_on(model: keras.Model) -> bool | None:
+    """One training step before and one after a live shrink, with momentum: finite losses, changed weights.
+
+    None if the model cannot even be trained before.
+    """
     model = keras_pcp.inline_blocks(model)
     model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), loss="mse")
     x = inputs_of(model, 2)
-    y = tree.map_structure(lambda t: np.zeros((2, *t.shape[1:]), "float32"), model.output)
-    losses = [float(np.ravel(model.train_on_batch(x, y))[0])]
+    y = tree.map_structure(np.zeros_like, model(x, training=False))
+    try:
+        losses = [float(np.ravel(model.train_on_batch(x, y))[0])]
+    except Exception:  # KerasHub has layers that need a known batch size in training
+        return None
     graph = keras_pcp.build_graph(model, on_unknown="freeze")
     keras_pcp.shrink(model, graph, half(graph))
     before = model.get_weights()

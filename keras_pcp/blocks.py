@@ -307,7 +307,7 @@ def _signature(inside: Inside) -> list[tuple]:
 
 def _identity(operation: Any) -> Any:
     if isinstance(operation, keras.Layer):
-        if operation.weights:
+        if operation.weights or not _saveable(operation):
             return id(operation)
         # A layer without weights may have been made in the call.
         return type(operation).__name__, repr({k: v for k, v in operation.get_config().items() if k != "name"})

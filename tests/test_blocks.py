@@ -261,6 +261,20 @@ def test_a_layer_that_does_something_in_training_only_passes_the_channels_on():
     assert (graph["conv"].num_channels, graph.blocks) == (6, ())
 
 
+def test_a_block_may_hold_a_layer_without_a_config():
+    class Nothing(L.Layer):
+        def __init__(self, function, **kwargs):
+            super().__init__(**kwargs)
+
+        def call(self, x):
+            return x
+
+    def build(self, input_shape):
+        self.nothing = Nothing(lambda x: x)
+
+    assert not isinstance(made(lambda self, x, training=None: ops.relu(self.nothing(x)), build), str)
+
+
 def test_a_block_that_freezes_a_layer_in_training_stays_closed():
     def build(self, input_shape):
         self.bn = L.BatchNormalization()
