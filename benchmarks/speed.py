@@ -62,12 +62,12 @@ def ours(name: str) -> dict:
     model = build(name)
     row = {"model": name, "layers": len(model.layers), "params": model.count_params()}
     # The first clone and copy pay for what TensorFlow sets up once.
-    row["clone_s"] = min(timed(lambda: keras.models.clone_model(model))[0] for _ in range(3))
+    row["clone_s"] = min(timed(lambda: keras.models.clone_model(model))[0] for _ in range(2))
     row["graph_s"], graph = timed(lambda: keras_pcp.build_graph(model))
     row["select_s"], selection = timed(
         lambda: keras_pcp.select_by_ratio(graph, keras_pcp.score_channels(model, graph, "l1"), 0.5, scope="local")
     )
-    row["prune_model_s"] = min(timed(lambda: keras_pcp.prune_model(model, graph, selection))[0] for _ in range(3))
+    row["prune_model_s"] = min(timed(lambda: keras_pcp.prune_model(model, graph, selection))[0] for _ in range(2))
     row["shrink_s"], _ = timed(lambda: keras_pcp.shrink(model, graph, selection))
     row["pruned_params"] = model.count_params()
     return row
