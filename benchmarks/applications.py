@@ -35,7 +35,10 @@ def randomize(model: keras.Model, seed: int = 0) -> None:
     """Gives statistics, scales, offsets and biases random values, so that none of them can be left out unnoticed."""
     rng = np.random.default_rng(seed)
     for w in model.weights:
-        if "moving_variance" in w.path or "gamma" in w.path:
+        if "variance" in w.path or "gamma" in w.path:
             w.assign(rng.uniform(0.5, 1.5, w.shape))
         elif len(w.shape) == 1 and "float" in w.dtype and "seed" not in w.path:
             w.assign(rng.normal(0, 0.2, w.shape))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
