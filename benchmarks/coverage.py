@@ -191,7 +191,9 @@ def trains_on(model: keras.Model) -> bool | None:
     None if the model cannot even be trained before.
     """
     model = keras_pcp.inline_blocks(model)
-    model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), loss="mse")
+    model.compile(
+        keras.optimizers.SGD(1e-6, momentum=0.9), loss="mse", run_eagerly=True
+    )  # two steps are not worth a trace
     x = inputs_of(model, 2)
     y = tree.map_structure(np.zeros_like, model(x, training=False))
     try:
