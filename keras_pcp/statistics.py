@@ -1,8 +1,7 @@
 """What criteria read of a model, each thing computed once, when it is first asked for."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -152,21 +151,21 @@ class Statistics:
 
         Counted for each channel alone; NaN where the size of an output is not known.
         """
-        widths: dict[int, list] = {}
-        for width in self.graph.widths:
-            if width.owner == "tensor":
-                widths.setdefault(width.index, []).append(width)
-        found = {}
-        for group in self.graph:
-            made = [*group.slices_of(PRODUCE), *group.slices_of(FOLLOW, "depthwise")]
-            makers = {id(self.model.weights[s.weight]) for s in made}
-            found[group.name] = np.zeros(group.num_channels)
-            for call in self._trace.calls:
-                if makers & {id(w) for w in getattr(call.operation, "weights", ())}:
-                    for width in (w for i in call.outputs for w in widths.get(i, ())):
-                        for channels in (c for name, c in width.extent.pieces if name == group.name):
-                            positions = _positions(self._trace.tensors[width.index].shape, width.path[0])
-                            np.add.at(found[group.name], channels, np.nan if positions == math.inf else positions)
+        found = {group.name: np.zeros(group.num_channels) for group in self.graph}
+        makers = {
+            group.name: {
+                id(self.model.weights[s.weight])
+                for s in (*group.slices_of(PRODUCE), *group.slices_of(FOLLOW, "depthwise"))
+            }
+            for group in self.graph
+        }
+        made_by = {i: call.operation for call in self._trace.calls for i in call.outputs}
+        for width in (w for w in self.graph.widths if w.owner == "tensor"):
+            weights = {id(w) for w in getattr(made_by.get(width.index), "weights", ())}
+            positions = _positions(self._trace.tensors[width.index].shape, width.path[0])
+            for name, channels in width.extent.pieces:
+                if weights & makers[name]:
+                    np.add.at(found[name], channels, np.nan if positions == math.inf else positions)
         return found
 
     @cached_property
@@ -199,19 +198,21 @@ class Statistics:
             count += weight
         return [None if t is None else t / count for t in total]
 
-    def _each_batch(self, reduced: Callable, size: int) -> list[tuple[int, Any]]:
-        """Returns (number of samples, `reduced(gradients, values)`) of one batch after the other."""
+    def _each_batch(self, reduced: Callable, size: int) -> Iterator[tuple[int, Any]]:
+        """Yields (number of samples, `reduced(gradients, values)` as arrays) of one batch after the other."""
         x, y, weight = self.samples
         count = count_samples((x, y))
 
         def batch(start):
-            return tree.map_structure(lambda a: None if a is None else a[start : start + size], (x, y, weight))
+            end = start + size
+            return tf.nest.map_structure(
+                lambda a: None if a is None else tf.convert_to_tensor(a[start:end]), (x, y, weight)
+            )
 
-        with _metrics_put_back(self.model):
-            compute = _gradient_function(self.model, reduced, batch(0))
-            found = [compute(*batch(start)) for start in range(0, count, size)]
-        sizes = [min(size, count - start) for start in range(0, count, size)]
-        return list(zip(sizes, tf.nest.map_structure(lambda t: t.numpy(), found), strict=True))
+        compute = _gradient_function(self.model, reduced, batch(0))
+        for start in range(0, count, size):
+            found = compute(*batch(start))
+            yield min(size, count - start), tf.nest.map_structure(lambda t: None if t is None else t.numpy(), found)
 
 
 class _Features(dict):
@@ -227,35 +228,34 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
         raise InvalidArgumentError(
             f"gradients need a loss, but model {model.name!r} is not compiled; call model.compile(loss=...) first"
         )
-    with keras.StatelessScope():  # builds the compiled loss, which cannot be built while tracing
+    with _stateless(model.weights, [w.value for w in model.weights]):  # builds the loss, impossible while tracing
         model.compute_loss(batch[0], batch[1], model(batch[0], training=False), batch[2], training=False)
 
-    @tf.function(autograph=False, reduce_retracing=True)
+    @tf.function(autograph=False)
     def compute(x, y, sample_weight):
         values = [tf.convert_to_tensor(w.value) for w in model.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            with keras.StatelessScope(state_mapping=list(zip(model.weights, values, strict=True))):
+            with _stateless(model.weights, values):
                 predicted = model(x, training=False)
-            # In a scope of its own, where penalties on weights are computed from the variables, which are not watched.
-            with keras.StatelessScope():
+            # Penalties on weights, which Keras adds to the loss, pass no gradient on.
+            with _stateless(model.weights, [tf.stop_gradient(v) for v in values]):
                 loss = model.compute_loss(x, y, predicted, sample_weight, training=False)
         watched = [i for i, v in enumerate(values) if v.dtype.is_floating]
         found = dict(zip(watched, tape.gradient(loss, [values[i] for i in watched]), strict=True))
         gradients = [found.get(i) for i in range(len(values))]
         return reduced([None if g is None else tf.convert_to_tensor(g) for g in gradients], values)
 
-    return compute
+    return compute.get_concrete_function(*tf.nest.map_structure(_any_number_of, batch))
 
 
-@contextmanager
-def _metrics_put_back(model: keras.Model):
-    saved = [(v, v.numpy()) for v in getattr(model, "metrics_variables", ())]
-    try:
-        yield
-    finally:
-        for variable, value in saved:
-            variable.assign(value)
+def _any_number_of(array: Any) -> tf.TensorSpec | None:
+    return None if array is None else tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+
+
+def _stateless(variables: list, values: list) -> keras.StatelessScope:
+    """Returns a scope in which variables have given values and nothing is updated."""
+    return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
 
 
 def _flat_inputs(traced: Trace, x: Any) -> list[Any]:

@@ -20,7 +20,7 @@ criteria selection masks live
 inspection surgery strategies
 evaluation report
 plots
-callbacks export
+callbacks export testing
 cli
 __init__
 __main__
