@@ -24,12 +24,19 @@ def chain():
     return keras.Model(i, L.Dense(3, name="head")(L.Flatten()(x)))
 
 
+class Penalty(keras.regularizers.Regularizer):
+    """L2, which in Keras 3.8 does not work in float64."""
+
+    def __call__(self, weight):
+        return 0.1 * keras.ops.sum(keras.ops.square(weight))
+
+
 def small():
     """A residual sum with penalties on its weights, behind a smooth activation."""
     keras.utils.set_random_seed(3)
     i = keras.Input((4, 4, 2))
-    x = L.Conv2D(4, 1, name="stem", activation="softplus", kernel_regularizer="l2")(i)
-    y = L.BatchNormalization()(L.Conv2D(3, 3, padding="same", name="inner", kernel_regularizer="l1")(x))
+    x = L.Conv2D(4, 1, name="stem", activation="softplus", kernel_regularizer=Penalty())(i)
+    y = L.BatchNormalization()(L.Conv2D(3, 3, padding="same", name="inner", kernel_regularizer=Penalty())(x))
     y = L.Conv2D(4, 1, name="outer")(L.Activation("softplus")(y))
     x = L.Activation("softplus", name="sum")(L.Add()([x, y]))
     return keras.Model(i, L.Dense(2)(L.Flatten()(x)))
