@@ -54,10 +54,12 @@ class Evaluator:
         ]
         predicted = tree.map_structure(lambda *p: np.concatenate(p), *parts)
         with self.metrics_put_back():
-            loss = self.model.compute_loss(
-                x=None, y=self.y, y_pred=predicted, sample_weight=self.weight, training=False
-            )
-            loss = float(loss) - float(sum(np.sum(extra) for extra in self.model.losses))
+            # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
+            with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.model.weights]):
+                loss = self.model.compute_loss(
+                    x=None, y=self.y, y_pred=predicted, sample_weight=self.weight, training=False
+                )
+                loss = float(loss) - float(sum(np.sum(extra) for extra in self.model.losses))
             self.model.reset_metrics()
             results = self.model.compute_metrics(None, self.y, predicted, self.weight)
         metrics = [float(np.mean(v)) for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]

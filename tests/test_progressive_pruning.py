@@ -270,6 +270,23 @@ def test_two_outputs_are_evaluated_together():
     assert 0 <= callback.report.rounds[0].before.metric <= 1
 
 
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+def test_penalties_on_activations_and_weights_do_not_count_in_attempts(criterion):
+    from keras_pcp.evaluation import Evaluator
+
+    def penalized(factor):
+        keras.utils.set_random_seed(0)
+        i = keras.Input((8, 8, 1))
+        x = L.Conv2D(6, 3, activity_regularizer=keras.regularizers.L2(factor), kernel_regularizer="l2")(i)
+        return compiled(keras.Model(i, L.Dense(4)(L.Flatten()(L.ReLU()(x)))))
+
+    losses = [Evaluator(penalized(factor), data(64, 1), None, 0).evaluate().loss for factor in (0.0, 5.0)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    model, callback = penalized(0.01), pruning(criterion=criterion)
+    model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
+    assert callback.report.reached
+
+
 def test_attempts_leave_running_metrics_and_statistics_alone():
     from keras_pcp.evaluation import Evaluator
 
