@@ -505,7 +505,7 @@ def test_no_more_samples_are_used_than_documented():
     assert len(statistics.features["conv"]) == len(statistics.samples[1]) == SAMPLES
 
 
-def test_mixed_precision_and_blocks_are_scored():
+def test_models_of_mixed_precision_are_scored():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = build("residual")
@@ -515,3 +515,29 @@ def test_mixed_precision_and_blocks_are_scored():
     for criterion in ("taylor", "group_fisher", "hrank"):
         scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion, data=data)
         assert all(s.max() > 0 for s in scores.values())
+
+
+class Block(L.Layer):
+    """Hides a convolution."""
+
+    def __init__(self, conv, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = conv
+
+    def call(self, x):
+        return keras.ops.relu(self.conv(x))
+
+
+def test_a_model_with_a_block_is_scored_like_the_same_layers_without_it():
+    i = keras.Input((5, 5, 2))
+    conv, head = L.Conv2D(4, 3, name="conv"), L.Dense(3)
+    plain = keras.Model(i, head(L.GlobalMaxPooling2D()(keras.ops.relu(conv(i)))))
+    hidden = keras.Model(i, head(L.GlobalMaxPooling2D()(Block(conv)(i))))
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(6, 5, 5, 2)), rng.normal(size=(6, 3))
+    for criterion in ("taylor", "group_fisher_memory", "apoz"):
+        found = []
+        for model in (plain, hidden):
+            model.compile("sgd", "mse")
+            found.append(keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion, data=data)["conv"])
+        np.testing.assert_allclose(*found, rtol=1e-5)
