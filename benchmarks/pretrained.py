@@ -69,7 +69,7 @@ def run(args, method, target, seed, data):
         )  # fmt: skip
         callbacks = [pruning]
     elif method == "uniform":
-        scores = keras_pcp.score_channels(model, graph, args.criterion, seed=seed)
+        scores = keras_pcp.score_channels(model, graph, args.criterion, data=val, seed=seed)
         selection = keras_pcp.select_by_cost(graph, scores, max_macs=target, scope="local")
         model = keras_pcp.prune_model(model, graph, selection)
         before_tuning = accuracy(model, *test)

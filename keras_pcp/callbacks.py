@@ -44,7 +44,8 @@ class ProgressivePruning(keras.callbacks.Callback):
         max_bytes: bytes of the weights, likewise.
         validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches.
             Keep them apart from training and test data: the widths are chosen by them.
-        criterion: which channels of a group go first: `"l1"`, `"l2"`, `"bn_scale"`, `"random"` or a callable.
+        criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable. Criteria
+            that read gradients or features do so on `validation_data`, in every round.
         strategy: a `Progressive` with other settings than the default.
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
@@ -149,8 +150,8 @@ class _Run:
         self.done = self.state.selection
         self.live_graph = self.full_graph
         self.evaluator = Evaluator(self.model, callback.validation_data, self.strategy.samples, self.strategy.seed)
-        score_channels(self.model, self.full_graph, callback.criterion, seed=self.strategy.seed)
         self.evaluator.check()
+        self.scores(self.full_graph)
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0
@@ -230,6 +231,11 @@ class _Run:
         self.report.rounds.append(latest)
         return replace(state, rounds=(*state.rounds[:-1], latest))
 
+    def scores(self, graph: ChannelGraph) -> Mapping[str, np.ndarray]:
+        """Scores the channels of the model as it is now, on the samples of the attempts."""
+        data = self.evaluator.x, self.evaluator.y, self.evaluator.weight
+        return score_channels(self.model, graph, self.callback.criterion, data=data, seed=self.strategy.seed)
+
     def relative(self, selection: Selection) -> Selection:
         """Translates from the numbering of the unpruned model to that of the model as it is now."""
         return selection.after(self.done)
@@ -274,7 +280,7 @@ class _Observation:
 
     def scores(self) -> dict[str, np.ndarray]:
         run = self.run
-        scores = score_channels(run.model, run.live_graph, run.callback.criterion, seed=run.strategy.seed)
+        scores = run.scores(run.live_graph)
         left = run.relative(self.present).keep
         return {name: scores[name][left[name]] for name in scores}
 

@@ -22,6 +22,9 @@ from typing import Any
 
 from keras_pcp.errors import InvalidArgumentError, PruningError
 
+# Spelled out so that `--help` need not import Keras; those that need data are for `keras_pcp.score_channels`.
+_CRITERIA = ("l2", "bn_scale", "dead_probability", "fpgm", "least_distance", "cosine", "random")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, or 2 after an error, which stands on stderr in one line.
@@ -159,7 +162,8 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
     for name in ("macs", "params", "bytes"):
         command.add_argument(f"--max-{name}", type=_limit, metavar="LIMIT",
                              help="0.5: fraction of the model; 300000000: absolute")  # fmt: skip
-    command.add_argument("--criterion", default="l1", help="l1 (default), l2, bn_scale or random")
+    command.add_argument("--criterion", default="l1", metavar="NAME",
+                         help="l1 (default), or another criterion that needs no data: " + ", ".join(_CRITERIA))  # fmt: skip
     command.add_argument("--multiple-of", type=_positive, default=1, help="round widths up to a multiple of this")
     command.add_argument("--min-channels", type=_positive, default=1, help="channels that every group keeps")
     command.set_defaults(run=prune)

@@ -94,6 +94,16 @@ def _count(graph: ChannelGraph, selection: Selection) -> Cost:
     return Cost(*totals, layers=costs, uncounted=graph.uncounted)
 
 
+def freed_macs(graph: ChannelGraph, name: str) -> np.ndarray:
+    """Returns, for each channel of a group, the MACs of one sample that removing this channel alone would save."""
+    count = graph[name].num_channels
+    freed = np.zeros(count)
+    for term in graph.macs:
+        left = [e.size - sum(np.bincount(c, minlength=count) for n, c in e.pieces if n == name) for e in term.extents]
+        freed += term.factor * (math.prod(e.size for e in term.extents) - math.prod(left))
+    return freed
+
+
 @dataclass(frozen=True)
 class Limits:
     """Upper bounds that all must hold: a float in (0, 1) is a fraction of the unpruned model, an int is absolute."""

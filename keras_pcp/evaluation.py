@@ -9,63 +9,13 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.progressive import Evaluation
 from keras_pcp.trace import trace
 
 _BATCH = 256
 _RECALIBRATION_SAMPLES = 512
 _HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2", "dice", "true_positives")
-
-
-def take_samples(validation_data: Any, samples: int | None, seed: int) -> tuple[Any, Any, Any]:
-    """Returns (x, y, sample_weight or None) as arrays, at most `samples` of them, drawn at random.
-
-    Args:
-        validation_data: (x, y) or (x, y, sample_weight) of arrays or structures of arrays, or anything that yields such
-            batches, such as a tf.data.Dataset (then the first samples are taken).
-        samples: number of samples, None for all.
-        seed: for the draw.
-
-    Raises:
-        InvalidArgumentError: no data, no labels, or arrays of different lengths.
-    """
-    if validation_data is None:
-        raise InvalidArgumentError("validation_data is None; attempts need labelled samples: (x, y) or a dataset")
-    if isinstance(validation_data, tuple | list):
-        arrays = tree.map_structure(np.asarray, _unpacked(validation_data))
-        count = _length(arrays)
-        chosen = np.arange(count)
-        if samples is not None and samples < count:
-            chosen = np.sort(np.random.default_rng(seed).permutation(count)[:samples])
-        return (*tree.map_structure(lambda a: a[chosen], arrays), None)[:3]
-    batches, count = [], 0
-    for batch in validation_data:
-        batches.append(tree.map_structure(np.asarray, _unpacked(batch)))
-        count += _length(batches[-1])
-        if samples is not None and count >= samples:
-            break
-    if not batches:
-        raise InvalidArgumentError("validation_data is empty; attempts need labelled samples")
-    arrays = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-    return (*tree.map_structure(lambda a: a[:samples], arrays), None)[:3]
-
-
-def _unpacked(data: Any) -> tuple:
-    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
-        raise InvalidArgumentError(
-            "validation_data must be (x, y) or (x, y, sample_weight), or a dataset of such batches; "
-            f"got {type(data).__name__}" + (f" of length {len(data)}" if isinstance(data, tuple | list) else "")
-        )
-    return tuple(part for part in data if part is not None)
-
-
-def _length(arrays: Any) -> int:
-    lengths = {len(a) if np.ndim(a) else 0 for a in tree.flatten(arrays)}
-    if lengths == {0} or not lengths:
-        raise InvalidArgumentError("validation_data is empty; attempts need labelled samples")
-    if len(lengths) > 1:
-        raise InvalidArgumentError(f"validation_data holds arrays of different lengths: {sorted(lengths)}")
-    return lengths.pop()
 
 
 class Evaluator:
@@ -77,8 +27,8 @@ class Evaluator:
 
     def __init__(self, model: keras.Model, validation_data: Any, samples: int | None, seed: int):
         self.model = model
-        self.x, self.y, self.weight = take_samples(validation_data, samples, seed)
-        self.count = _length((self.x, self.y))
+        self.x, self.y, self.weight = take_samples(validation_data, samples, seed, "validation_data")
+        self.count = count_samples((self.x, self.y), "validation_data")
 
     def check(self) -> Evaluation:
         """Evaluates once, and turns whatever goes wrong into an error about validation_data."""
@@ -104,10 +54,12 @@ class Evaluator:
         ]
         predicted = tree.map_structure(lambda *p: np.concatenate(p), *parts)
         with self.metrics_put_back():
-            loss = self.model.compute_loss(
-                x=None, y=self.y, y_pred=predicted, sample_weight=self.weight, training=False
-            )
-            loss = float(loss) - float(sum(np.sum(extra) for extra in self.model.losses))
+            # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
+            with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.model.weights]):
+                loss = self.model.compute_loss(
+                    x=None, y=self.y, y_pred=predicted, sample_weight=self.weight, training=False
+                )
+                loss = float(loss) - float(sum(np.sum(extra) for extra in self.model.losses))
             self.model.reset_metrics()
             results = self.model.compute_metrics(None, self.y, predicted, self.weight)
         metrics = [float(np.mean(v)) for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]

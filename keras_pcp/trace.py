@@ -1,5 +1,6 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,28 @@ def trace(model: keras.Model) -> Trace:
         UnsupportedModelError: if `model` is not a built Functional or Sequential model.
     """
     return _Tracer().run(model)
+
+
+def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Runs the calls of a trace on arrays and yields (index in `Trace.tensors`, value) as the values are computed.
+
+    A tensor inside a nested model that is called several times is yielded each time. Values are dropped after their
+    last use.
+    """
+    values = dict(zip(traced.inputs, inputs, strict=True))
+    last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
+    for number, call in enumerate(traced.calls):
+        found = [values[i] for i in call.inputs]
+        if call.operation is not None:
+            place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, found, strict=True)}
+            args, kwargs = tree.map_structure(lambda v, place=place: place.get(id(v), v), (call.args, call.kwargs))
+            found = tree.flatten(call.operation(*args, **kwargs))
+        for i in call.inputs:
+            if last[i] == number:
+                values.pop(i, None)
+        for i, value in zip(call.outputs, found, strict=True):
+            values[i] = value
+            yield i, value
 
 
 class _Tracer:

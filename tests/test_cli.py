@@ -143,6 +143,7 @@ def test_prune_takes_absolute_limits_and_a_least_width(saved, tmp_path):
         (["--max-macs", "1.5"], "must be a float in (0, 1)"),
         ([], "no limit given"),
         (["--max-macs", "0.5", "--criterion", "size"], "criterion must be"),
+        (["--max-macs", "0.5", "--criterion", "taylor"], "needs data"),
         (["--max-macs", "0.5", "--frozen-layers", "nowhere"], "nowhere"),
     ],
 )
@@ -213,3 +214,10 @@ def test_a_wrong_command_line_ends_with_exit_code_2(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: keras-pcp" in capsys.readouterr().err
+
+
+def test_help_lists_the_criteria_that_need_no_data():
+    from keras_pcp.cli import _CRITERIA
+
+    free = [name for name, c in keras_pcp.criteria.BY_NAME.items() if not getattr(c, "needs_data", False)]
+    assert ["l1", *_CRITERIA] == free

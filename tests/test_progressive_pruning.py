@@ -208,7 +208,7 @@ def test_frozen_layers_keep_their_width():
     assert (name, 12, "named in frozen_layers") in callback.report.frozen
 
 
-@pytest.mark.parametrize("criterion", ["l2", "bn_scale", "random"])
+@pytest.mark.parametrize("criterion", ["l2", "bn_scale", "random", "taylor", "group_fisher_macs", "chip"])
 def test_criteria_by_name(criterion):
     model, callback = compiled(), pruning(criterion=criterion)
     model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
@@ -218,7 +218,7 @@ def test_criteria_by_name(criterion):
 def test_any_callable_is_a_criterion_and_its_order_is_followed():
     model = compiled()
 
-    def first_channels_go(group, values, seed):
+    def first_channels_go(group, statistics):
         return np.arange(group.num_channels)
 
     callback = pruning(criterion=first_channels_go)
@@ -268,6 +268,23 @@ def test_two_outputs_are_evaluated_together():
     model.fit(x, targets, epochs=3, verbose=0, callbacks=[callback])
     assert callback.report.reached
     assert 0 <= callback.report.rounds[0].before.metric <= 1
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+def test_penalties_on_activations_and_weights_do_not_count_in_attempts(criterion):
+    from keras_pcp.evaluation import Evaluator
+
+    def penalized(factor):
+        keras.utils.set_random_seed(0)
+        i = keras.Input((8, 8, 1))
+        x = L.Conv2D(6, 3, activity_regularizer=keras.regularizers.L2(factor), kernel_regularizer="l2")(i)
+        return compiled(keras.Model(i, L.Dense(4)(L.Flatten()(L.ReLU()(x)))))
+
+    losses = [Evaluator(penalized(factor), data(64, 1), None, 0).evaluate().loss for factor in (0.0, 5.0)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    model, callback = penalized(0.01), pruning(criterion=criterion)
+    model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
+    assert callback.report.reached
 
 
 def test_attempts_leave_running_metrics_and_statistics_alone():
@@ -322,8 +339,8 @@ def test_bad_options_are_refused_at_once(options, error, message):
         ({"validation_data": (np.zeros((8, 8, 8, 1)), np.zeros((8, 3)))}, InvalidArgumentError, "evaluated"),
         ({"validation_data": (np.zeros((8, 9, 9, 2)), np.zeros(8))}, InvalidArgumentError, "evaluated"),
         ({"frozen_layers": ["nowhere"]}, InvalidArgumentError, "nowhere"),
-        ({"criterion": lambda g, v, s: np.full(g.num_channels, np.nan)}, InvalidArgumentError, "finite"),
-        ({"criterion": lambda g, v, s: [1.0]}, InvalidArgumentError, "scores"),
+        ({"criterion": lambda g, s: np.full(g.num_channels, np.nan)}, InvalidArgumentError, "finite"),
+        ({"criterion": lambda g, s: [1.0]}, InvalidArgumentError, "scores"),
     ],
 )
 def test_bad_input_is_refused_before_training_and_the_model_is_as_it_was(options, error, message):
@@ -374,7 +391,7 @@ def test_a_failure_in_mid_round_leaves_the_model_whole_and_usable():
     model = compiled()
     calls = []
 
-    def fails_later(group, values, seed):
+    def fails_later(group, statistics):
         calls.append(group.name)
         if len(calls) > 14:
             raise RuntimeError("on purpose")

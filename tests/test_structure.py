@@ -10,18 +10,18 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
 version errors
-channels labels internals schedules
+channels labels internals schedules samples
 narrowing
 trace
 rules
 blocks
 graph
-cost
+cost statistics
 criteria selection masks live
 inspection surgery strategies
 evaluation report
 plots
-callbacks export
+callbacks export testing
 cli
 __init__
 __main__

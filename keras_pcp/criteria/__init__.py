@@ -1,0 +1,117 @@
+"""Importance scores of channels: one paper per file, higher = keep.
+
+A criterion is any callable `(group, statistics) -> float array (group.num_channels,)`; `keras_pcp.statistics.Statistics`
+tells what it can read. Mark one that reads gradients or features with `needs_data`. Scores are compared within a group,
+and across groups by selections of scope "global". `keras_pcp.testing.check_criterion` checks a criterion of your own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.channels import ChannelGraph, ChannelGroup
+from keras_pcp.criteria.activation import apoz, mean_activation
+from keras_pcp.criteria.chip import Chip
+from keras_pcp.criteria.control import random
+from keras_pcp.criteria.dead_probability import dead_probability
+from keras_pcp.criteria.geometric_median import fpgm
+from keras_pcp.criteria.group_fisher import GroupFisher
+from keras_pcp.criteria.hrank import hrank
+from keras_pcp.criteria.magnitude import l1, l2
+from keras_pcp.criteria.obd import obd
+from keras_pcp.criteria.similarity import cosine, least_distance
+from keras_pcp.criteria.slimming import bn_scale
+from keras_pcp.criteria.taylor import TaylorGate, taylor
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.statistics import Statistics, needs_data
+
+Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
+
+BY_NAME: dict[str, Criterion] = {
+    "l1": l1,
+    "l2": l2,
+    "bn_scale": bn_scale,
+    "dead_probability": dead_probability,
+    "fpgm": fpgm,
+    "least_distance": least_distance,
+    "cosine": cosine,
+    "taylor": taylor,
+    "taylor_gate": TaylorGate(),
+    "group_fisher": GroupFisher(),
+    "group_fisher_macs": GroupFisher("macs"),
+    "group_fisher_memory": GroupFisher("memory"),
+    "obd": obd,
+    "mean_activation": mean_activation,
+    "apoz": apoz,
+    "hrank": hrank,
+    "chip": Chip(),
+    "random": random,
+}
+
+
+def get(criterion: str | Criterion) -> Criterion:
+    """Returns the criterion for a name, or the callable itself."""
+    if callable(criterion):
+        return criterion
+    if criterion not in BY_NAME:
+        raise InvalidArgumentError(f"criterion must be a callable or one of {sorted(BY_NAME)}, got {criterion!r}")
+    return BY_NAME[criterion]
+
+
+def score_channels(
+    model: keras.Model,
+    graph: ChannelGraph,
+    criterion: str | Criterion = "l1",
+    *,
+    data: Any = None,
+    seed: int = 0,
+) -> Mapping[str, np.ndarray]:
+    """Scores every channel of every group; higher = keep.
+
+    Nothing of the model is changed.
+
+    Args:
+        model: the model that `graph` was built from.
+        graph: its channel graph.
+        criterion: a name in `keras_pcp.criteria.BY_NAME`, or a callable (see `keras_pcp.criteria`).
+        data: labelled samples for criteria that read gradients or features: (x, y), (x, y, sample_weight), or a dataset
+            of such batches. At most 256 samples are used.
+        seed: for the draw of samples and for random criteria.
+
+    Returns:
+        {group name: float array (num_channels,)}.
+
+    Raises:
+        InvalidArgumentError: the criterion is unknown, lacks data or a compiled model, or returns something else than
+            one finite number per channel.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> hidden = keras.layers.Dense(3, activation="relu", name="hidden")(x)
+        >>> model = keras.Model(x, keras.layers.Dense(1)(hidden))
+        >>> model.compile("sgd", "mse")
+        >>> data = np.random.rand(16, 4), np.random.rand(16, 1)
+        >>> scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), "taylor", data=data)
+        >>> scores["hidden"].shape
+        (3,)
+    """
+    function = get(criterion)
+    if data is None and getattr(function, "needs_data", False):
+        raise InvalidArgumentError(
+            f"criterion {criterion!r} needs data=(x, y): some labelled samples, on which gradients or features are "
+            "computed; or use a criterion that reads weights only, such as 'l1'"
+        )
+    statistics = Statistics(model, graph, data, seed)
+    scores = {}
+    for group in graph:
+        score = np.asarray(function(group, statistics), float)
+        if score.shape != (group.num_channels,) or not np.isfinite(score).all():
+            raise InvalidArgumentError(
+                f"criterion {criterion!r} must return {group.num_channels} finite scores for group {group.name!r}, "
+                f"got shape {score.shape}" + ("" if np.isfinite(score).all() else " with NaN or infinite values")
+            )
+        scores[group.name] = score
+    return scores

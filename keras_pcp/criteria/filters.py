@@ -1,0 +1,40 @@
+"""The filters of a group as a matrix with one row per channel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_pcp.channels import FOLLOW, PRODUCE, ChannelGroup, WeightSlice
+
+
+def filters(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what belongs to the kernels that make each channel, of all layers side by side.
+
+    Args:
+        group: the channels.
+        arrays: one array for each weight of the model: its value, or its gradient.
+
+    Returns:
+        float64 array (num_channels, n). Zeros fill up the row of a channel that a layer makes less often than others.
+    """
+    return rows(group, group.slices_of(PRODUCE, "kernel") + group.slices_of(FOLLOW, "depthwise"), arrays)
+
+
+def or_zeros(gradients: Sequence[np.ndarray | None], weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns gradients with zeros for weights that have none."""
+    return [np.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)]
+
+
+def rows(group: ChannelGroup, slices: Sequence[WeightSlice], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what some weight slices hold of each channel, side by side: float64 array (num_channels, n)."""
+    parts = [np.zeros((group.num_channels, 0))]
+    for s in slices:
+        value = np.moveaxis(arrays[s.weight], s.axis, 0)[s.positions].reshape(len(s.positions), -1)
+        order = np.argsort(s.channels, kind="stable")
+        counts = np.bincount(s.channels, minlength=group.num_channels)
+        copy = np.empty(len(order), int)
+        copy[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        part = np.zeros((group.num_channels, counts.max(), value.shape[1]))
+        part[s.channels, copy] = value
+        parts.append(part.reshape(group.num_channels, -1))
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,21 @@
+"""FPGM: filters near the geometric median of their layer can be replaced by the others."""
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGroup
+from keras_pcp.criteria.similarity import distances
+from keras_pcp.statistics import Statistics
+
+
+def fpgm(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels whose filters lie far from the others: s_c = sum over d of ||w_c - w_d||.
+
+    Takes a product of the filter matrix with itself, needs nothing but the weights.
+
+    Differs from the paper: channels made by several layers (a residual stage) are compared by all their filters side by
+    side, where the paper prunes single layers, and softly, in every epoch.
+
+    References:
+        He et al., Filter Pruning via Geometric Median for Deep CNNs Acceleration, CVPR 2019, arXiv 1811.00250.
+    """
+    return np.nansum(distances(group, statistics), axis=1)

@@ -1,0 +1,31 @@
+"""The size of the weights that make a channel."""
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGroup
+from keras_pcp.criteria.filters import filters
+from keras_pcp.statistics import Statistics
+
+
+def l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels whose filters have large weights: s_c = sum |w|.
+
+    For channels made by several layers (a residual stage) the sum runs over all of them. Takes milliseconds, needs
+    nothing but the weights.
+
+    References:
+        Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv 1608.08710.
+    """
+    return np.abs(filters(group, statistics.weights)).sum(axis=1)
+
+
+def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels whose filters have a large Euclidean norm: s_c = sqrt(sum w^2).
+
+    For channels made by several layers the sum runs over all of them. Takes milliseconds, needs nothing but the
+    weights.
+
+    References:
+        He et al., Soft Filter Pruning for Accelerating Deep CNNs, IJCAI 2018, arXiv 1808.06866.
+    """
+    return np.sqrt(np.square(filters(group, statistics.weights)).sum(axis=1))

@@ -1,0 +1,60 @@
+"""First-order Taylor expansion: how much the squared loss change is when a channel goes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGroup
+from keras_pcp.criteria.filters import filters, or_zeros
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.statistics import Statistics, needs_data
+
+
+@needs_data
+def taylor(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels whose filters move the loss: s_c = (sum over the filter of g * w)^2.
+
+    g is the mean gradient over the samples; the sum runs over the kernels of all layers that make the channel. Takes
+    one backward pass over the samples in batches; needs data and a compiled model.
+
+    Differs from the paper: there the square is averaged over mini-batches of training steps, with momentum over the
+    rounds of pruning; here it is computed once, on samples that are not trained on in between. Biases are left out.
+
+    References:
+        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771: the
+        contribution of a set of weights, with the sum inside the square.
+    """
+    gradients = or_zeros(statistics.gradients, statistics.weights)
+    return np.square((filters(group, statistics.weights) * filters(group, gradients)).sum(axis=1))
+
+
+@needs_data
+@dataclass(frozen=True)
+class TaylorGate:
+    """Keeps channels that the loss depends on: the mean over mini-batches of (dL/dz_c)^2 for a gate z_c = 1.
+
+    dL/dz_c is the mean over a mini-batch of `Statistics.gate_gradients`. With `batch_size=1` the score is the one of
+    `group_fisher`, divided by the number of samples. Takes one backward pass per sample; needs data and a compiled
+    model.
+
+    Differs from the paper: there the gate follows batch normalization; here it stands where the channel is read, which
+    is the same where only ReLU and pooling lie in between. Channels joined by sums share one gate, where the paper
+    divides by the number of joined layers. No momentum over rounds.
+
+    Attributes:
+        batch_size: samples in a mini-batch; the last one may be smaller.
+
+    References:
+        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771: Taylor-FO-BN.
+    """
+
+    batch_size: int = 32
+
+    def __post_init__(self):
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise InvalidArgumentError(f"batch_size must be an int of at least 1, got {self.batch_size!r}")
+
+    def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+        gates = statistics.gate_gradients[group.name]
+        starts = range(0, len(gates), self.batch_size)
+        return np.mean([np.square(gates[i : i + self.batch_size].mean(axis=0)) for i in starts], axis=0)

@@ -1,0 +1,543 @@
+"""Criteria and what they read, against slow loops, finite differences and numbers worked out by hand."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from zoo import build, inputs_for, outputs_of
+
+import keras_pcp
+from keras_pcp.channels import Selection
+from keras_pcp.criteria import BY_NAME, Chip, GroupFisher, TaylorGate
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.statistics import SAMPLES, Statistics, needs_data
+from keras_pcp.testing import check_criterion
+
+L = keras.layers
+NEED_DATA = sorted(name for name, criterion in BY_NAME.items() if getattr(criterion, "needs_data", False))
+
+
+def chain():
+    i = keras.Input((4, 4, 2))
+    x = L.BatchNormalization(name="bn")(L.Conv2D(5, 3, name="conv")(i))
+    return keras.Model(i, L.Dense(3, name="head")(L.Flatten()(x)))
+
+
+class Penalty(keras.regularizers.Regularizer):
+    """L2, which in Keras 3.8 does not work in float64."""
+
+    def __call__(self, weight):
+        return 0.1 * keras.ops.sum(keras.ops.square(weight))
+
+
+def small():
+    """A residual sum with penalties on its weights, behind a smooth activation."""
+    keras.utils.set_random_seed(3)
+    i = keras.Input((4, 4, 2))
+    x = L.Conv2D(4, 1, name="stem", activation="softplus", kernel_regularizer=Penalty())(i)
+    y = L.BatchNormalization()(L.Conv2D(3, 3, padding="same", name="inner", kernel_regularizer=Penalty())(x))
+    y = L.Conv2D(4, 1, name="outer")(L.Activation("softplus")(y))
+    x = L.Activation("softplus", name="sum")(L.Add()([x, y]))
+    return keras.Model(i, L.Dense(2)(L.Flatten()(x)))
+
+
+@pytest.fixture
+def doubles():
+    """Models made in the test compute in float64, so that finite differences are exact enough."""
+    for name in ("float64", "float32"):
+        keras.config.set_floatx(name)
+        keras.config.set_dtype_policy(name)
+        if name == "float64":
+            yield
+
+
+def problem(model, samples=5, seed=2):
+    """Compiles a model and returns data for it and the loss of each sample, computed without Keras's losses."""
+    rng = np.random.default_rng(seed)
+    x = inputs_for(model, samples)
+    y = [rng.normal(size=o.shape) for o in outputs_of(model, x)]
+    model.compile("sgd", ["mse"] * len(y) if len(y) > 1 else "mse")
+
+    def losses():
+        squares = [np.square(o - t) for o, t in zip(outputs_of(model, x), y, strict=True)]
+        return sum(s.reshape(samples, -1).mean(axis=1) for s in squares)
+
+    return (x, y if len(y) > 1 else y[0]), losses
+
+
+def slope(variable, where, losses, eps=1e-4):
+    """Derivative of each sample's loss when the marked elements of a weight are multiplied by 1 + eps."""
+    value = variable.numpy()
+    found = []
+    for sign in (1, -1):
+        variable.assign(np.where(where, value * (1 + sign * eps), value))
+        found.append(losses())
+    variable.assign(value)
+    return (found[0] - found[1]) / (2 * eps)
+
+
+def rows_of(model, s, channel):
+    """Marks the elements of a weight that belong to a channel."""
+    where = np.zeros(model.weights[s.weight].shape, bool)
+    np.moveaxis(where, s.axis, 0)[s.positions[s.channels == channel]] = True
+    return where
+
+
+def slow_gates(model, group, losses):
+    """Derivatives of each sample's loss by a gate where the channels are read, by finite differences."""
+    columns = []
+    for c in range(group.num_channels):
+        columns.append(sum(slope(model.weights[s.weight], rows_of(model, s, c), losses)
+                           for s in group.slices_of("consume")))  # fmt: skip
+    return np.stack(columns, axis=1)
+
+
+def slow_gradients(model, index, losses, eps=1e-5):
+    """Gradient of each sample's loss by every element of a weight, by finite differences: (samples, *shape)."""
+    variable = model.weights[index]
+    value = variable.numpy()
+    columns = []
+    for place in np.ndindex(value.shape):
+        found = []
+        for sign in (1, -1):
+            moved = value.copy()
+            moved[place] += sign * eps
+            variable.assign(moved)
+            found.append(losses())
+        columns.append((found[0] - found[1]) / (2 * eps))
+    variable.assign(value)
+    return np.stack(columns, axis=1).reshape(-1, *value.shape)
+
+
+def kernel_index(model, name):
+    return [w.path for w in model.weights].index(model.get_layer(name).kernel.path)
+
+
+@pytest.mark.parametrize("name", [n for n in BY_NAME if n != "random"])
+def test_every_criterion_passes_the_public_checks(name):
+    check_criterion(name)
+
+
+def test_the_random_control_passes_all_checks_but_that_of_renumbering():
+    check_criterion("random", permutable=False)
+    with pytest.raises(AssertionError, match="renumber"):
+        check_criterion("random")
+
+
+@needs_data
+def loudest(group, statistics):
+    return statistics.features[group.name].reshape(-1, group.num_channels).max(axis=0)
+
+
+def unmarked(group, statistics):
+    return loudest(group, statistics)
+
+
+def touching(group, statistics):
+    weight = statistics.model.weights[0]
+    weight.assign(weight * 1.5)
+    return np.ones(group.num_channels)
+
+
+class Restless:
+    calls = 0
+
+    def __call__(self, group, statistics):
+        self.calls += 1
+        return np.full(group.num_channels, self.calls)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda group, statistics: np.arange(group.num_channels), "renumbering the channels"),
+        (lambda group, statistics: np.full(group.num_channels, np.nan), "not finite"),
+        (lambda group, statistics: np.ones(group.num_channels + 1), "must have the shape"),
+        (Restless(), "with the same seed"),
+        (touching, "changes weights"),
+        (unmarked, "needs_data"),
+    ],
+)
+def test_the_public_checks_tell_what_is_wrong_with_a_criterion(criterion, message):
+    with pytest.raises(AssertionError, match=message):
+        check_criterion(criterion)
+
+
+def test_the_public_checks_pass_a_good_criterion_of_the_user():
+    check_criterion(loudest)
+    check_criterion(lambda group, statistics: np.zeros(group.num_channels), data=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "concat", "depthwise", "plain_flatten", "shared_layers", "two_in_two_out", "nested", "attention_exact",
+     "grouped", "conv_1d"],
+)  # fmt: skip
+def test_gate_gradients_are_the_slopes_of_the_loss_when_what_reads_a_channel_is_scaled(name, doubles):
+    model = build(name)
+    graph = keras_pcp.build_graph(model)
+    data, losses = problem(model, samples=3)
+    found = Statistics(model, graph, data).gate_gradients
+    for group in list(graph)[:3]:
+        slow = slow_gates(model, group, losses)
+        np.testing.assert_allclose(found[group.name], slow, rtol=1e-3, atol=1e-5 * np.abs(slow).max() + 1e-9)
+
+
+def test_gradients_are_slopes_of_the_mean_loss_without_penalties(doubles):
+    model = small()
+    data, losses = problem(model)
+    statistics = Statistics(model, keras_pcp.build_graph(model), data)
+    for index in (kernel_index(model, "stem"), kernel_index(model, "outer")):
+        slow = slow_gradients(model, index, losses)
+        np.testing.assert_allclose(statistics.gradients[index], slow.mean(axis=0), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(statistics.squared_gradients[index], np.square(slow).mean(axis=0), rtol=1e-4)
+
+
+def test_gradients_are_weighted_like_the_loss_and_none_where_the_loss_does_not_reach():
+    i = keras.Input((3,))
+    used, unused = L.Dense(4, name="used"), L.Dense(2)
+    unused(i)
+    model = keras.Model(i, L.Dense(1)(used(i)))
+    both = keras.Model(i, [model.output, unused(i)])
+    both.compile("sgd", ["mse", None])
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.normal(size=(70, 3)), rng.normal(size=(70, 1)), rng.uniform(0, 2, 70)
+    model.compile("sgd", "mse")
+    found = Statistics(model, keras_pcp.build_graph(model), (x, y, weight)).gradients
+    repeated = Statistics(model, keras_pcp.build_graph(model), (x, y)).gradients
+    error = weight[:, None] * (model(x).numpy() - y)
+    np.testing.assert_allclose(found[3], 2 * error.mean(axis=0), rtol=1e-4)
+    assert not np.allclose(found[3], repeated[3])
+    graph = keras_pcp.build_graph(both)
+    partial = Statistics(both, graph, (x, [y, y])).gradients
+    missing = {w.path.split("/")[0] for w, g in zip(both.weights, partial, strict=True) if g is None}
+    assert missing == {unused.name}
+    assert np.isfinite(keras_pcp.score_channels(both, graph, "taylor", data=(x, [y, y]))["used"]).all()
+
+
+def test_taylor_scores_are_the_squared_slopes_when_the_filters_of_a_channel_are_scaled(doubles):
+    model = small()
+    graph = keras_pcp.build_graph(model)
+    data, losses = problem(model)
+    found = keras_pcp.score_channels(model, graph, "taylor", data=data)
+    for group in graph:
+        made = group.slices_of("produce", "kernel")
+        for c in range(group.num_channels):
+            slow = sum(slope(model.weights[s.weight], rows_of(model, s, c), losses).mean() for s in made)
+            assert found[group.name][c] == pytest.approx(slow**2, rel=1e-3, abs=1e-12)
+
+
+def test_gates_and_fisher_scores_follow_their_formulas(doubles):
+    model = small()
+    graph = keras_pcp.build_graph(model)
+    data, losses = problem(model)
+    stem = graph["stem"]
+    gates = slow_gates(model, stem, losses)
+    assert gates.shape == (5, 4)
+
+    def score(criterion):
+        return keras_pcp.score_channels(model, graph, criterion, data=data)["stem"]
+
+    fisher = [sum(gates[n, c] ** 2 for n in range(5)) for c in range(4)]
+    np.testing.assert_allclose(score("group_fisher"), fisher, rtol=1e-3)
+    pairs = [[gates[:2, c].mean(), gates[2:4, c].mean(), gates[4, c]] for c in range(4)]
+    np.testing.assert_allclose(score(TaylorGate(2)), [sum(g**2 for g in p) / 3 for p in pairs], rtol=1e-3)
+    np.testing.assert_allclose(score("taylor_gate"), np.square(gates.mean(axis=0)), rtol=1e-3)
+    whole = keras_pcp.count_cost(graph).macs
+    freed = [whole - keras_pcp.count_cost(graph, Selection({"stem": np.arange(4) != c})).macs for c in range(4)]
+    np.testing.assert_allclose(score("group_fisher_macs"), np.divide(fisher, freed), rtol=1e-3)
+    # Two layers make the channel, each with an output of 4 x 4 positions.
+    np.testing.assert_allclose(score("group_fisher_memory"), np.divide(fisher, 2 * 16), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "concat", "grouped", "transposed", "attention_exact"])
+def test_the_macs_that_a_channel_frees_are_the_difference_of_two_counts(name):
+    graph = keras_pcp.build_graph(build(name))
+    whole = keras_pcp.count_cost(graph).macs
+    for group in graph:
+        freed = keras_pcp.cost.freed_macs(graph, group.name)
+        for c in range(group.num_channels):
+            keep = np.arange(group.num_channels) != c
+            assert freed[c] == whole - keras_pcp.count_cost(graph, Selection({group.name: keep})).macs
+
+
+def test_what_a_channel_frees_must_be_known():
+    i = keras.Input((None, None, 2))
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(3, 1, name="conv")(i))))
+    graph = keras_pcp.build_graph(model)
+    model.compile("sgd", "mse")
+    data = np.ones((2, 4, 4, 2)), np.ones((2, 2))
+    for per in ("macs", "memory"):
+        with pytest.raises(InvalidArgumentError, match="'conv' frees cannot be counted"):
+            keras_pcp.score_channels(model, graph, GroupFisher(per), data=data)
+    assert keras_pcp.score_channels(model, graph, GroupFisher(), data=data)["conv"].shape == (3,)
+    assert keras_pcp.score_channels(model, graph, "apoz", data=data)["conv"].tolist() == [1, 1, 1]
+
+
+def test_obd_is_half_the_squared_weights_times_the_mean_squared_gradient(doubles):
+    model = small()
+    graph = keras_pcp.build_graph(model)
+    data, losses = problem(model)
+    slow = np.zeros(4)
+    for index in (kernel_index(model, "stem"), kernel_index(model, "outer")):
+        gradients, weight = slow_gradients(model, index, losses), model.weights[index].numpy()
+        for c in range(4):
+            for place in np.ndindex(weight.shape[:-1]):
+                mean = sum(g[(*place, c)] ** 2 for g in gradients) / len(gradients)
+                slow[c] += 0.5 * weight[(*place, c)] ** 2 * mean
+    np.testing.assert_allclose(keras_pcp.score_channels(model, graph, "obd", data=data)["stem"], slow, rtol=1e-3)
+
+
+def test_l1_and_l2_are_the_norms_of_the_filters():
+    model = chain()
+    graph = keras_pcp.build_graph(model)
+    kernel = model.get_layer("conv").kernel.numpy()
+    slow1 = [sum(abs(v) for v in kernel[..., c].ravel()) for c in range(5)]
+    slow2 = [sum(v * v for v in kernel[..., c].ravel()) ** 0.5 for c in range(5)]
+    np.testing.assert_allclose(keras_pcp.score_channels(model, graph, "l1")["conv"], slow1, rtol=1e-5)
+    np.testing.assert_allclose(keras_pcp.score_channels(model, graph, "l2")["conv"], slow2, rtol=1e-5)
+
+
+def test_scores_of_coupled_channels_are_sums_over_all_that_make_them():
+    model = build("residual")
+    graph = keras_pcp.build_graph(model)
+    stem = next(iter(graph))
+    kernels = [model.get_layer(n).kernel.numpy() for n in stem.producers]
+    slow = [sum(np.abs(k[..., c]).sum() for k in kernels) for c in range(stem.num_channels)]
+    np.testing.assert_allclose(keras_pcp.score_channels(model, graph, "l1")[stem.name], slow, rtol=1e-5)
+
+
+def test_bn_scale_is_the_absolute_scale_and_says_where_there_is_none():
+    model = chain()
+    model.get_layer("bn").gamma.assign([1.0, -2.0, 0.5, 0.0, 3.0])
+    scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), "bn_scale")
+    assert scores["conv"].tolist() == [1.0, 2.0, 0.5, 0.0, 3.0]
+    i = keras.Input((4, 4, 2))
+    bare = keras.Model(i, L.Conv2D(2, 1)(L.Conv2D(3, 1, name="bare")(i)))
+    with pytest.raises(InvalidArgumentError, match="'bare'"):
+        keras_pcp.score_channels(bare, keras_pcp.build_graph(bare), "bn_scale")
+
+
+def test_dead_probability_is_that_of_a_normal_number_below_zero():
+    model = chain()
+    bn = model.get_layer("bn")
+    bn.gamma.assign([1.0, -2.0, 0.5, 0.0, 0.0])
+    bn.beta.assign([0.0, 2.0, -1.0, 3.0, -3.0])
+    scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), "dead_probability")["conv"]
+    # 1 - Phi(0), Phi(1), Phi(-2); without deviation it is certain.
+    np.testing.assert_allclose(scores, [0.5, 0.8413447, 0.0227501, 1.0, 0.0], rtol=1e-5)
+
+
+def test_the_least_dead_of_several_normalizations_counts():
+    i = keras.Input((4, 4, 2))
+    x = L.Conv2D(3, 1, name="conv")(i)
+    a = L.ReLU()(L.BatchNormalization(name="a", scale=False)(x))
+    b = L.ReLU()(L.BatchNormalization(name="b")(x))
+    model = keras.Model(i, L.Conv2D(2, 1)(L.Add()([a, b])))
+    model.get_layer("a").beta.assign([-1.0, 0.0, 1.0])
+    model.get_layer("b").gamma.assign([2.0, 2.0, 2.0])
+    model.get_layer("b").beta.assign([2.0, -2.0, -2.0])
+    scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), "dead_probability")["conv"]
+    np.testing.assert_allclose(scores, [0.8413447, 0.5, 0.8413447], rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["bn_scale", "dead_probability"])
+def test_a_group_without_normalization_is_named(criterion):
+    i = keras.Input((4, 4, 2))
+    bare = keras.Model(i, L.Conv2D(2, 1)(L.Conv2D(3, 1, name="bare")(i)))
+    with pytest.raises(InvalidArgumentError, match="'bare'"):
+        keras_pcp.score_channels(bare, keras_pcp.build_graph(bare), criterion)
+
+
+def filters_of(model, group):
+    """The kernels that make each channel, one after the other, as plain lists of numbers."""
+    made = [model.get_layer(n).kernel.numpy() for n in group.producers]
+    return [np.concatenate([k[..., c].ravel() for k in made]) for c in range(group.num_channels)]
+
+
+def test_similarities_are_those_of_a_loop_over_pairs():
+    model = build("residual")
+    graph = keras_pcp.build_graph(model)
+    scores = {n: keras_pcp.score_channels(model, graph, n) for n in ("fpgm", "least_distance", "cosine")}
+    for group in graph:
+        rows = filters_of(model, group)
+        far = [[math.dist(a, b) for b in rows] for a in rows]
+        angle = [[abs(a @ b) / math.sqrt((a @ a) * (b @ b)) for b in rows] for a in rows]
+        for c in range(group.num_channels):
+            others = [d for d in range(group.num_channels) if d != c]
+            assert scores["fpgm"][group.name][c] == pytest.approx(sum(far[c]), rel=1e-5)
+            assert scores["least_distance"][group.name][c] == pytest.approx(min(far[c][d] for d in others), rel=1e-4)
+            assert scores["cosine"][group.name][c] == pytest.approx(1 - max(angle[c][d] for d in others), rel=1e-4)
+
+
+def test_a_channel_that_is_masked_makes_no_other_one_redundant():
+    model = chain()
+    conv = model.get_layer("conv")
+    kernel = conv.kernel.numpy()
+    kernel[..., 1] = kernel[..., 0]
+    conv.kernel.assign(kernel)
+    graph = keras_pcp.build_graph(model)
+    for criterion in ("least_distance", "cosine"):
+        assert keras_pcp.score_channels(model, graph, criterion)["conv"][:2] == pytest.approx([0, 0], abs=1e-3)
+        with keras_pcp.masked(model, graph, Selection({"conv": np.arange(5) != 0})):
+            masked = keras_pcp.score_channels(model, graph, criterion)["conv"]
+        apart = keras_pcp.prune_model(model, graph, Selection({"conv": np.arange(5) != 0}))
+        alone = keras_pcp.score_channels(apart, keras_pcp.build_graph(apart), criterion)["conv"]
+        np.testing.assert_allclose(masked[1:], alone, rtol=1e-5)
+
+
+def test_similarities_are_defined_for_one_channel_and_for_filters_of_zeros():
+    i = keras.Input((4, 4, 2))
+    x = L.Conv2D(3, 1, name="zeros", kernel_initializer="zeros")(L.Conv2D(1, 1, name="one")(i))
+    model = keras.Model(i, L.Conv2D(2, 1)(x))
+    graph = keras_pcp.build_graph(model)
+    for criterion in ("fpgm", "least_distance", "cosine"):
+        scores = keras_pcp.score_channels(model, graph, criterion)
+        assert scores["zeros"].tolist() == [0, 0, 0]
+        assert np.isfinite(scores["one"]).all()
+
+
+def features_model():
+    i = keras.Input((5, 4, 2))
+    x = L.ReLU(name="first_relu")(L.BatchNormalization()(L.Conv2D(6, 3, padding="same", name="first")(i)))
+    y = L.Conv2D(3, 1, activation="relu", name="second")(L.MaxPooling2D()(x))
+    model = keras.Model(i, L.Dense(2)(L.Concatenate()([L.Flatten()(y), L.GlobalAveragePooling2D()(x)])))
+    rng = np.random.default_rng(0)
+    maps = {n: keras.Model(i, model.get_layer(layer).output) for n, layer in (("first", "first_relu"), ("second",) * 2)}
+    x = rng.normal(size=(7, 5, 4, 2))
+    return model, keras_pcp.build_graph(model), (x, np.zeros((7, 2))), {n: m(x).numpy() for n, m in maps.items()}
+
+
+def test_features_are_taken_behind_the_activation_and_before_pooling():
+    model, graph, data, maps = features_model()
+    found = Statistics(model, graph, data).features
+    assert maps.keys() == graph.groups.keys()
+    for name in maps:
+        np.testing.assert_allclose(found[name], maps[name], rtol=1e-5, atol=1e-6)
+
+
+def test_criteria_of_features_are_those_of_slow_loops():
+    model, graph, data, maps = features_model()
+    scores = {n: keras_pcp.score_channels(model, graph, n, data=data) for n in ("hrank", "mean_activation", "apoz")}
+    chip = keras_pcp.score_channels(model, graph, Chip(samples=4), data=data)
+    for name, batch in maps.items():
+        norms = [np.linalg.svd(m.reshape(-1, m.shape[-1]), compute_uv=False).sum() for m in batch]
+        for c in range(batch.shape[-1]):
+            rank = [np.linalg.svd(m[..., c], compute_uv=False) for m in batch]
+            rank = [sum(v > s.max() * 1e-5 for v in s) if s.max() > 0 else 0 for s in rank]
+            assert scores["hrank"][name][c] == pytest.approx(sum(rank) / 7)
+            values = [float(v) for v in batch[..., c].ravel()]
+            assert scores["mean_activation"][name][c] == pytest.approx(sum(map(abs, values)) / len(values), rel=1e-4)
+            assert scores["apoz"][name][c] == pytest.approx(1 - values.count(0.0) / len(values))
+            falls = []
+            for m, norm in zip(batch[:4], norms[:4], strict=True):
+                without = m.reshape(-1, m.shape[-1]).copy()
+                without[:, c] = 0
+                falls.append(norm - np.linalg.svd(without, compute_uv=False).sum())
+            assert chip[name][c] == pytest.approx(np.mean(falls), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nested", "two_in_two_out", "conv_1d", "repetition", "stacked", "mixer"])
+def test_features_of_a_model_are_those_that_pruning_takes_away(name):
+    """Zeroing all that makes a channel zeroes its features and those of no other channel of the group."""
+    model = build(name)
+    graph = keras_pcp.build_graph(model)
+    data = inputs_for(model, 4), np.zeros(4)
+    group = next(iter(graph))
+    whole = Statistics(model, graph, data).features[group.name]
+    c = int(np.argmax(np.abs(whole).reshape(-1, group.num_channels).max(axis=0)))
+    for s in group.slices:
+        if s.role != "consume":
+            value = model.weights[s.weight].numpy()
+            np.moveaxis(value, s.axis, 0)[s.positions[s.channels == c]] = 0
+            model.weights[s.weight].assign(value)
+    changed = Statistics(model, graph, data).features[group.name]
+    others = np.arange(group.num_channels) != c
+    assert not np.allclose(changed[..., c], whole[..., c])
+    np.testing.assert_allclose(changed[..., others], whole[..., others], rtol=1e-5, atol=1e-6)
+
+
+def test_features_that_cannot_be_told_apart_are_an_error_that_names_the_group():
+    model = build("unused_branch")
+    graph = keras_pcp.build_graph(model)
+    with pytest.raises(InvalidArgumentError, match=f"group {next(iter(graph)).name!r}"):
+        keras_pcp.score_channels(model, graph, "hrank", data=(inputs_for(model), np.zeros(3)))
+
+
+def test_features_find_the_inputs_of_a_model_by_name():
+    a, b = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    model = keras.Model([a, b], L.Dense(1)(L.Dense(4, name="hidden")(L.Subtract()([a, b]))))
+    graph = keras_pcp.build_graph(model)
+    x = {"a": np.ones((2, 3)), "b": np.full((2, 3), 3.0)}
+    found = Statistics(model, graph, (x, np.zeros((2, 1)))).features["hidden"]
+    np.testing.assert_allclose(found, np.full((2, 3), 2.0) @ model.get_layer("hidden").kernel.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_criteria_that_need_data_say_so_at_once(criterion):
+    model = chain()
+    with pytest.raises(InvalidArgumentError, match=rf"'{criterion}' needs data=\(x, y\)"):
+        keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion)
+
+
+def test_bad_data_and_models_without_a_loss_are_refused():
+    model = chain()
+    graph = keras_pcp.build_graph(model)
+    x, y = np.zeros((4, 4, 4, 2)), np.zeros((4, 3))
+    with pytest.raises(InvalidArgumentError, match=r"is not compiled; call model.compile"):
+        keras_pcp.score_channels(model, graph, "taylor", data=(x, y))
+    model.compile("sgd", "mse")
+    with pytest.raises(InvalidArgumentError, match=r"data holds arrays of different lengths: \[3, 4\]"):
+        keras_pcp.score_channels(model, graph, "taylor", data=(x, y[:3]))
+    with pytest.raises(InvalidArgumentError, match=r"data must be \(x, y\)"):
+        keras_pcp.score_channels(model, graph, "hrank", data=(x,))
+    for make in (lambda: GroupFisher("bytes"), lambda: TaylorGate(0), lambda: Chip(-1)):
+        with pytest.raises(InvalidArgumentError, match="must be"):
+            make()
+
+
+def test_no_more_samples_are_used_than_documented():
+    model = chain()
+    model.compile("sgd", "mse")
+    data = np.zeros((SAMPLES + 50, 4, 4, 2)), np.zeros((SAMPLES + 50, 3))
+    statistics = Statistics(model, keras_pcp.build_graph(model), data)
+    assert len(statistics.features["conv"]) == len(statistics.samples[1]) == SAMPLES
+
+
+def test_models_of_mixed_precision_are_scored():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build("residual")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    data, _ = problem(model)
+    for criterion in ("taylor", "group_fisher", "hrank"):
+        scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion, data=data)
+        assert all(s.max() > 0 for s in scores.values())
+
+
+class Block(L.Layer):
+    """Hides a convolution."""
+
+    def __init__(self, conv, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = conv
+
+    def call(self, x):
+        return keras.ops.relu(self.conv(x))
+
+
+def test_a_model_with_a_block_is_scored_like_the_same_layers_without_it():
+    i = keras.Input((5, 5, 2))
+    conv, head = L.Conv2D(4, 3, name="conv"), L.Dense(3)
+    plain = keras.Model(i, head(L.GlobalMaxPooling2D()(keras.ops.relu(conv(i)))))
+    hidden = keras.Model(i, head(L.GlobalMaxPooling2D()(Block(conv)(i))))
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(6, 5, 5, 2)), rng.normal(size=(6, 3))
+    for criterion in ("taylor", "group_fisher_memory", "apoz"):
+        found = []
+        for model in (plain, hidden):
+            model.compile("sgd", "mse")
+            found.append(keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion, data=data)["conv"])
+        np.testing.assert_allclose(*found, rtol=1e-5)
