@@ -11,7 +11,7 @@
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
-| `Variable._value`, `Variable._initializer`     | give a variable its first value when a copy is built         |
+| `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
 | `Optimizer._trainable_variables`, `_var_key`   | find slots; keep what is stored under a variable's key       |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
@@ -19,7 +19,7 @@
 
 import gc
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -200,10 +200,21 @@ def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
         variable._initializer = lambda shape, dtype=None: value
 
 
-def resize_variable(variable: keras.Variable, value: np.ndarray) -> None:
-    """Gives a variable a value of another shape; the Python object stays the same."""
+def resize_variable(variable: keras.Variable, value: np.ndarray) -> Callable[[], None]:
+    """Gives a variable a value of another shape; the Python object stays the same. Returns the way back."""
+    before = variable._value, variable._shape
+
+    def undo() -> None:
+        variable._value, variable._shape = before
+
     variable._shape = tuple(value.shape)
     variable._initialize(value)
+    return undo
+
+
+def array_of(variable: keras.Variable) -> np.ndarray:
+    """Returns the value of a variable without copying it where that is possible; not to be written to."""
+    return np.asarray(keras.ops.convert_to_tensor(variable))
 
 
 def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterator[tuple[int, str, keras.Variable]]:
@@ -284,4 +295,6 @@ def forget_traces(models: list[keras.Model]) -> None:
 
 def living(classes: tuple[type, ...]) -> list[Any]:
     """Returns all living instances of some classes."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), classes)]
+    things = gc.get_objects()
+    wanted = {cls for cls in set(map(type, things)) if issubclass(cls, classes)}
+    return [thing for thing in things if type(thing) in wanted]

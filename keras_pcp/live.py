@@ -48,7 +48,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     models = internals.models_using([model, *trace(model).operations])
     optimizers = internals.built_optimizers(models)
     masks, variables = weight_masks(graph, selection), model.weights
-    resized = [(variables[i], sliced(variables[i].numpy(), masks[i])) for i in masks]
+    resized = [(variables[i], sliced(internals.array_of(variables[i]), masks[i])) for i in masks]
     for optimizer in optimizers:
         resized += _sliced_slots(optimizer, variables, masks)
     keys = internals.variable_keys(optimizers)
@@ -56,7 +56,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     try:
         with strategy_scope(model):
             for variable, value in resized:
-                _resize(variable, value, journal)
+                journal.append(internals.resize_variable(variable, value))
         rewrite_widths(model, graph, selection, journal)
         internals.rekey(keys)
         internals.forget_traces(models)
@@ -121,7 +121,7 @@ def _sliced_slots(
                     f"{tuple(variables[index].shape)} of {variables[index].path}, so it cannot be carried over; "
                     "use an optimizer that ships with Keras"
                 )
-            result.append((slot, sliced(slot.numpy(), own)))
+            result.append((slot, sliced(internals.array_of(slot), own)))
     return result
 
 
@@ -135,12 +135,6 @@ def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict
     if not without:
         return {} if slot_shape == (1,) else None
     return {a - (a > without[0]): m for a, m in masks.items() if a != without[0]}
-
-
-def _resize(variable: keras.Variable, value: np.ndarray, journal: list) -> None:
-    old = variable.numpy()
-    journal.append(lambda: internals.resize_variable(variable, old))
-    internals.resize_variable(variable, value)
 
 
 def rewrite_widths(model: keras.Model, graph: ChannelGraph, selection: Selection, journal: list | None = None) -> None:
