@@ -20,10 +20,12 @@
 import gc
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import compress
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import tree
 
 from keras_pcp.errors import UnsupportedModelError
@@ -214,7 +216,7 @@ def resize_variable(variable: keras.Variable, value: np.ndarray) -> Callable[[],
 
 def array_of(variable: keras.Variable) -> np.ndarray:
     """Returns the value of a variable without copying it where that is possible; not to be written to."""
-    return np.asarray(keras.ops.convert_to_tensor(variable))
+    return np.asarray(tf.convert_to_tensor(variable.value))
 
 
 def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterator[tuple[int, str, keras.Variable]]:
@@ -295,6 +297,11 @@ def forget_traces(models: list[keras.Model]) -> None:
 
 def living(classes: tuple[type, ...]) -> list[Any]:
     """Returns all living instances of some classes."""
+    wanted, left = set(), list(classes)
+    while left:
+        cls = left.pop()
+        if cls not in wanted:
+            wanted.add(cls)
+            left += cls.__subclasses__()
     things = gc.get_objects()
-    wanted = {cls for cls in set(map(type, things)) if issubclass(cls, classes)}
-    return [thing for thing in things if type(thing) in wanted]
+    return list(compress(things, map(wanted.__contains__, map(type, things))))
