@@ -1,10 +1,26 @@
 """The filters of a group as a matrix with one row per channel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from keras_pcp.channels import FOLLOW, PRODUCE, ChannelGroup, WeightSlice
+
+
+def kernels(group: ChannelGroup) -> tuple[WeightSlice, ...]:
+    """Returns the slices of the kernels that make the channels of a group."""
+    return group.slices_of(PRODUCE, "kernel") + group.slices_of(FOLLOW, "depthwise")
+
+
+def summed(group: ChannelGroup, arrays: Sequence[np.ndarray], function: Callable) -> np.ndarray:
+    """Returns the sum of a function of the elements of each channel's filters, without making the matrix of them."""
+    total = np.zeros(group.num_channels)
+    for s in kernels(group):
+        array = arrays[s.weight]
+        value = function(array if array.itemsize >= 4 else array.astype("float32"))
+        per_position = value.sum(axis=tuple(a for a in range(value.ndim) if a != s.axis), dtype="float64")
+        np.add.at(total, s.channels, per_position[s.positions])
+    return total
 
 
 def filters(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -17,7 +33,7 @@ def filters(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         float64 array (num_channels, n). Zeros fill up the row of a channel that a layer makes less often than others.
     """
-    return rows(group, group.slices_of(PRODUCE, "kernel") + group.slices_of(FOLLOW, "depthwise"), arrays)
+    return rows(group, kernels(group), arrays)
 
 
 def or_zeros(gradients: Sequence[np.ndarray | None], weights: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_pcp.channels import ChannelGroup
-from keras_pcp.criteria.filters import filters
+from keras_pcp.criteria.filters import summed
 from keras_pcp.statistics import Statistics
 
 
@@ -16,7 +16,7 @@ def l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     References:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv 1608.08710.
     """
-    return np.abs(filters(group, statistics.weights)).sum(axis=1)
+    return summed(group, statistics.weights, np.abs)
 
 
 def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
@@ -28,4 +28,4 @@ def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     References:
         He et al., Soft Filter Pruning for Accelerating Deep CNNs, IJCAI 2018, arXiv 1808.06866.
     """
-    return np.sqrt(np.square(filters(group, statistics.weights)).sum(axis=1))
+    return np.sqrt(summed(group, statistics.weights, np.square))
