@@ -45,7 +45,8 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         return
     check_fits(model, graph)
     _check_plain(model, graph.blocks)
-    models = internals.models_using([model, *trace(model).operations])
+    traced = trace(model)
+    models = internals.models_using([model, *traced.operations])
     optimizers = internals.built_optimizers(models)
     masks, variables = weight_masks(graph, selection), model.weights
     resized = [(variables[i], sliced(internals.array_of(variables[i]), masks[i])) for i in masks]
@@ -57,7 +58,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         with strategy_scope(model):
             for variable, value in resized:
                 journal.append(internals.resize_variable(variable, value))
-        rewrite_widths(model, graph, selection, journal)
+        rewrite_widths(traced, graph, selection, journal)
         internals.rekey(keys)
         internals.forget_traces(models)
     except BaseException:
@@ -137,9 +138,8 @@ def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict
     return {a - (a > without[0]): m for a, m in masks.items() if a != without[0]}
 
 
-def rewrite_widths(model: keras.Model, graph: ChannelGraph, selection: Selection, journal: list | None = None) -> None:
+def rewrite_widths(traced: Trace, graph: ChannelGraph, selection: Selection, journal: list | None = None) -> None:
     """Writes every changed width, then brings what Keras derives from shapes in step; `journal` gets the way back."""
-    traced = trace(model)
     journal = [] if journal is None else journal
     changed = [(w, w.extent.after(selection.keep)) for w in graph.widths]
     changed = [(w, new) for w, new in changed if new != w.extent.size]

@@ -6,26 +6,23 @@ needs no retracing because weights are variables.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 
 import keras
 import numpy as np
 
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
 from keras_pcp.graph import check_fits
+from keras_pcp.narrowing import weight_masks
 
 
 def consumer_masks(graph: ChannelGraph, selection: Selection) -> dict[int, np.ndarray]:
     """Returns {weight index: boolean array that broadcasts to the weight}, False where a removed channel is read."""
-    masks: dict[int, np.ndarray] = {}
-    for name, removed in selection.removed().items():
-        gone = np.zeros(graph[name].num_channels, bool)
-        gone[removed] = True
-        for s in graph[name].slices_of(CONSUME):
-            shape = graph.weights[s.weight].shape
-            along = [extent.size if a == s.axis else 1 for a, extent in enumerate(shape)]
-            mask = np.ones(along, bool)
-            mask.reshape(-1)[s.positions[gone[s.channels]]] = False
-            masks[s.weight] = masks[s.weight] & mask if s.weight in masks else mask
+    masks = {}
+    for weight, axes in weight_masks(graph, selection, CONSUME).items():
+        rank = len(graph.weights[weight].shape)
+        along = [keep.reshape([-1 if a == axis else 1 for a in range(rank)]) for axis, keep in axes.items()]
+        masks[weight] = reduce(np.logical_and, along)
     return masks
 
 

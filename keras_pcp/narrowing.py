@@ -14,12 +14,17 @@ from keras_pcp.channels import ChannelGraph, ChannelGroup, Extent, Selection, We
 Masks = Mapping[int, Mapping[int, np.ndarray]]
 
 
-def weight_masks(graph: ChannelGraph, selection: Selection) -> dict[int, dict[int, np.ndarray]]:
-    """Returns {weight index: {axis: boolean array, True = keep}} for the weights that lose positions."""
+def weight_masks(
+    graph: ChannelGraph, selection: Selection, role: str | None = None
+) -> dict[int, dict[int, np.ndarray]]:
+    """Returns {weight index: {axis: boolean array, True = keep}} for the weights that lose positions.
+
+    With a `role`, only slices of that role count.
+    """
     masks: dict[int, dict[int, np.ndarray]] = {}
     for name in selection.removed():
         keep = selection.keep[name]
-        for s in graph[name].slices:
+        for s in (s for s in graph[name].slices if role in (None, s.role)):
             axes = masks.setdefault(s.weight, {})
             if s.axis not in axes:
                 axes[s.axis] = np.ones(graph.weights[s.weight].shape[s.axis].size, bool)

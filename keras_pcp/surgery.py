@@ -44,7 +44,7 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
     check_fits(model, graph)
     masks = weight_masks(graph, selection)
     values = {id(w): sliced(internals.array_of(w), masks.get(i, {})) for i, w in enumerate(model.weights)}
-    return _rebuilt(inline_blocks(model), values, lambda copy: rewrite_widths(copy, graph, selection))
+    return _rebuilt(inline_blocks(model), values, lambda copy: rewrite_widths(trace(copy), graph, selection))
 
 
 def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:

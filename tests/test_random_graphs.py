@@ -70,7 +70,8 @@ def test_an_einsum_layer_computes_the_same_whatever_axes_its_kernel_and_bias_hav
     i = keras.Input((2, 2, 3))
     x = L.Conv2D(4, 1, activation="tanh")(i)
     x = L.EinsumDense(equation, shape, bias_axes=bias, activation="relu")(x)
-    check(i, L.Dense(3)(L.Flatten()(x)))
+    reasons = check(i, L.Dense(3, name="logits")(L.Flatten()(x)))
+    assert reasons["logits"] == "output of the model"
 
 
 def test_an_einsum_layer_with_an_ellipsis_on_the_right_reads_the_second_axis():

@@ -40,7 +40,10 @@ def test_no_initializer_runs_for_a_pruned_copy(monkeypatch):
         raise AssertionError("initialized in vain")
 
     monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", never)
-    keras_pcp.prune_model(model, graph, random_selection(graph, 0))
+    with pytest.raises(AssertionError, match="in vain"):
+        keras.models.clone_model(model)
+    small = keras_pcp.prune_model(model, graph, random_selection(graph, 0))
+    assert small.count_params() < model.count_params()
 
 
 def test_a_graph_of_another_model_is_refused_before_anything_is_built():
