@@ -4,13 +4,20 @@ import argparse
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
+import tensorflow as tf
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from image_data import Arrays, hold_out, load
+
+L = keras.layers
+HELD_OUT = 5000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name the model and its data."""
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, help="a .keras file, or 'vgg' for a small one trained at once")
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--data-dir")
     parser.add_argument("--mean", type=float, default=0.0)
@@ -21,7 +28,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepared(args: argparse.Namespace) -> tuple[Arrays, Arrays, Arrays]:
-    """Returns normalized training, validation and test data; 5,000 training images are held out."""
+    """Returns normalized training, validation and test data; some training images are held out for validation."""
     (x, y), (x_test, y_test) = load(args.data, args.data_dir)
-    train, val = hold_out((x - args.mean) / args.std, y, 5000)
-    return train, val, ((x_test - args.mean) / args.std, y_test)
+    train, val = hold_out((x - args.mean) / args.std, y, min(HELD_OUT, len(x) // 6))
+    data = train, val, ((x_test - args.mean) / args.std, y_test)
+    if args.model == "vgg" and not Path("vgg.keras").exists():
+        train_vgg(*train).save("vgg.keras")
+    return data
+
+
+def opened(args: argparse.Namespace) -> keras.Model:
+    """Loads the model; its outputs must be logits."""
+    model = keras.models.load_model("vgg.keras" if args.model == "vgg" else args.model, compile=False)
+    if getattr(model.layers[-1], "activation", None) is not keras.activations.linear:
+        raise SystemExit(f"the outputs of {args.model} must be logits: a last layer without activation")
+    return model
+
+
+def train_vgg(x: np.ndarray, y: np.ndarray, width: int = 16, epochs: int = 8) -> keras.Model:
+    """Trains a plain network of six convolutions with batch normalization."""
+    keras.utils.set_random_seed(0)
+    i = keras.Input(x.shape[1:])
+    h = i
+    for stage in range(3):
+        for _ in range(2):
+            h = L.Conv2D(width * 2**stage, 3, padding="same", use_bias=False)(h)
+            h = L.ReLU()(L.BatchNormalization()(h))
+        h = L.MaxPooling2D()(h)
+    h = L.Dense(4 * width, activation="relu")(L.Flatten()(h))
+    model = keras.Model(i, L.Dense(int(y.max()) + 1)(h), name="vgg")
+    steps = len(x) // 128 * epochs
+    model.compile(
+        keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.05, steps), momentum=0.9, weight_decay=1e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(batches(x, y, 128, 0, 2), epochs=epochs, verbose=0)
+    return model
+
+
+def batches(x: np.ndarray, y: np.ndarray, size: int, seed: int, shift: int, flip: bool = False) -> tf.data.Dataset:
+    """Shuffled batches, shifted by up to some pixels (one shift a batch) and, where that keeps the label, flipped."""
+
+    def augment(images, labels):
+        images = tf.image.random_flip_left_right(images, seed=seed) if flip else images
+        padded = tf.pad(images, [[0, 0], [shift] * 2, [shift] * 2, [0, 0]], constant_values=float(x.min()))
+        return tf.image.random_crop(padded, tf.shape(images), seed=seed), labels
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
+    return data.batch(size, drop_remainder=True).map(augment, num_parallel_calls=2).prefetch(2)
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the share of the samples that the model classifies rightly."""
+    return float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(-1) == y))

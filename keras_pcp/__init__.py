@@ -16,9 +16,12 @@ from keras_pcp.graph import build_graph
 from keras_pcp.inspection import Inspection, inspect_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
+from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
 from keras_pcp.rules import register_rule
+from keras_pcp.search import search_widths
 from keras_pcp.selection import select_by_cost, select_by_ratio
+from keras_pcp.strategies.controls import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.surgery import prune_model, widen_model
 from keras_pcp.version import __version__
@@ -27,12 +30,16 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
+    "Distillation",
     "Inspection",
+    "LayerByLayer",
     "LiteRTFile",
+    "OneShot",
     "Progressive",
     "ProgressivePruning",
     "PruningError",
     "PruningReport",
+    "RandomWidths",
     "Selection",
     "__version__",
     "build_graph",
@@ -48,6 +55,7 @@ __all__ = [
     "register_rule",
     "schedules",
     "score_channels",
+    "search_widths",
     "select_by_cost",
     "select_by_ratio",
     "shrink",

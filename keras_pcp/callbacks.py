@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,16 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.channels import ChannelGraph, Selection
-from keras_pcp.cost import Cost, Limits, count_cost, progress
-from keras_pcp.criteria import Criterion, get, score_channels
-from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.evaluation import Evaluator
-from keras_pcp.graph import build_graph
+from keras_pcp.channels import ChannelGraph
+from keras_pcp.cost import Cost, Limits, count_cost
+from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.live import check_live, shrink
-from keras_pcp.masks import masked
-from keras_pcp.narrowing import narrowed
+from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
 from keras_pcp.schedules import cubic
-from keras_pcp.strategies.progressive import Evaluation, Progressive, State
+from keras_pcp.search import Criteria, Search, criteria_of
+from keras_pcp.strategies.progressive import Progressive
+from keras_pcp.strategies.state import Strategy
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
 _STEPS_PER_SHRINK = 64
@@ -44,9 +42,11 @@ class ProgressivePruning(keras.callbacks.Callback):
         max_bytes: bytes of the weights, likewise.
         validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches.
             Keep them apart from training and test data: the widths are chosen by them.
-        criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable. Criteria
-            that read gradients or features do so on `validation_data`, in every round.
-        strategy: a `Progressive` with other settings than the default.
+        criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
+            of which each attempt takes the best. Criteria that read gradients or features do so on `validation_data`, in
+            every round.
+        strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
+        distillation: lets the unpruned model teach the pruned one in this `fit`.
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
@@ -87,8 +87,9 @@ class ProgressivePruning(keras.callbacks.Callback):
         max_params: float | int | None = None,
         max_bytes: float | int | None = None,
         validation_data: Any,
-        criterion: str | Criterion = "l1",
-        strategy: Progressive | None = None,
+        criterion: Criteria = "l1",
+        strategy: Strategy | None = None,
+        distillation: Distillation | None = None,
         frozen_layers: Iterable[str] = (),
         on_unknown: str = "error",
         begin: float = 0.1,
@@ -98,8 +99,9 @@ class ProgressivePruning(keras.callbacks.Callback):
         super().__init__()
         self.limits = Limits(max_macs, max_params, max_bytes)
         self.validation_data = validation_data
-        self.criterion = get(criterion)
+        self.criterion = criteria_of(criterion)
         self.strategy = strategy or Progressive()
+        self.distillation = distillation
         self.frozen_layers = frozen_layers
         self.on_unknown = on_unknown
         if not 0 <= begin < end <= 1:
@@ -140,24 +142,20 @@ class _Run:
 
     def __init__(self, callback: ProgressivePruning):
         started = time.perf_counter()
-        self.callback, self.model, self.strategy = callback, callback.model, callback.strategy
+        self.callback, self.model = callback, callback.model
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
-        self.full_graph = build_graph(self.model, on_unknown=callback.on_unknown, frozen_layers=callback.frozen_layers)
-        self.full = count_cost(self.full_graph)
-        self.bounds = callback.limits.absolute(self.full)
-        self.state: State = self.strategy.init(self.full_graph, self.bounds)
-        self.done = self.state.selection
-        self.live_graph = self.full_graph
-        self.evaluator = Evaluator(self.model, callback.validation_data, self.strategy.samples, self.strategy.seed)
-        self.evaluator.check()
-        self.scores(self.full_graph)
+        self.search = Search(
+            self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
+            callback.frozen_layers, callback.on_unknown,
+        )  # fmt: skip
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
-        self.report = _new_report(self.model, self.full_graph, self.full, self.bounds)
+        self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
         self.clock = _Clock(self.report.seconds)
+        self.teaching = ExitStack()
         self.report.seconds["other"] += time.perf_counter() - started
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
@@ -165,6 +163,8 @@ class _Run:
             epochs = params["epochs"] - epoch
             self.steps_per_epoch = params.get("steps")
             self.plan(epochs * (self.steps_per_epoch or 1))
+            if self.callback.distillation:
+                self.teaching.enter_context(self.callback.distillation.teaching(self.model))
             self.take_due()
         self.epoch_start = self.step
 
@@ -172,7 +172,8 @@ class _Run:
         """Lays the moments of pruning over the training; in epochs where the number of steps is not known."""
         begin = math.floor(self.callback.begin * total)
         end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
-        removed = 1 - min(bound / getattr(self.full, k) for k, bound in self.bounds.items())
+        search = self.search
+        removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
         least = max(1, math.ceil(removed / _LARGEST_MOMENT))
         if end - begin < least or total < 2:
             unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
@@ -182,7 +183,7 @@ class _Run:
                 f"begin={self.callback.begin} and end={self.callback.end} and leave time to recover; removing "
                 f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
             )
-        rounds = self.strategy.rounds_needed(self.full_graph, self.bounds)
+        rounds = search.strategy.rounds_needed(search.graph, search.bounds)
         count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
         moments = [begin + (end - begin) * i // count for i in range(count)]
@@ -201,94 +202,52 @@ class _Run:
 
     def take_due(self) -> None:
         """Runs every pruning moment that has come: some rounds under masks, then one shrink."""
-        due = [p for p in self.points if p[0] <= self.step]
-        if not due or self.progress() >= 1:
+        due, search = [p for p in self.points if p[0] <= self.step], self.search
+        if not due or search.progress() >= 1:
             return
         self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
         with self.clock.measuring("attempts"):
-            while (reached := self.progress()) < near:
-                before = self.state.selection
-                self.state = self.one_round(min(1.0, reached + self.round_share))
-                if self.state.selection == before:
-                    raise PruningError(f"no group can give more channels, but only {reached:.1%} of the way is done")
+            while (reached := search.progress()) < near:
+                search.run_round(min(1.0, reached + self.round_share))
+                self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
+        self.report.attempt_macs = search.attempt_macs
         with self.clock.measuring("surgery"):
             self.shrink_now()
         self.clock.expect_retrace()
         self.tell()
 
-    def progress(self) -> float:
-        return progress(count_cost(self.full_graph, self.state.selection), self.full, self.bounds)
-
-    def one_round(self, target: float) -> State:
-        observation = _Observation(self, self.state.selection)
-        with masked(self.model, self.live_graph, self.relative(self.state.selection)):
-            recalibrated = self.evaluator.recalibrated() if self.strategy.recalibrate else _nothing()
-            with recalibrated:
-                state = self.strategy.update(self.state, observation, self.full_graph, self.bounds, target)
-        latest = replace(state.rounds[-1], step=self.step)
-        self.report.rounds.append(latest)
-        return replace(state, rounds=(*state.rounds[:-1], latest))
-
-    def scores(self, graph: ChannelGraph) -> Mapping[str, np.ndarray]:
-        """Scores the channels of the model as it is now, on the samples of the attempts."""
-        data = self.evaluator.x, self.evaluator.y, self.evaluator.weight
-        return score_channels(self.model, graph, self.callback.criterion, data=data, seed=self.strategy.seed)
-
-    def relative(self, selection: Selection) -> Selection:
-        """Translates from the numbering of the unpruned model to that of the model as it is now."""
-        return selection.after(self.done)
-
     def shrink_now(self) -> None:
-        if self.state.selection == self.done:
+        search, report = self.search, self.report
+        if search.state.selection == search.done:
             return
-        shrink(self.model, self.live_graph, self.relative(self.state.selection))
-        self.done = self.state.selection
-        self.live_graph = narrowed(self.full_graph, self.done)
-        cost = count_cost(self.live_graph)
-        self.report.shrinks.append(self.step)
-        self.report.selection = self.done
-        self.report.after = _totals(cost)
-        self.report.widths = {g.name: (g.num_channels, int(self.done.keep[g.name].sum())) for g in self.full_graph}
+        shrink(self.model, search.live_graph, search.to_remove())
+        search.narrow()
+        report.shrinks.append(self.step)
+        report.selection = search.done
+        report.after = _totals(count_cost(search.live_graph))
+        report.widths = {g.name: (g.num_channels, int(search.done.keep[g.name].sum())) for g in search.graph}
         _start_over(self.model)
 
     def tell(self) -> None:
         if self.verbose:
             latest = self.report.rounds[-1] if self.report.rounds else None
-            ratios = ", ".join(f"{k} {self.report.after[k] / getattr(self.full, k):.1%}" for k in self.bounds)
+            ratios = ", ".join(f"{k} {self.report.after[k] / self.report.before[k]:.1%}" for k in self.report.limits)
             metric = f"; metric {latest.before.metric:.4f} before the last round" if latest else ""
             print(
                 f"\npruning at step {self.step}: {len(self.report.rounds)} rounds so far, {ratios}{metric}", flush=True
             )
 
     def end_training(self) -> None:
+        self.teaching.close()
         if not self.report.reached:
             warnings.warn(
                 f"training ended at step {self.step}, before pruning reached its limits "
-                f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.bounds.items())}). "
+                f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.report.limits.items())}). "
                 "Call fit again with the callback, or let training go on longer",
                 stacklevel=2,
             )
-
-
-class _Observation:
-    """What the strategy sees of the running model, in the numbering of the unpruned one."""
-
-    def __init__(self, run: _Run, masked_selection: Selection):
-        self.run, self.present = run, masked_selection
-
-    def scores(self) -> dict[str, np.ndarray]:
-        run = self.run
-        scores = run.scores(run.live_graph)
-        left = run.relative(self.present).keep
-        return {name: scores[name][left[name]] for name in scores}
-
-    def evaluate(self, selection: Selection) -> Evaluation:
-        if selection == self.present:
-            return self.run.evaluator.evaluate()
-        with masked(self.run.model, self.run.live_graph, self.run.relative(selection)):
-            return self.run.evaluator.evaluate()
 
 
 class _Clock:
@@ -318,11 +277,6 @@ class _Clock:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - started
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _new_report(model: keras.Model, graph: ChannelGraph, full: Cost, bounds: Mapping[str, float]) -> PruningReport:

@@ -1,20 +1,23 @@
 """Measures a model on validation samples between two training steps, and leaves no trace in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.samples import count_samples, take_samples
-from keras_pcp.strategies.progressive import Evaluation
+from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import trace
 
 _BATCH = 256
-_RECALIBRATION_SAMPLES = 512
+_CHUNK = 32
+RECALIBRATION_SAMPLES = 512
 _HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2", "dice", "true_positives")
 
 
@@ -27,8 +30,10 @@ class Evaluator:
 
     def __init__(self, model: keras.Model, validation_data: Any, samples: int | None, seed: int):
         self.model = model
-        self.x, self.y, self.weight = take_samples(validation_data, samples, seed, "validation_data")
-        self.count = count_samples((self.x, self.y), "validation_data")
+        arrays = take_samples(validation_data, samples, seed, "validation_data")
+        self.count = count_samples(arrays[:2], "validation_data")
+        order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
+        self.x, self.y, self.weight = _rows(arrays, order)
 
     def check(self) -> Evaluation:
         """Evaluates once, and turns whatever goes wrong into an error about validation_data."""
@@ -48,22 +53,76 @@ class Evaluator:
 
     def evaluate(self) -> Evaluation:
         """Returns metric and loss of the model as it is now."""
-        parts = [
-            self.predict(tree.map_structure(lambda a, i=i: a[i : i + _BATCH], self.x))
-            for i in range(0, self.count, _BATCH)
-        ]
+        parts = [self.predict(_rows(self.x, slice(i, i + _BATCH))) for i in range(0, self.count, _BATCH)]
         predicted = tree.map_structure(lambda *p: np.concatenate(p), *parts)
         with self.metrics_put_back():
-            # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
-            with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.model.weights]):
-                loss = self.model.compute_loss(
-                    x=None, y=self.y, y_pred=predicted, sample_weight=self.weight, training=False
-                )
-                loss = float(loss) - float(sum(np.sum(extra) for extra in self.model.losses))
-            self.model.reset_metrics()
-            results = self.model.compute_metrics(None, self.y, predicted, self.weight)
-        metrics = [float(np.mean(v)) for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]
-        return Evaluation(float(np.mean(metrics)) if metrics else -loss, loss)
+            metric, loss = self.judged(self.y, predicted, self.weight)
+        return Evaluation(float(metric), float(loss))
+
+    def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
+        """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
+        # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
+        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.model.weights]):
+            loss = self.model.compute_loss(x=None, y=y, y_pred=predicted, sample_weight=weight, training=False)
+            loss = loss - sum(keras.ops.sum(extra) for extra in self.model.losses)
+        self.model.reset_metrics()
+        results = self.model.compute_metrics(None, y, predicted, weight)
+        metrics = [v for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]
+        return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
+
+    @property
+    def chunk(self) -> int:
+        """Number of samples in a chunk, of which the parts for attempts are made: it divides the number of samples."""
+        most = max(1, min(_CHUNK, self.count // 16))
+        return max(size for size in range(1, most + 1) if self.count % size == 0)
+
+    @property
+    def parts(self) -> list[slice]:
+        """Slices of the chunks, one after the other, of at most 256 samples each."""
+        chunks = self.count // self.chunk
+        size = max(1, min(_BATCH // self.chunk, max(4, chunks // 8)))
+        return [slice(i, min(i + size, chunks)) for i in range(0, chunks, size)]
+
+    def samples(self, part: slice) -> slice:
+        """Returns the slice of the samples for a slice of the chunks."""
+        return slice(part.start * self.chunk, part.stop * self.chunk)
+
+    def judge_chunks(self, predictions: list[Any], part: slice) -> np.ndarray:
+        """Returns metric and loss, on each chunk of a part, of several outputs: float array (outputs, chunks, 2)."""
+        chunks = part.stop - part.start
+        rows = self.samples(part)
+
+        def chunked(array):
+            return None if array is None else np.reshape(array, (chunks, self.chunk, *np.shape(array)[1:]))
+
+        y, weight = (tree.map_structure(chunked, _rows(a, rows)) for a in (self.y, self.weight))
+        with self.metrics_put_back():
+            judge = self._judge_one_by_one if self.model.run_eagerly else self._judge_all
+            return np.stack([judge(y, tree.map_structure(chunked, p), weight) for p in predictions])
+
+    def _judge_one_by_one(self, y: Any, predicted: Any, weight: Any) -> np.ndarray:
+        chunks = len(tree.flatten(predicted)[0])
+        found = [self.judged(*(_rows(a, i) for a in (y, predicted, weight))) for i in range(chunks)]
+        return np.array([[float(metric), float(loss)] for metric, loss in found])
+
+    @cached_property
+    def _judge_all(self) -> Callable:
+        """`judged` for each chunk, compiled. Holds the weights that a loss may read, so it is dropped with them."""
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def judge(y, predicted, weight):
+            def one(batch):
+                return tf.stack([tf.cast(v, "float32") for v in self.judged(*batch)])
+
+            if weight is not None:
+                return tf.map_fn(one, (y, predicted, weight), 1, fn_output_signature="float32")
+            return tf.map_fn(lambda batch: one((*batch, None)), (y, predicted), 1, fn_output_signature="float32")
+
+        return lambda *arrays: judge(*arrays).numpy()
+
+    def forget(self) -> None:
+        """Drops what was compiled with the model's present weights."""
+        self.__dict__.pop("_judge_all", None)
 
     def predict(self, x: Any) -> Any:
         """Returns the outputs for one batch. Under several replicas `predict_on_batch` would give one set for each."""
@@ -93,13 +152,17 @@ class Evaluator:
             if layers:
                 for layer in layers:
                     layer.momentum = 0.0
-                self.model(tree.map_structure(lambda a: a[:_RECALIBRATION_SAMPLES], self.x), training=True)
+                self.model(_rows(self.x, slice(RECALIBRATION_SAMPLES)), training=True)
             yield
         finally:
             for layer, momentum in momenta:
                 layer.momentum = momentum
             for variable, value in saved:
                 variable.assign(value)
+
+
+def _rows(arrays: Any, rows: Any) -> Any:
+    return tree.map_structure(lambda a: None if a is None else a[rows], arrays)
 
 
 def _normalizations(model: keras.Model) -> Sequence[keras.layers.BatchNormalization]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pcp.channels import Selection
-from keras_pcp.strategies.progressive import Round
+from keras_pcp.strategies.state import Round
 
 
 @dataclass
@@ -24,6 +24,7 @@ class PruningReport:
         selection: what has been removed, in the numbering of the unpruned model.
         seconds: time the callback took: "attempts", "surgery", "retracing" (first step after a shrink, beyond the usual
             step time), "other".
+        attempt_macs: multiply-accumulates that measuring took.
         frozen: (layer, channels, reason) of what was never a candidate.
     """
 
@@ -39,6 +40,8 @@ class PruningReport:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"attempts": 0.0, "surgery": 0.0, "retracing": 0.0, "other": 0.0}
     )
+
+    attempt_macs: float = 0.0
 
     @property
     def reached(self) -> bool:
@@ -87,6 +90,7 @@ class PruningReport:
             "shrinks": list(self.shrinks),
             "selection": self.selection.to_json(),
             "seconds": dict(self.seconds),
+            "attempt_macs": self.attempt_macs,
             "frozen": [list(f) for f in self.frozen],
         }
         data = json.loads(json.dumps(data))

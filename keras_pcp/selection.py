@@ -17,8 +17,8 @@ def select_by_ratio(
     pruning_ratio: float | Mapping[str, float],
     *,
     scope: str = "global",
-    min_channels: int = 1,
-    multiple_of: int = 1,
+    min_channels: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] = 1,
 ) -> Selection:
     """Removes a fraction of the channels, lowest scores first.
 
@@ -28,8 +28,8 @@ def select_by_ratio(
         pruning_ratio: fraction of channels to remove, in [0, 1); with `scope="local"` also {group name: fraction}.
         scope: `"global"` ranks all channels together, each group's scores divided by their mean; `"local"` removes
             the fraction in every group (uniform pruning).
-        min_channels: channels that every group keeps at least.
-        multiple_of: widths are rounded up to a multiple of this.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
     Returns:
         A `Selection`. Never removes more than asked; rounding and `min_channels` can only keep more.
@@ -61,7 +61,8 @@ def select_by_ratio(
     keep = {}
     for group in graph:
         width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
-        width = min(group.num_channels, -(-width // multiple_of) * multiple_of)
+        multiple = width_option(multiple_of, group.name)
+        width = min(group.num_channels, -(-width // multiple) * multiple)
         keep[group.name] = lowest_removed(group, scores[group.name], group.num_channels - width)
     return Selection(keep)
 
@@ -83,8 +84,8 @@ def select_by_cost(
     max_params: float | int | None = None,
     max_bytes: float | int | None = None,
     scope: str = "global",
-    min_channels: int = 1,
-    multiple_of: int = 1,
+    min_channels: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] = 1,
 ) -> Selection:
     """Removes the fewest channels, by `select_by_ratio`, with which all limits hold.
 
@@ -93,8 +94,8 @@ def select_by_cost(
         scores: {group name: float array (num_channels,)}, higher = keep.
         max_macs, max_params, max_bytes: a float in (0, 1) is a fraction of the unpruned model, an int is absolute.
         scope: as in `select_by_ratio`.
-        min_channels: channels that every group keeps at least.
-        multiple_of: widths are rounded up to a multiple of this.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
     Raises:
         LimitError: the limits cannot be reached; the message names the least reachable cost and what is frozen.
@@ -108,20 +109,23 @@ def select_by_cost(
         return select_by_ratio(graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of)
 
     low, high = 0.0, float(np.nextafter(1.0, 0.0))
-    if _holds(graph, select(low), bounds):
+    if holds(graph, select(low), bounds):
         return select(low)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if _holds(graph, select(middle), bounds) else (middle, high)
+        low, high = (low, middle) if holds(graph, select(middle), bounds) else (middle, high)
     return select(high)
 
 
-def _holds(graph: ChannelGraph, selection: Selection, bounds: Mapping[str, float]) -> bool:
+def holds(graph: ChannelGraph, selection: Selection, bounds: Mapping[str, float]) -> bool:
+    """Returns whether the cost under a selection is at or below every bound."""
     cost = count_cost(graph, selection)
     return all(getattr(cost, k) <= bound for k, bound in bounds.items())
 
 
-def smallest(graph: ChannelGraph, min_channels: int = 1, multiple_of: int = 1) -> Selection:
+def smallest(
+    graph: ChannelGraph, min_channels: int | Mapping[str, int] = 1, multiple_of: int | Mapping[str, int] = 1
+) -> Selection:
     """Returns the selection that leaves every group its least allowed width."""
     keep = {}
     for group in graph:
@@ -130,10 +134,20 @@ def smallest(graph: ChannelGraph, min_channels: int = 1, multiple_of: int = 1) -
     return Selection(keep)
 
 
-def least_width(group: ChannelGroup, min_channels: int, multiple_of: int) -> int:
+def least_width(
+    group: ChannelGroup, min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int]
+) -> int:
     """Returns the least width a group may get: `min_channels` rounded up to `multiple_of`, at most its own width."""
-    least = max(min_channels, len(group.parts), 1)
-    return min(group.num_channels, -(-least // multiple_of) * multiple_of)
+    least, multiple = (
+        max(width_option(min_channels, group.name), len(group.parts)),
+        width_option(multiple_of, group.name),
+    )
+    return min(group.num_channels, -(-least // multiple) * multiple)
+
+
+def width_option(option: int | Mapping[str, int], name: str) -> int:
+    """Returns what an option says for a group: a number for all groups, or {group name: number}, 1 for the others."""
+    return option.get(name, 1) if isinstance(option, Mapping) else option
 
 
 def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
@@ -161,6 +175,16 @@ def _check(graph: ChannelGraph, scores: Scores, min_channels: int, multiple_of: 
                 f"scores need an array of {group.num_channels} numbers for group {group.name!r}, "
                 f"got {np.shape(scores[group.name]) if group.name in scores else 'none'}"
             )
-    for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
-        if not isinstance(value, int) or value < 1:
-            raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
+    check_widths(min_channels, multiple_of, graph)
+
+
+def check_widths(
+    min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int], graph: ChannelGraph | None = None
+) -> None:
+    """Raises InvalidArgumentError unless both are positive ints, or such ints by names of groups of the graph."""
+    for name, option in (("min_channels", min_channels), ("multiple_of", multiple_of)):
+        for value in option.values() if isinstance(option, Mapping) else [option]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
+        for group in option if isinstance(option, Mapping) and graph is not None else ():
+            graph[group]

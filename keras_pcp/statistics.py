@@ -15,7 +15,7 @@ from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import CONSUME, FOLLOW, PRODUCE, ChannelGraph
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.samples import count_samples, take_samples
-from keras_pcp.trace import Trace, replay, trace
+from keras_pcp.trace import Trace, flat_inputs, replay, trace
 
 SAMPLES = 256  # at most so many samples are used: gate gradients take a backward pass for each
 _BATCH = 32
@@ -136,7 +136,7 @@ class Statistics:
         for start in range(0, count_samples(x), _BATCH):
             batch = tree.map_structure(lambda a, start=start: a[start : start + _BATCH], x)
             with keras.StatelessScope():
-                for index, value in replay(self._trace, _flat_inputs(self._trace, batch)):
+                for index, value in replay(self._trace, flat_inputs(self._trace, batch)):
                     if index in tensors:
                         parts[index].append(np.asarray(value, "float32"))
                         size += parts[index][-1].nbytes
@@ -256,14 +256,6 @@ def _any_number_of(array: Any) -> tf.TensorSpec | None:
 def _stateless(variables: list, values: list) -> keras.StatelessScope:
     """Returns a scope in which variables have given values and nothing is updated."""
     return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
-
-
-def _flat_inputs(traced: Trace, x: Any) -> list[Any]:
-    """Brings a batch into the order and types of the model's inputs."""
-    tensors = [traced.tensors[i] for i in traced.inputs]
-    by_name = isinstance(x, Mapping) and all(t.name in x for t in tensors)
-    arrays = [x[t.name] for t in tensors] if by_name else tree.flatten(x)
-    return [keras.ops.convert_to_tensor(a, t.dtype) for a, t in zip(arrays, tensors, strict=True)]
 
 
 def _positions(shape: tuple, axis: int) -> float:

@@ -1,10 +1,11 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 from keras_pcp import internals
@@ -65,6 +66,18 @@ def trace(model: keras.Model) -> Trace:
     return _Tracer().run(model)
 
 
+def flat_inputs(traced: Trace, x: Any) -> list[Any]:
+    """Brings a batch of arrays into the order, types and ranks of the model's inputs."""
+    tensors = [traced.tensors[i] for i in traced.inputs]
+    by_name = isinstance(x, Mapping) and all(t.name in x for t in tensors)
+    arrays = [x[t.name] for t in tensors] if by_name else tree.flatten(x)
+    found = []
+    for array, tensor in zip(arrays, tensors, strict=True):
+        missing = len(tensor.shape) - np.ndim(array) == 1 and tensor.shape[-1] == 1
+        found.append(keras.ops.convert_to_tensor(array[..., None] if missing else array, tensor.dtype))
+    return found
+
+
 def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Runs the calls of a trace on arrays and yields (index in `Trace.tensors`, value) as the values are computed.
 
@@ -74,17 +87,58 @@ def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     values = dict(zip(traced.inputs, inputs, strict=True))
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
     for number, call in enumerate(traced.calls):
-        found = [values[i] for i in call.inputs]
-        if call.operation is not None:
-            place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, found, strict=True)}
-            args, kwargs = tree.map_structure(lambda v, place=place: place.get(id(v), v), (call.args, call.kwargs))
-            found = tree.flatten(call.operation(*args, **kwargs))
+        found = _run(traced, call, [values[i] for i in call.inputs])
         for i in call.inputs:
             if last[i] == number:
                 values.pop(i, None)
         for i, value in zip(call.outputs, found, strict=True):
             values[i] = value
             yield i, value
+
+
+def _run(traced: Trace, call: Call, values: list[Any]) -> list[Any]:
+    """Returns the outputs of one call for the values of its inputs."""
+    if call.operation is None:
+        return values
+    place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
+    args, kwargs = tree.map_structure(lambda v: place.get(id(v), v), (call.args, call.kwargs))
+    return tree.flatten(call.operation(*args, **kwargs))
+
+
+class Recording:
+    """All values of one run of a trace, from which a run with some other weights is computed: only what changes.
+
+    Args:
+        traced: the trace.
+        inputs: one array for each input of the model, in order.
+    """
+
+    def __init__(self, traced: Trace, inputs: Sequence[Any]):
+        self.traced = traced
+        values = dict(zip(traced.inputs, inputs, strict=True))
+        self.calls: list[list[Any]] = []
+        for call in traced.calls:
+            self.calls.append([values[i] for i in call.inputs])
+            values.update(zip(call.outputs, _run(traced, call, self.calls[-1]), strict=True))
+        self.outputs = [values[i] for i in traced.outputs]
+
+    def rerun(self, changed: Collection[int]) -> tuple[list[Any], list[Any]]:
+        """Runs again what depends on the operations in `changed` (by `id`).
+
+        Returns:
+            The values of the model's outputs, and the operations that were called for them.
+        """
+        new: dict[int, Any] = {}
+        called = []
+        for call, old in zip(self.traced.calls, self.calls, strict=True):
+            if id(call.operation) in changed or any(i in new for i in call.inputs):
+                values = [new.get(i, value) for i, value in zip(call.inputs, old, strict=True)]
+                new.update(zip(call.outputs, _run(self.traced, call, values), strict=True))
+                called += [call.operation] if call.operation is not None else []
+            else:
+                for i in call.outputs:  # of a nested model that is called again: as recorded once more
+                    new.pop(i, None)
+        return [new.get(i, old) for i, old in zip(self.traced.outputs, self.outputs, strict=True)], called
 
 
 class _Tracer:

@@ -19,8 +19,9 @@ graph
 cost statistics
 criteria selection masks live
 inspection surgery strategies
-evaluation report
-plots
+evaluation report recovery
+plots attempts
+search
 callbacks export testing
 cli
 __init__

@@ -11,92 +11,30 @@ Rounds go on until the limit is reached, so the width of every layer is a result
 
 Differs from the paper:
     - The full text is not public, so these values are ours: step (1 % of the cost per attempt), groups per round (a
-      quarter of the groups), number of validation samples per attempt, begin and end of pruning within the training.
+      quarter of the groups), number of validation samples, begin and end of pruning within the training. So is the
+      reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples.
     - The number of channels in an attempt follows the schedule, and the last round stops as soon as the limit holds.
-    - `attempts="lazy"` is an option of ours: a group whose drop, when last measured, was larger than those of enough
-      groups measured now is not attempted again in this round, unless that was more than four rounds ago.
+    - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
+    - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
+      al., 2023, arXiv 2506.20152).
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import Cost, check_reachable, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.selection import least_width, removal_order, smallest
+from keras_pcp.selection import check_widths, least_width, removal_order, smallest, width_option
+from keras_pcp.strategies.racing import Measured, race
+from keras_pcp.strategies.state import Attempt, Evaluation, Observation, Round, State, nothing_removed, without
 
-# Rounds for which a measured drop counts in lazy mode.
-_FRESH = 4
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the model reaches on the validation samples: `metric` (higher = better) and `loss`."""
-
-    metric: float
-    loss: float
-
-
-class Observation(Protocol):
-    """What a strategy may ask about the running model. Selections are in the numbering of the unpruned model."""
-
-    def scores(self) -> Mapping[str, np.ndarray]:
-        """Scores of the channels that are left, by group, higher = keep, in their present numbering."""
-
-    def evaluate(self, selection: Selection) -> Evaluation:
-        """Evaluates the model as if pruned to `selection`."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt: what removing `removed` channels of a group costs.
-
-    Attributes:
-        group: name of the group.
-        removed: channel numbers in the unpruned model.
-        drop: fall of the metric.
-        loss_increase: rise of the loss.
-    """
-
-    group: str
-    removed: tuple[int, ...]
-    drop: float
-    loss_increase: float
-
-    def rank(self) -> tuple[float, float]:
-        """Sort key: smaller is pruned first."""
-        return round(self.drop, 9), self.loss_increase
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round: the evaluation before it, all attempts, the groups that were pruned, and the cost after it."""
-
-    before: Evaluation
-    attempts: tuple[Attempt, ...]
-    chosen: tuple[str, ...]
-    macs: float
-    params: int
-    widths: Mapping[str, int]
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands: the selection so far and the rounds that led to it. Becomes JSON and back."""
-
-    selection: Selection
-    rounds: tuple[Round, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the selection as a JSON-ready dict; the rounds are in the report."""
-        return {"selection": self.selection.to_json()}
+Candidates = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,11 +43,17 @@ class Progressive:
 
     Attributes:
         step: cost of one attempt as a fraction of the unpruned model, in (0, 1).
-        groups_per_round: number of groups pruned in a round; None: a quarter of the groups.
-        min_channels: channels that every group keeps at least.
-        multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs).
-        attempts: `"all"` to attempt every group in every round as the paper does, or `"lazy"`, which is about twice as
-            fast and may choose other groups.
+        groups_per_round: number of groups pruned in a round, at most; None: a quarter of the groups.
+        select: which groups of a round are pruned. `"topk"`: those with the smallest drops. `"threshold"`: the same, as
+            long as their drops add up to at most `max_drop`. `"joint"`: one after the other, each with the smallest
+            drop of the model without those chosen before it; takes up to `groups_per_round` times the attempts.
+        max_drop: for `"threshold"`: what the drops of a round may add up to; at least one group is pruned.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs); or {group name:
+            multiple}.
+        attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"`, which
+            stops measuring an attempt as soon as its place is clear.
+        confidence: for `"fast"`: standard errors that make a place clear; more is slower and closer to `"exact"`.
         samples: validation samples for the attempts; None: all.
         recalibrate: re-estimate batch normalization statistics before the attempts of a round; they are put back.
         seed: for the choice of samples and for random criteria.
@@ -117,33 +61,41 @@ class Progressive:
 
     step: float = 0.01
     groups_per_round: int | None = None
-    min_channels: int = 1
-    multiple_of: int = 1
-    attempts: str = "all"
-    samples: int | None = 512
+    select: str = "topk"
+    max_drop: float = 0.01
+    min_channels: int | Mapping[str, int] = 1
+    multiple_of: int | Mapping[str, int] = 1
+    attempts: str = "fast"
+    confidence: float = 3.0
+    samples: int | None = 1024
     recalibrate: bool = True
     seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.step < 1:
             raise InvalidArgumentError(f"step must be in (0, 1), got {self.step!r}")
-        if self.attempts not in ("lazy", "all"):
-            raise InvalidArgumentError(f"attempts must be 'lazy' or 'all', got {self.attempts!r}")
-        for name in ("groups_per_round", "min_channels", "multiple_of", "samples"):
+        for name, allowed in (("attempts", ("fast", "exact")), ("select", ("topk", "threshold", "joint"))):
+            if getattr(self, name) not in allowed:
+                raise InvalidArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("confidence", "max_drop"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgumentError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        for name in ("groups_per_round", "samples"):
             value = getattr(self, name)
-            if value is None and name in ("groups_per_round", "samples"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InvalidArgumentError(f"{name} must be an int of at least 1 or None, got {value!r}")
+        check_widths(self.min_channels, self.multiple_of)
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
         """Returns the state before the first round.
 
         Raises:
             LimitError: the bounds cannot be reached.
+            InvalidArgumentError: `min_channels` or `multiple_of` names a group that the graph does not have.
         """
+        check_widths(self.min_channels, self.multiple_of, graph)
         check_reachable(graph, smallest(graph, self.min_channels, self.multiple_of), bounds)
-        return State(Selection({g.name: np.ones(g.num_channels, bool) for g in graph}))
+        return State(nothing_removed(graph))
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
         """Returns how many rounds of steps of about `step` it takes to reach the bounds."""
@@ -160,43 +112,22 @@ class Progressive:
     ) -> State:
         """Runs one round whose attempts are sized so that it brings `progress` to about `target`."""
         full = count_cost(graph)
-        here = count_cost(graph, state.selection)
-        goal = min(1.0, target) - progress(here, full, bounds)
-        candidates = self.candidates(state, observation, graph, bounds, goal / self.width(graph))
-        before = observation.evaluate(state.selection)
-        attempts = self.attempt(state, observation, candidates, before)
-        selection, chosen = self.choose(state.selection, attempts, graph, full, bounds)
+        goal = min(1.0, target) - progress(count_cost(graph, state.selection), full, bounds)
+        proposals = [
+            self.candidates(state, scores, graph, bounds, goal / self.width(graph)) for scores in observation.scores()
+        ]
+        meter = _Meter(self, state, observation)
+        candidates = proposals[0] if len(proposals) == 1 else self.by_best_criterion(proposals, meter)
+        selection, attempts, chosen = self.select_groups(state.selection, candidates, meter, graph, full, bounds)
         after = count_cost(graph, selection)
-        done = Round(before, tuple(attempts), chosen, after.macs, after.params, _widths(selection))
-        return replace(state, selection=selection, rounds=(*state.rounds, done))
-
-    def attempt(
-        self, state: State, observation: Observation, candidates: Mapping[str, tuple[int, ...]], before: Evaluation
-    ) -> list[Attempt]:
-        """Measures the candidates, best first; in lazy mode only as many as it takes to know the best ones."""
-        known = self.known_drops(state) if self.attempts == "lazy" else {}
-        queue = sorted(candidates, key=lambda name: known.get(name, (-np.inf, 0.0)))
-        enough = self.width(state.selection.keep)
-        made: list[Attempt] = []
-        for name in queue:
-            made.sort(key=Attempt.rank)
-            if name in known and len(made) >= enough and made[enough - 1].rank() <= known[name]:
-                break
-            removed = candidates[name]
-            found = observation.evaluate(_without(state.selection, name, removed))
-            made.append(Attempt(name, removed, before.metric - found.metric, found.loss - before.loss))
-        return sorted(made, key=Attempt.rank)
-
-    @staticmethod
-    def known_drops(state: State) -> dict[str, tuple[float, float]]:
-        """Returns the last measured drop of each group that was attempted in the last few rounds."""
-        return {a.group: a.rank() for done in state.rounds[-_FRESH:] for a in done.attempts}
+        widths = {name: int(mask.sum()) for name, mask in selection.keep.items()}
+        done = Round(meter.before, tuple(attempts), chosen, after.macs, after.params, widths)
+        return replace(state, selection=selection, rounds=(*state.rounds, done), known=meter.known)
 
     def candidates(
-        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], goal: float
+        self, state: State, scores: Mapping, graph: ChannelGraph, bounds: Mapping[str, float], goal: float
     ) -> dict[str, tuple[int, ...]]:
         """Returns for every group that can give channels which ones an attempt removes."""
-        scores = observation.scores()
         full, here = count_cost(graph), count_cost(graph, state.selection)
         found = {}
         for group in graph:
@@ -207,41 +138,113 @@ class Progressive:
             full_scores = np.full(group.num_channels, -np.inf)
             full_scores[left] = scores[group.name]
             ranked = removal_order(group, full_scores)
-            unit = min(self.multiple_of, spare)
-            gain = _gain(here, count_cost(graph, _without(state.selection, group.name, ranked[:unit])), full, bounds)
+            unit = min(width_option(self.multiple_of, group.name), spare)
+            gain = _gain(here, count_cost(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
             if gain > 0:
                 units = max(1, round(max(goal, 0.0) / gain))
                 found[group.name] = tuple(int(c) for c in ranked[: min(units * unit, spare)])
         return found
 
-    def choose(
+    def by_best_criterion(self, proposals: Sequence[Candidates], meter: "_Meter") -> dict[str, tuple[int, ...]]:
+        """Returns for every group the proposal, each of another criterion, with the smallest drop."""
+        best = {}
+        for name in proposals[0]:
+            distinct = {tuple(sorted(p[name])): p[name] for p in proposals}
+            options = {f"{name} by {i}": (name, removed) for i, removed in enumerate(distinct.values())}
+            found = meter.measure(options, 1) if len(options) > 1 else None
+            best[name] = options[min(found, key=lambda key: found[key].value()) if found else f"{name} by 0"][1]
+        return best
+
+    def select_groups(
         self,
         selection: Selection,
-        attempts: list[Attempt],
+        candidates: Candidates,
+        meter: "_Meter",
         graph: ChannelGraph,
         full: Cost,
         bounds: Mapping[str, float],
-    ) -> tuple[Selection, tuple[str, ...]]:
-        """Adds the groups with the smallest drops, as many as a round has; fewer once the limit holds."""
-        chosen: list[str] = []
-        for attempt in attempts[: self.width(graph)]:
-            if progress(count_cost(graph, selection), full, bounds) >= 1:
-                break
-            selection = self.prune(selection, attempt, graph, full, bounds)
-            chosen.append(attempt.group)
-        return selection, tuple(chosen)
+    ) -> tuple[Selection, list[Attempt], tuple[str, ...]]:
+        """Adds the best groups, as many as a round has; fewer once the limit holds or `max_drop` is spent."""
+        count, budget = self.width(graph), self.max_drop if self.select == "threshold" else np.inf
+        left, chosen, made, spent = dict(candidates), [], [], 0.0
+        while left and len(chosen) < count and progress(count_cost(graph, selection), full, bounds) < 1:
+            at_once = 1 if self.select == "joint" else count
+            attempts = meter.attempts(left, at_once, selection)
+            made += attempts
+            for attempt in attempts[:at_once]:
+                spent += attempt.drop
+                if progress(count_cost(graph, selection), full, bounds) >= 1 or (chosen and spent > budget):
+                    return selection, made, tuple(chosen)
+                selection = self.prune(selection, attempt, graph, full, bounds)
+                chosen.append(attempt.group)
+                del left[attempt.group]
+        return selection, made, tuple(chosen)
 
     def prune(
         self, selection: Selection, attempt: Attempt, graph: ChannelGraph, full: Cost, bounds: Mapping[str, float]
     ) -> Selection:
         """Removes what was attempted, or the first part of it if that is enough for the limit to hold."""
-        count = len(attempt.removed)
-        while count > self.multiple_of:
-            fewer = _without(selection, attempt.group, attempt.removed[: count - self.multiple_of])
+        count, unit = len(attempt.removed), width_option(self.multiple_of, attempt.group)
+        while count > unit:
+            fewer = without(selection, attempt.group, attempt.removed[: count - unit])
             if progress(count_cost(graph, fewer), full, bounds) < 1:
                 break
-            count -= self.multiple_of
-        return _without(selection, attempt.group, attempt.removed[:count])
+            count -= unit
+        return without(selection, attempt.group, attempt.removed[:count])
+
+
+class _Meter:
+    """Measures the attempts of one round, and keeps what is known of attempts over the rounds."""
+
+    def __init__(self, strategy: Progressive, state: State, observation: Observation):
+        self.strategy, self.state, self.observation = strategy, state, observation
+        self.known = dict(state.known)
+        self.exact = strategy.attempts == "exact"
+        self.measured_before: dict[int, np.ndarray] = {}
+        if self.exact:
+            now = observation.evaluate(state.selection)
+            self.measured_before[0] = np.array([[now.metric, now.loss]])
+
+    @property
+    def before(self) -> Evaluation:
+        """The model before the round, on the samples that some attempt was measured on."""
+        if not self.measured_before:
+            return self.observation.evaluate(self.state.selection)
+        return Evaluation(*(float(v) for v in np.concatenate(list(self.measured_before.values())).mean(axis=0)))
+
+    def attempts(self, candidates: Candidates, count: int, selection: Selection) -> list[Attempt]:
+        """Measures what removing each candidate from `selection` costs; returns the attempts, best first."""
+        options = {name: (name, removed) for name, removed in candidates.items()}
+        found = self.measure(options, count, selection)
+        return sorted((Attempt(n, m.removed, *m.mean(), share=m.share) for n, m in found.items()), key=Attempt.rank)
+
+    def measure(
+        self, options: Mapping[str, tuple[str, tuple[int, ...]]], count: int, selection: Selection | None = None
+    ) -> dict[str, Measured]:
+        """Measures {key: (group, channels)}, in fast mode until the best `count` are known."""
+        base = self.state.selection if selection is None else selection
+        pruned = {key: without(base, *option) for key, option in options.items()}
+        removed = {key: option[1] for key, option in options.items()}
+        if self.exact:
+            return race(
+                removed, {}, lambda keys, part: {k: self.exactly(pruned[k]) for k in keys}, [slice(0, 1)], count
+            )
+
+        def compare(keys, part):
+            before, drops = self.observation.compare({k: pruned[k] for k in keys}, part)
+            self.measured_before[part.start] = before
+            return drops
+
+        first = base is self.state.selection
+        parts, confidence = self.observation.parts, self.strategy.confidence
+        found = race(removed, self.known if first else {}, compare, parts, count, confidence)
+        self.known.update(found if first else {})
+        return found
+
+    def exactly(self, selection: Selection) -> np.ndarray:
+        """Returns fall of the metric and rise of the loss on all samples, as one chunk."""
+        found = self.observation.evaluate(selection)
+        return self.measured_before[0] * [1, -1] + [[-found.metric, found.loss]]
 
 
 def _gain(here: Cost, there: Cost, full: Cost, bounds: Mapping[str, float]) -> float:
@@ -252,13 +255,3 @@ def _gain(here: Cost, there: Cost, full: Cost, bounds: Mapping[str, float]) -> f
         if getattr(here, k) > bound
     ]
     return float(np.mean(shares)) if shares else 0.0
-
-
-def _without(selection: Selection, name: str, removed: Any) -> Selection:
-    mask = selection.keep[name].copy()
-    mask[list(removed)] = False
-    return Selection({**selection.keep, name: mask})
-
-
-def _widths(selection: Selection) -> dict[str, int]:
-    return {name: int(mask.sum()) for name, mask in selection.keep.items()}

@@ -1,0 +1,113 @@
+"""Accuracy after pruning with a small training budget: progressive channel pruning, controls, any base criterion.
+
+    python benchmarks/accuracy.py --model resnet20_fashion.keras --data fashion_mnist --mean 0.2860 --std 0.3530 \
+        --out benchmarks/results/accuracy.jsonl
+    python benchmarks/accuracy.py --model vgg --data mnist --out benchmarks/results/accuracy.jsonl
+
+All methods run in the same `fit` with the same callback, images, augmentation (flip, shift by up to two pixels),
+optimizer, learning-rate schedule and distillation; only the strategy and the criterion differ. 5,000 training images (a
+sixth of the data, if that is less) are held out: widths are chosen by them. The test images are evaluated for the record
+only. Rows that are in the output file already are skipped, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from rows import read, write
+from trained_model import accuracy, add_arguments, batches, opened, prepared
+
+import keras_pcp
+from keras_pcp import LayerByLayer, OneShot, Progressive, RandomWidths
+
+METHODS = {
+    "pcp": Progressive,
+    "layerwise": LayerByLayer,
+    "uniform": OneShot,
+    "global": lambda **options: OneShot(scope="global", **options),
+    "random_widths": RandomWidths,
+    "single_layer": lambda **options: Progressive(groups_per_round=1, **options),
+    "netadapt": lambda **options: Progressive(groups_per_round=1, step=0.025, **options),
+}
+
+
+def compiled(model, args, steps):
+    """Compiles for a fine-tuning of so many steps."""
+    rate = keras.optimizers.schedules.CosineDecay(args.rate, steps)
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def run(args, method, criterion, target, seed, data):
+    """Prunes and tunes once; returns the row."""
+    (x, y), val, test = data
+    keras.utils.set_random_seed(seed)
+    model = opened(args)
+    unpruned = keras.models.clone_model(model)
+    unpruned.set_weights(model.get_weights())
+    graph = keras_pcp.build_graph(unpruned)
+    full, steps = keras_pcp.count_cost(graph), len(x) // args.batch * args.epochs
+    options = json.loads(args.strategy) if method == "pcp" else {}
+    pruning = keras_pcp.ProgressivePruning(
+        max_macs=target, validation_data=val, criterion=criterion, begin=args.begin, end=args.end,
+        strategy=METHODS[method](seed=seed, samples=args.samples, **options),
+        distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
+    )  # fmt: skip
+    started = time.perf_counter()
+    images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
+    compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning], verbose=args.verbose)
+    seconds, report = time.perf_counter() - started, pruning.report
+    cost = keras_pcp.count_cost(model)
+    return {
+        "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": method,
+        "criterion": criterion, "target": target, "seed": seed, "macs": round(cost.macs / full.macs, 4),
+        "params": round(cost.params / full.params, 4),
+        "acc_unpruned": accuracy(unpruned, *test),
+        "acc_before_tuning": accuracy(keras_pcp.prune_model(unpruned, graph, report.selection), *test),
+        "val_acc": accuracy(model, *val), "acc": accuracy(model, *test), "epochs": args.epochs,
+        "images": steps * args.batch, "seconds": round(seconds, 1), "attempt_macs": report.attempt_macs,
+        "attempt_seconds": round(report.seconds["attempts"], 2), "rounds": len(report.rounds), "tag": args.tag,
+        "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
+        "command": "python " + " ".join(sys.argv),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--methods", default="pcp,layerwise,uniform,global,random_widths,single_layer,netadapt")
+    parser.add_argument("--criteria", default="l1", help="base criteria of each method")
+    parser.add_argument("--targets", default="0.25,0.5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--distillation", type=float, default=0.5, help="weight; 0: none")
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--shift", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--tag", default="", help="tells rows with other options apart")
+    parser.add_argument("--verbose", type=int, default=0)
+    args = parser.parse_args()
+    data = prepared(args)
+    fields = ("model", "method", "criterion", "target", "seed", "tag")
+    done = {tuple(r[f] for f in fields) for r in read(args.out)}
+    for seed in map(int, args.seeds.split(",")):
+        for target in map(float, args.targets.split(",")):
+            for criterion in args.criteria.split(","):
+                for method in args.methods.split(","):
+                    if (Path(args.model).stem, method, criterion, target, seed, args.tag) not in done:
+                        write(run(args, method, criterion, target, seed, data), args.out)
+                        keras.backend.clear_session()
+
+
+if __name__ == "__main__":
+    main()

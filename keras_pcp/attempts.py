@@ -1,0 +1,76 @@
+"""Many attempts on the same samples, each computed from where it begins to differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.blocks import open_blocks
+from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.cost import count_cost
+from keras_pcp.evaluation import Evaluator
+from keras_pcp.masks import consumer_masks
+from keras_pcp.trace import Recording, flat_inputs, trace
+
+
+class Comparison:
+    """Compares a model with what it would be if pruned; the model itself is not touched.
+
+    The values of all tensors are computed once for a part of the samples. An attempt changes the weights of some layers,
+    so only those and what follows them is computed again: half of the network on average.
+
+    Args:
+        evaluator: evaluates outputs of the model on its samples.
+        graph: channel graph of the model as it is now.
+
+    Attributes:
+        macs: multiply-accumulates spent so far.
+    """
+
+    def __init__(self, evaluator: Evaluator, graph: ChannelGraph):
+        self.evaluator, self.graph, self.macs = evaluator, graph, 0.0
+        self.weights = evaluator.model.weights
+        self.traced = trace(open_blocks(evaluator.model).model)
+        operations = [call.operation for call in self.traced.calls if call.operation is not None]
+        self.users: dict[int, set[int]] = {}
+        for operation in operations:
+            for w in getattr(operation, "weights", ()):
+                self.users.setdefault(id(w), set()).add(id(operation))
+        layers = count_cost(graph).layers
+        self.cost = {id(o): layers[o.name].macs / operations.count(o) if o.name in layers else 0.0 for o in operations}
+
+    def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Evaluates the model as it is and under each selection, on a part of the evaluator's chunks.
+
+        Returns:
+            Metric and loss of the model as it is, float array (chunks, 2), and by name the same shape: fall of the metric
+            and rise of the loss.
+        """
+        rows = self.evaluator.samples(part)
+        x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
+        with keras.StatelessScope():
+            recording = Recording(self.traced, flat_inputs(self.traced, x))
+        self.spend([call.operation for call in self.traced.calls], rows)
+        outputs = [recording.outputs]
+        for selection in selections.values():
+            masks = consumer_masks(self.graph, selection)
+            changed = {user for i in masks for user in self.users.get(id(self.weights[i]), ())}
+            with keras.StatelessScope(state_mapping=[(self.weights[i], self.masked(i, m)) for i, m in masks.items()]):
+                found, called = recording.rerun(changed)
+            self.spend(called, rows)
+            outputs.append(found)
+        before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
+        return before, {name: (found - before) * [-1, 1] for name, found in zip(selections, after, strict=True)}
+
+    def masked(self, index: int, mask: np.ndarray) -> Any:
+        value = self.weights[index].value
+        return keras.ops.where(mask, value, keras.ops.zeros_like(value))
+
+    def packed(self, outputs: list[Any]) -> Any:
+        """Brings outputs into the structure that the model's loss expects."""
+        return tree.pack_sequence_as(self.evaluator.model.output, [np.asarray(o) for o in outputs])
+
+    def spend(self, operations: list[Any], rows: slice) -> None:
+        self.macs += (rows.stop - rows.start) * sum(self.cost.get(id(o), 0.0) for o in operations)

@@ -1,0 +1,226 @@
+"""Rounds of a strategy on a model, and the search for widths without training."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.attempts import Comparison
+from keras_pcp.channels import Selection
+from keras_pcp.cost import Cost, Limits, count_cost, progress
+from keras_pcp.criteria import Criterion, get, score_channels
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
+from keras_pcp.graph import build_graph
+from keras_pcp.masks import masked
+from keras_pcp.narrowing import narrowed
+from keras_pcp.strategies.progressive import Progressive
+from keras_pcp.strategies.state import Evaluation, State, Strategy
+
+Criteria = str | Criterion | Sequence[str | Criterion]
+
+
+def criteria_of(criterion: Criteria) -> list[Criterion]:
+    """Returns the criteria for a name, a callable, or a sequence of them."""
+    several = not callable(criterion) and not isinstance(criterion, str)
+    found = [get(c) for c in criterion] if several else [get(criterion)]
+    if not found:
+        raise InvalidArgumentError("criterion is empty; give one or several")
+    return found
+
+
+class Search:
+    """Runs rounds of a strategy on a model, which computes as if pruned during a round and is as before after it.
+
+    It is also what the strategy observes. Selections are in the numbering of the unpruned model.
+
+    Attributes:
+        graph, full, bounds: channel graph and cost of the unpruned model, and the absolute limits.
+        state: where the run stands.
+        done: what has been removed from the model physically.
+        live_graph: graph of the model as it is now.
+        attempt_macs: multiply-accumulates that measuring has taken so far.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        limits: Limits,
+        validation_data: Any,
+        criterion: Criteria,
+        strategy: Strategy,
+        frozen_layers: Iterable[str],
+        on_unknown: str,
+    ):
+        self.model, self.strategy, self.criteria = model, strategy, criteria_of(criterion)
+        self.graph = self.live_graph = build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
+        self.full: Cost = count_cost(self.graph)
+        self.bounds = limits.absolute(self.full)
+        self.state: State = strategy.init(self.graph, self.bounds)
+        self.done = self.state.selection
+        self.evaluator = Evaluator(model, validation_data, strategy.samples, strategy.seed)
+        self.evaluator.check()
+        self.attempt_macs = 0.0
+        self._live_macs, self._comparison = self.full.macs, None
+        self.scores()
+
+    def progress(self) -> float:
+        """Returns how far pruning has come: 0 at the start, 1 or more when every limit holds."""
+        return progress(count_cost(self.graph, self.state.selection), self.full, self.bounds)
+
+    def run_round(self, target: float) -> None:
+        """Runs one round.
+
+        Raises:
+            PruningError: the round removed nothing.
+        """
+        before = self.state.selection
+        self._comparison = None
+        with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
+            self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
+        if self.state.selection == before:
+            raise PruningError(f"no group can give more channels, but only {self.progress():.1%} of the way is done")
+
+    def narrow(self) -> None:
+        """Takes note that the model has been shrunk to the present selection."""
+        self.done = self.state.selection
+        self.live_graph = narrowed(self.graph, self.done)
+        self._live_macs = count_cost(self.live_graph).macs
+        self.evaluator.forget()
+
+    def to_remove(self) -> Selection:
+        """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
+        return self._relative(self.state.selection)
+
+    # What a strategy observes.
+
+    @property
+    def parts(self) -> list[slice]:
+        """Slices that divide the validation samples, counted in chunks."""
+        return self.evaluator.parts
+
+    def scores(self) -> list[Mapping[str, np.ndarray]]:
+        """Scores the channels that are left, by each criterion."""
+        data, left = (self.evaluator.x, self.evaluator.y, self.evaluator.weight), self.to_remove().keep
+        found = []
+        for criterion in self.criteria:
+            scores = score_channels(self.model, self.live_graph, criterion, data=data, seed=self.strategy.seed)
+            found.append({name: scores[name][left[name]] for name in scores})
+        return found
+
+    def evaluate(self, selection: Selection) -> Evaluation:
+        """Evaluates the model as if pruned to `selection`, on all samples."""
+        self.attempt_macs += self._live_macs * self.evaluator.count
+        if selection == self.state.selection:
+            return self.evaluator.evaluate()
+        with masked(self.model, self.live_graph, self._relative(selection)):
+            return self.evaluator.evaluate()
+
+    def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Evaluates the model as it is and as if pruned to each selection, on a part of the samples."""
+        self._comparison = self._comparison or Comparison(self.evaluator, self.live_graph)
+        present = self.state.selection.keep
+        changed = {
+            key: self._relative(Selection({n: m for n, m in s.keep.items() if not np.array_equal(m, present[n])}))
+            for key, s in selections.items()
+        }
+        spent = self._comparison.macs
+        found = self._comparison.compare(changed, part)
+        self.attempt_macs += self._comparison.macs - spent
+        return found
+
+    def _relative(self, selection: Selection) -> Selection:
+        return selection.after(self.done)
+
+    @contextmanager
+    def _recalibrated(self) -> Iterator[None]:
+        if self.strategy.recalibrate:
+            self.attempt_macs += self._live_macs * min(self.evaluator.count, RECALIBRATION_SAMPLES)
+        with self.evaluator.recalibrated() if self.strategy.recalibrate else nullcontext():
+            yield
+
+
+def search_widths(
+    model: keras.Model,
+    *,
+    max_macs: float | int | None = None,
+    max_params: float | int | None = None,
+    max_bytes: float | int | None = None,
+    validation_data: Any,
+    criterion: Criteria = "l1",
+    strategy: Strategy | None = None,
+    frozen_layers: Iterable[str] = (),
+    on_unknown: str = "error",
+    checkpoint: str | Path | None = None,
+    verbose: bool = True,
+) -> Selection:
+    """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
+
+    The model, which must be compiled for its loss and metrics, stays as it is.
+
+    Args:
+        model: a trained, compiled model.
+        max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
+        validation_data: labelled samples for the attempts.
+        criterion, strategy, frozen_layers, on_unknown: as in `ProgressivePruning`.
+        checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
+        verbose: whether to show a progress bar.
+
+    Returns:
+        The `Selection` to give to `prune_model`.
+
+    Raises:
+        InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint belongs to
+            another search.
+        LimitError: the limits cannot be reached.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, activation="relu")(x)))
+        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        >>> data = np.random.rand(64, 8), np.arange(64) % 2
+        >>> selection = keras_pcp.search_widths(model, max_macs=0.5, validation_data=data, verbose=False)
+        >>> keras_pcp.count_cost(keras_pcp.build_graph(model), selection).macs <= 0.5 * 160
+        True
+    """
+    limits = Limits(max_macs, max_params, max_bytes)
+    strategy = strategy or Progressive()
+    search = Search(model, limits, validation_data, criterion, strategy, frozen_layers, on_unknown)
+    identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
+    identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
+    file = Path(checkpoint) if checkpoint else None
+    if file and file.exists():
+        search.state = _resumed(file, identity)
+    share = 1 / strategy.rounds_needed(search.graph, search.bounds)
+    bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
+    while (reached := search.progress()) < 1:
+        search.run_round(min(1.0, reached + share))
+        if file:
+            _write(file, {**identity, "state": search.state.to_json()})
+        latest = search.state.rounds[-1]
+        values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
+        bar.update(min(100, int(100 * search.progress())), values)
+    return search.state.selection
+
+
+def _resumed(file: Path, identity: Mapping[str, Any]) -> State:
+    data = json.loads(file.read_text())
+    other = [key for key, value in identity.items() if data.get(key) != value]
+    if other:
+        raise InvalidArgumentError(
+            f"checkpoint {file} belongs to another search: its {', '.join(other)} differ (there: "
+            f"{ {k: data.get(k) for k in other} }, here: { {k: identity[k] for k in other} }). Delete it to start anew"
+        )
+    return State.from_json(data["state"])
+
+
+def _write(file: Path, data: Mapping[str, Any]) -> None:
+    """Writes a file so that it is never there in part."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(data))
+    part.replace(file)

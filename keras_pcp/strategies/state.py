@@ -1,0 +1,148 @@
+"""What strategies work on: measurements, attempts, rounds, and the state of a run, which becomes JSON and back."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.strategies.racing import Measured
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the model reaches on the validation samples: `metric` (higher = better) and `loss`."""
+
+    metric: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt: what removing `removed` channels of a group costs.
+
+    Attributes:
+        group: name of the group.
+        removed: channel numbers in the unpruned model.
+        drop: fall of the metric.
+        loss_increase: rise of the loss.
+        share: fraction of the validation samples on which it was measured in this round.
+    """
+
+    group: str
+    removed: tuple[int, ...]
+    drop: float
+    loss_increase: float
+    share: float = 1.0
+
+    def rank(self) -> tuple[float, float]:
+        """Sort key: smaller is pruned first."""
+        return round(self.drop, 9), self.loss_increase
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the evaluation before it, all attempts, the groups that were pruned, and the cost after it."""
+
+    before: Evaluation
+    attempts: tuple[Attempt, ...]
+    chosen: tuple[str, ...]
+    macs: float
+    params: int
+    widths: Mapping[str, int]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: the selection so far, the rounds that led to it, and what is known of attempts.
+
+    Example:
+        >>> import numpy as np
+        >>> state = State(Selection({"conv": np.array([True, False])}))
+        >>> State.from_json(state.to_json()) == state
+        True
+    """
+
+    selection: Selection
+    rounds: tuple[Round, ...] = ()
+    known: Mapping[str, Measured] = field(default_factory=dict, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-ready dict."""
+        return {
+            "selection": self.selection.to_json(),
+            "rounds": [asdict(r) for r in self.rounds],
+            "known": {name: measured.to_json() for name, measured in self.known.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "State":
+        """Undoes `to_json`."""
+        rounds = []
+        for r in data["rounds"]:
+            attempts = tuple(Attempt(**{**a, "removed": tuple(a["removed"])}) for a in r["attempts"])
+            before = Evaluation(**r["before"])
+            rounds.append(Round(**{**r, "before": before, "attempts": attempts, "chosen": tuple(r["chosen"])}))
+        known = {name: Measured.from_json(m) for name, m in data["known"].items()}
+        return cls(Selection.from_json(data["selection"]), tuple(rounds), known)
+
+
+class Observation(Protocol):
+    """What a strategy may ask about the running model. Selections are in the numbering of the unpruned model."""
+
+    @property
+    def parts(self) -> Sequence[slice]:
+        """Slices that divide the validation samples, counted in chunks, for `compare`."""
+
+    def scores(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """By each criterion, scores of the channels that are left, by group, higher = keep, in present numbering."""
+
+    def evaluate(self, selection: Selection) -> Evaluation:
+        """Evaluates the model as if pruned to `selection`, on all validation samples."""
+
+    def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """Evaluates the model as if pruned to each of the selections, on a part of the samples.
+
+        Returns:
+            Metric and loss of the model as it is, float array (chunks in `part`, 2), and by name the same shape: fall of
+            the metric and rise of the loss.
+        """
+
+
+class Strategy(Protocol):
+    """What the callback and `search_widths` run. Frozen dataclasses with these attributes and methods.
+
+    Attributes:
+        samples: validation samples to use; None: all.
+        recalibrate: whether statistics of batch normalization are re-estimated for the measurements of a round.
+        seed: for the draw of samples and for random criteria.
+    """
+
+    samples: int | None
+    recalibrate: bool
+    seed: int
+
+    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
+        """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
+
+    def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
+        """Returns about how many rounds it takes to reach the bounds."""
+
+    def update(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
+    ) -> State:
+        """Runs one round, meant to bring `keras_pcp.cost.progress` to about `target`."""
+
+
+def without(selection: Selection, name: str, removed: Collection[int]) -> Selection:
+    """Returns the selection that removes some more channels of a group."""
+    mask = selection.keep[name].copy()
+    mask[list(removed)] = False
+    return Selection({**selection.keep, name: mask})
+
+
+def nothing_removed(graph: ChannelGraph) -> Selection:
+    """Returns the selection that keeps everything, with a mask for every group."""
+    return Selection({g.name: np.ones(g.num_channels, bool) for g in graph})
