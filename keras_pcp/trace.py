@@ -1,6 +1,6 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,20 +71,60 @@ def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     A tensor inside a nested model that is called several times is yielded each time. Values are dropped after their
     last use.
     """
+    for step in replay_calls(traced, inputs):
+        yield from zip(step.call.outputs, step.run(), strict=True)
+
+
+@dataclass(eq=False)
+class Step:
+    """A call of a trace with arrays for its tensors, about to be run.
+
+    Attributes:
+        call: the call.
+        args, kwargs: its arguments, arrays included; those of a hand-over are the tensors it hands over.
+    """
+
+    call: Call
+    args: tuple
+    kwargs: dict
+    outputs: list[Any] | None = None
+
+    def run(self) -> list[Any]:
+        """Runs the call, unless that is done, and returns its outputs."""
+        if self.outputs is None:
+            operation = self.call.operation
+            found = self.args if operation is None else operation(*self.args, **self.kwargs)
+            self.outputs = tree.flatten(found)
+        return self.outputs
+
+
+def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
+    """Runs the calls of a trace on arrays and yields each of them before it is run.
+
+    What is done to the weights of a layer between two steps is in effect from then on.
+    """
     values = dict(zip(traced.inputs, inputs, strict=True))
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
     for number, call in enumerate(traced.calls):
         found = [values[i] for i in call.inputs]
+        args, kwargs = tuple(found), {}
         if call.operation is not None:
             place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, found, strict=True)}
             args, kwargs = tree.map_structure(lambda v, place=place: place.get(id(v), v), (call.args, call.kwargs))
-            found = tree.flatten(call.operation(*args, **kwargs))
+        step = Step(call, args, kwargs)
+        yield step
         for i in call.inputs:
             if last[i] == number:
                 values.pop(i, None)
-        for i, value in zip(call.outputs, found, strict=True):
-            values[i] = value
-            yield i, value
+        values.update(zip(call.outputs, step.run(), strict=True))
+
+
+def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
+    """Brings a batch into the order and types of the model's inputs."""
+    tensors = [traced.tensors[i] for i in traced.inputs]
+    by_name = isinstance(x, Mapping) and all(t.name in x for t in tensors)
+    arrays = [x[t.name] for t in tensors] if by_name else tree.flatten(x)
+    return [keras.ops.convert_to_tensor(a, t.dtype) for a, t in zip(arrays, tensors, strict=True)]
 
 
 class _Tracer:
