@@ -16,6 +16,7 @@ from keras_pcp.graph import build_graph
 from keras_pcp.inspection import Inspection, inspect_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
+from keras_pcp.reconstruction import Reconstruction, reconstruct
 from keras_pcp.report import PruningReport
 from keras_pcp.rules import register_rule
 from keras_pcp.selection import select_by_cost, select_by_ratio
@@ -33,6 +34,7 @@ __all__ = [
     "ProgressivePruning",
     "PruningError",
     "PruningReport",
+    "Reconstruction",
     "Selection",
     "__version__",
     "build_graph",
@@ -45,6 +47,7 @@ __all__ = [
     "masked",
     "measure_latency",
     "prune_model",
+    "reconstruct",
     "register_rule",
     "schedules",
     "score_channels",

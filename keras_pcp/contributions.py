@@ -12,10 +12,9 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.channels import CONSUME, ChannelGraph, WeightSlice
-from keras_pcp.patches import Window, channels_last, draw, kernel_matrix, patches, window_of
+from keras_pcp.patches import POSITIONS, Window, as_floats, draw, kernel_matrix, patches, windowed
 from keras_pcp.trace import Step, Trace, replay_calls
 
-POSITIONS = 10  # of each map, as in the papers
 _BLOCK = 2**24
 
 
@@ -59,16 +58,15 @@ def _readers(traced: Trace, graph: ChannelGraph, weights: Sequence[Any]) -> dict
 
 def _products(step: Step, slices: list[WeightSlice], weights: Sequence[Any], channels: int, rng) -> np.ndarray:
     """Returns the inner products of the contributions to one call, summed over samples, as a mean over positions."""
-    layer, x = step.call.operation, tree.flatten((step.args, step.kwargs))[0]
-    window = window_of(layer, len(x.shape))
+    layer = step.call.operation
+    window, x = windowed(layer, step.input)
     if window is None:
         values = _by_removal(step, slices, weights, channels, rng)
         return values.reshape(channels, -1) @ values.reshape(channels, -1).T / values.shape[1]
-    x = channels_last(x, window)
     chosen = draw(rng, len(x), window.space(x), POSITIONS)
     channel = np.concatenate([s.channels for s in slices])
     position = np.concatenate([s.positions for s in slices])
-    return _by_rows(window, x, chosen, np.asarray(layer.kernel, "float64"), channel, position, channels)
+    return _by_rows(window, x, chosen, as_floats(layer.kernel).astype(float), channel, position, channels)
 
 
 def _by_rows(
@@ -99,14 +97,14 @@ def _by_removal(step: Step, slices: list[WeightSlice], weights: Sequence[Any], c
 
     Where the layer is linear in its kernel and has no activation, that is what the channel adds to the output.
     """
-    values = {s.weight: np.asarray(weights[s.weight], "float32") for s in slices}
+    values = {s.weight: as_floats(weights[s.weight]) for s in slices}
 
     def output(gone: int | None) -> np.ndarray:
         changed = {i: value.copy() for i, value in values.items()}
         for s in slices:
             np.moveaxis(changed[s.weight], s.axis, 0)[s.positions[s.channels == gone]] = 0
         with keras.StatelessScope([(weights[i], keras.ops.convert_to_tensor(v)) for i, v in changed.items()]):
-            y = channels_last(tree.flatten(step.call.operation(*step.args, **step.kwargs))[0])
+            y = as_floats(tree.flatten(step.call.operation(*step.args, **step.kwargs))[0])
         return y.reshape(len(y), -1, y.shape[-1])
 
     whole = output(None)

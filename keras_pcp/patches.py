@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 L = keras.layers
+POSITIONS = 10  # output positions of each map that are looked at, as in the papers
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def window_of(layer: Any, rank: int) -> Window | None:
         >>> window_of(keras.layers.Conv1D(4, 3, strides=2, padding="same"), 3)
         Window(size=(3,), strides=(2,), dilation=(1,), padding='same', groups=1, channels_first=False)
     """
-    if type(layer) not in (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D) or len(layer.weights) != 1 + layer.use_bias:
+    if type(layer) not in (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D) or len(layer.weights) > 1 + layer.use_bias:
         return None  # further weights are those of quantization or low-rank adaptation
     if type(layer) is L.Dense:
         ones = (1,) * (rank - 2)
@@ -55,10 +56,16 @@ def window_of(layer: Any, rank: int) -> Window | None:
     return Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding, layer.groups, first)
 
 
-def channels_last(x: Any, window: Window | None = None) -> np.ndarray:
-    """Returns a tensor as an array of at least float32, with its channels on the last axis."""
-    array = np.asarray(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
-    return np.moveaxis(array, 1, -1) if window is not None and window.channels_first else array
+def windowed(layer: Any, x: Any) -> tuple[Window | None, np.ndarray]:
+    """Returns where a layer reads an input, and the input as an array (samples, *space, channels) if that is known."""
+    window = window_of(layer, len(x.shape))
+    array = as_floats(x)
+    return window, np.moveaxis(array, 1, -1) if window is not None and window.channels_first else array
+
+
+def as_floats(x: Any) -> np.ndarray:
+    """Returns a tensor or variable as an array of float32, or of float64 if it is one of float64."""
+    return np.asarray(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
 
 
 def draw(rng: np.random.Generator, samples: int, space: tuple[int, ...], count: int) -> np.ndarray:

@@ -89,6 +89,11 @@ class Step:
     kwargs: dict
     outputs: list[Any] | None = None
 
+    @property
+    def input(self) -> Any:
+        """The first array among the arguments."""
+        return tree.flatten((self.args, self.kwargs))[0]
+
     def run(self) -> list[Any]:
         """Runs the call, unless that is done, and returns its outputs."""
         if self.outputs is None:

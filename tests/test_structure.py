@@ -18,7 +18,7 @@ blocks
 graph contributions
 cost statistics
 criteria selection masks live
-inspection surgery strategies
+inspection reconstruction surgery strategies
 evaluation report
 plots
 callbacks export testing
