@@ -8,7 +8,7 @@ from keras_pcp.statistics import Statistics, needs_data
 
 @needs_data
 def thinet(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels that are removed late by a greedy search: s_c = rank of c in the order of removal / num_channels.
+    """Keeps channels that are removed late by a greedy search: s_c = number of c in the order of removal / num_channels.
 
     The set T of removed channels grows by the one for which || sum over c in T of x_c ||^2 is least, where x_c is what
     channel c adds to the outputs of the layers that read it (`Statistics.contributions`). Channels that add nothing get
@@ -27,7 +27,7 @@ def thinet(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     alone = np.diag(products)
     left = alone > 0
     with_removed = np.zeros(len(products))
-    for rank in range(len(products) - np.count_nonzero(left), len(products)):
+    for rank in range(len(products) - np.count_nonzero(left) + 1, len(products) + 1):
         c = np.argmin(np.where(left, alone + 2 * with_removed, np.inf))
         left[c] = False
         with_removed += products[c]
