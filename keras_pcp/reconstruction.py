@@ -61,7 +61,7 @@ def reconstruct(
     data: Any,
     *,
     samples: int = 256,
-    ridge: float = 1e-4,
+    ridge: float = 0.1,
     seed: int = 0,
 ) -> Reconstruction:
     """Refits kernels and biases in `pruned` so that the layers that read pruned channels give what they gave before.
@@ -78,7 +78,8 @@ def reconstruct(
         selection: the selection with which `pruned` was pruned.
         data: samples as for `score_channels`; labels are not used.
         samples: at most so many samples are used, 10 positions of each map; all are run at once.
-        ridge: weight of the squared change of a kernel, as a share of the mean square of what it reads; above 0.
+        ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
+            above 0. The more samples there are, the less it matters.
         seed: for the draw of samples and positions.
 
     Raises:
@@ -220,8 +221,7 @@ def _correction(read: np.ndarray, rest: np.ndarray, bias: bool, ridge: float) ->
     read, rest = read - means[0], rest - means[1]
     across = read.swapaxes(1, 2)
     gram = across @ read
-    size = read.shape[-1]
-    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / size
+    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
     penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
-    change = np.linalg.solve(gram + penalty[:, None, None] * np.eye(size), across @ rest)
+    change = np.linalg.solve(gram + penalty[:, None, None] * np.eye(read.shape[2]), across @ rest)
     return change, means[1] - means[0] @ change
