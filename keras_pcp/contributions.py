@@ -12,7 +12,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.channels import CONSUME, ChannelGraph, WeightSlice
-from keras_pcp.patches import POSITIONS, Window, as_floats, draw, kernel_matrix, patches, windowed
+from keras_pcp.patches import POSITIONS, Window, as_floats, draw, kernel_matrix, patches, window_of
 from keras_pcp.trace import Step, Trace, replay_calls
 
 _BLOCK = 2**24
@@ -59,18 +59,18 @@ def _readers(traced: Trace, graph: ChannelGraph, weights: Sequence[Any]) -> dict
 def _products(step: Step, slices: list[WeightSlice], weights: Sequence[Any], channels: int, rng) -> np.ndarray:
     """Returns the inner products of the contributions to one call, summed over samples, as a mean over positions."""
     layer = step.call.operation
-    window, x = windowed(layer, step.input)
+    window = window_of(layer, len(step.input.shape))
     if window is None:
         values = _by_removal(step, slices, weights, channels, rng)
         return values.reshape(channels, -1) @ values.reshape(channels, -1).T / values.shape[1]
-    chosen = draw(rng, len(x), window.space(x), POSITIONS)
+    chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
     channel = np.concatenate([s.channels for s in slices])
     position = np.concatenate([s.positions for s in slices])
-    return _by_rows(window, x, chosen, as_floats(layer.kernel).astype(float), channel, position, channels)
+    return _by_rows(window, step.input, chosen, as_floats(layer.kernel).astype(float), channel, position, channels)
 
 
 def _by_rows(
-    window: Window, x: np.ndarray, chosen: np.ndarray, kernel: np.ndarray, channel: np.ndarray, position: np.ndarray,
+    window: Window, x: Any, chosen: np.ndarray, kernel: np.ndarray, channel: np.ndarray, position: np.ndarray,
     channels: int,
 ) -> np.ndarray:  # fmt: skip
     """With P what is read and K the kernel, products are sums of elements of (P^T P) * (K K^T)."""

@@ -23,7 +23,6 @@ class Window:
     dilation: tuple[int, ...]
     padding: str = "valid"
     groups: int = 1
-    channels_first: bool = False
 
     def along(self, axis: int, extent: int) -> tuple[int, int]:
         """Returns (number of output positions, zeros in front) along an axis of the input that is `extent` long."""
@@ -35,9 +34,9 @@ class Window:
         }[self.padding]
         return (extent + added - span) // stride + 1, added if self.padding == "causal" else added // 2
 
-    def space(self, x: np.ndarray) -> tuple[int, ...]:
-        """Returns the output's extents along the axes of space for an input (samples, *space, channels)."""
-        return tuple(self.along(axis, extent)[0] for axis, extent in enumerate(x.shape[1:-1]))
+    def space(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the output's extents along the axes of space for an input of shape (samples, *space, channels)."""
+        return tuple(self.along(axis, extent)[0] for axis, extent in enumerate(shape[1:-1]))
 
 
 def window_of(layer: Any, rank: int) -> Window | None:
@@ -45,26 +44,18 @@ def window_of(layer: Any, rank: int) -> Window | None:
 
     Example:
         >>> window_of(keras.layers.Conv1D(4, 3, strides=2, padding="same"), 3)
-        Window(size=(3,), strides=(2,), dilation=(1,), padding='same', groups=1, channels_first=False)
+        Window(size=(3,), strides=(2,), dilation=(1,), padding='same', groups=1)
     """
     if type(layer) not in (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D) or len(layer.weights) > 1 + layer.use_bias:
         return None  # further weights are those of quantization or low-rank adaptation
     if type(layer) is L.Dense:
         ones = (1,) * (rank - 2)
         return Window(ones, ones, ones)
-    first = layer.data_format == "channels_first"
-    return Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding, layer.groups, first)
-
-
-def windowed(layer: Any, x: Any) -> tuple[Window | None, np.ndarray]:
-    """Returns where a layer reads an input, and the input as an array (samples, *space, channels) if that is known."""
-    window = window_of(layer, len(x.shape))
-    array = as_floats(x)
-    return window, np.moveaxis(array, 1, -1) if window is not None and window.channels_first else array
+    return Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding, layer.groups)
 
 
 def as_floats(x: Any) -> np.ndarray:
-    """Returns a tensor or variable as an array of float32, or of float64 if it is one of float64."""
+    """Returns a tensor or variable as an array of float32, or of float64 if that is its type."""
     return np.asarray(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
 
 
@@ -80,19 +71,20 @@ def draw(rng: np.random.Generator, samples: int, space: tuple[int, ...], count: 
     return rng.integers(0, size, (samples, count))
 
 
-def patches(window: Window, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def patches(window: Window, x: Any, chosen: np.ndarray) -> np.ndarray:
     """Returns what is read for some output positions.
 
     Args:
         window: where the layer reads.
-        x: inputs (samples, *space, channels).
+        x: array or tensor (samples, *space, channels): the layer's input.
         chosen: int array (samples, positions), as `draw` returns them.
 
     Returns:
         Array (groups, samples * positions, taps * channels of a group). Times `kernel_matrix` it is the layer's output
         before bias and activation.
     """
-    space = window.space(x)
+    x = as_floats(x)
+    space = window.space(x.shape)
     taps = np.array(list(np.ndindex(window.size)), int).reshape(math.prod(window.size), len(space))
     index = [np.arange(len(x))[:, None, None]]
     pads = [(0, 0)]

@@ -33,7 +33,6 @@ from keras_pcp.patches import (
     kernel_matrix,
     patches,
     window_of,
-    windowed,
 )
 from keras_pcp.samples import take_samples
 from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, trace
@@ -163,11 +162,11 @@ def _refit(before: Step, after: Step, kept: list, ridge: float, rng: np.random.G
     """Returns the shares of error before and after, and pairs of a variable of `after` and its new value."""
     layer = after.call.operation
     rows, outputs = _places(layer, *kept)
-    window, x = windowed(before.call.operation, before.input)
-    chosen = draw(rng, len(x), window.space(x), POSITIONS)
-    target = _outputs(before.call.operation, window, patches(window, x, chosen))[:, outputs]
-    window, x = windowed(layer, after.input)
-    read = patches(window, x, chosen).astype(float)
+    window = window_of(before.call.operation, len(before.input.shape))
+    chosen = draw(rng, len(before.input), window.space(before.input.shape), POSITIONS)
+    target = _outputs(before.call.operation, window, patches(window, before.input, chosen))[:, outputs]
+    window = window_of(layer, len(after.input.shape))
+    read = patches(window, after.input, chosen).astype(float)
     error = target - _outputs(layer, window, read)
     rows = np.tile(rows, np.prod(window.size, dtype=int))
     apart = np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0)

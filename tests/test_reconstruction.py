@@ -15,7 +15,7 @@ from keras_pcp import reconstruction as reconstruction_module
 from keras_pcp.channels import Selection
 from keras_pcp.criteria.lasso import entry_points
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.patches import draw, kernel_array, kernel_matrix, patches, windowed
+from keras_pcp.patches import draw, kernel_array, kernel_matrix, patches, window_of
 from keras_pcp.statistics import Statistics
 
 L = keras.layers
@@ -47,27 +47,15 @@ def test_what_is_read_times_the_kernel_is_the_output_of_the_layer(name, count):
     layer, shape = CONVOLUTIONS[name]
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     expected = np.asarray(layer(x))
-    window, array = windowed(layer, keras.ops.convert_to_tensor(x))
-    chosen = draw(np.random.default_rng(1), len(x), window.space(array), count)
-    assert window.space(array) == expected.shape[1:-1]
-    found = patches(window, array, chosen) @ kernel_matrix(window, layer.kernel.numpy())
+    window = window_of(layer, x.ndim)
+    chosen = draw(np.random.default_rng(1), len(x), window.space(shape), count)
+    assert window.space(shape) == expected.shape[1:-1]
+    found = patches(window, x, chosen) @ kernel_matrix(window, layer.kernel.numpy())
     found = np.moveaxis(found, 0, 1).reshape(*chosen.shape, -1) + layer.bias.numpy()
     flat = expected.reshape(len(x), -1, expected.shape[-1])
     np.testing.assert_allclose(found, flat[np.arange(len(x))[:, None], chosen], rtol=1e-4, atol=1e-5)
     kernel = layer.kernel.numpy()
     assert np.array_equal(kernel_array(kernel_matrix(window, kernel), kernel.shape), kernel)
-
-
-def test_channels_on_the_first_axis_are_read_too():
-    layer = L.Conv2D(4, 3, data_format="channels_first")
-    layer.build((None, 2, 5, 6))
-    x = np.random.default_rng(0).normal(size=(3, 2, 5, 6)).astype("float32")
-    last = L.Conv2D(4, 3)
-    expected = np.asarray(last(np.moveaxis(x, 1, -1)))
-    window, array = windowed(layer, keras.ops.convert_to_tensor(x))
-    found = patches(window, array, draw(None, 3, window.space(array), 1000))
-    found = found @ kernel_matrix(window, last.kernel.numpy())
-    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 def linear_copy(model):

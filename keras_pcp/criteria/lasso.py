@@ -76,7 +76,7 @@ def _events(swept: np.ndarray, target: np.ndarray, signs: np.ndarray, now: float
     what is left over, and they come in when it reaches lambda.
     """
     active = signs != 0
-    fit, slope = swept[:, active] @ target[active], swept[:, active] @ signs[active]
+    fit, slope = swept @ (target * active), swept @ signs
     rest = target + fit
     with np.errstate(divide="ignore", invalid="ignore"):
         join = np.stack([rest / (1 + slope), -rest / (1 - slope)])
