@@ -88,12 +88,12 @@ def reconstruct(
         >>> import keras, numpy as np, keras_pcp
         >>> x = keras.Input((4,))
         >>> hidden = keras.layers.Dense(3, name="hidden", kernel_initializer="ones")(x)  # three equal channels
-        >>> model = keras.Model(x, keras.layers.Dense(1, name="out")(hidden))
+        >>> model = keras.Model(x, keras.layers.Dense(1, name="out", kernel_initializer="ones")(hidden))
         >>> graph, one = keras_pcp.build_graph(model), keras_pcp.Selection({"hidden": np.array([True, False, False])})
         >>> small = keras_pcp.prune_model(model, graph, one)
         >>> x = np.random.default_rng(0).normal(size=(32, 4))
         >>> before, after = keras_pcp.reconstruct(model, small, graph, one, (x, x)).errors["out"]
-        >>> round(before, 3), after < 1e-4  # it had a third of the output, two thirds squared were missing
+        >>> round(before, 3), after < 1e-4  # two thirds of the output were missing, squared
         (0.444, True)
     """
     check_selection(graph, selection)
