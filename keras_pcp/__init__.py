@@ -16,6 +16,7 @@ from keras_pcp.graph import build_graph
 from keras_pcp.inspection import Inspection, inspect_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
+from keras_pcp.reconstruction import Reconstruction, reconstruct
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
 from keras_pcp.rules import register_rule
@@ -40,6 +41,7 @@ __all__ = [
     "PruningError",
     "PruningReport",
     "RandomWidths",
+    "Reconstruction",
     "Selection",
     "__version__",
     "build_graph",
@@ -52,6 +54,7 @@ __all__ = [
     "masked",
     "measure_latency",
     "prune_model",
+    "reconstruct",
     "register_rule",
     "schedules",
     "score_channels",

@@ -12,7 +12,7 @@ from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import count_cost
 from keras_pcp.evaluation import Evaluator
 from keras_pcp.masks import consumer_masks
-from keras_pcp.trace import Recording, flat_inputs, trace
+from keras_pcp.trace import Recording, arrange_inputs, trace
 
 
 class Comparison:
@@ -51,7 +51,7 @@ class Comparison:
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
         with keras.StatelessScope():
-            recording = Recording(self.traced, flat_inputs(self.traced, x))
+            recording = Recording(self.traced, arrange_inputs(self.traced, x))
         self.spend([call.operation for call in self.traced.calls], rows)
         outputs = [recording.outputs]
         for selection in selections.values():

@@ -13,12 +13,14 @@ from keras import tree
 
 from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import CONSUME, FOLLOW, PRODUCE, ChannelGraph
+from keras_pcp.contributions import contribution_products
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.samples import count_samples, take_samples
-from keras_pcp.trace import Trace, flat_inputs, replay, trace
+from keras_pcp.trace import Trace, arrange_inputs, replay, trace
 
 SAMPLES = 256  # at most so many samples are used: gate gradients take a backward pass for each
 _BATCH = 32
+_READ_SAMPLES = 64
 _FEATURE_BYTES = 2**29
 
 
@@ -136,7 +138,7 @@ class Statistics:
         for start in range(0, count_samples(x), _BATCH):
             batch = tree.map_structure(lambda a, start=start: a[start : start + _BATCH], x)
             with keras.StatelessScope():
-                for index, value in replay(self._trace, flat_inputs(self._trace, batch)):
+                for index, value in replay(self._trace, arrange_inputs(self._trace, batch)):
                     if index in tensors:
                         parts[index].append(np.asarray(value, "float32"))
                         size += parts[index][-1].nbytes
@@ -144,6 +146,23 @@ class Statistics:
                 break
         arrays = {index: np.concatenate(found) for index, found in parts.items()}
         return _Features({n: _by_channel(arrays[i], axis, order) for n, (i, axis, order) in places.items()})
+
+    @cached_property
+    def contributions(self) -> Mapping[str, np.ndarray]:
+        """{group: float array (num_channels, num_channels)}: inner products of what two channels add to their readers.
+
+        Whatever reads the group takes part, at 10 output positions of each map, drawn by `seed`. What a channel adds to a
+        convolution or dense layer is the part of the sum, before the activation, that its rows of the kernel make; with
+        other layers it is by how much the output changes without it. Products are sums over output channels and readers,
+        means over samples and positions. At most 64 samples are used.
+        """
+        x, _, _ = self.samples
+        count = min(count_samples(x), _READ_SAMPLES)
+        batches = (
+            arrange_inputs(self._trace, tree.map_structure(lambda a, i=i: a[i : min(i + _BATCH, count)], x))
+            for i in range(0, count, _BATCH)
+        )
+        return contribution_products(self._trace, self.graph, self.model.weights, batches, self.seed)
 
     @cached_property
     def freed_elements(self) -> Mapping[str, np.ndarray]:

@@ -66,7 +66,70 @@ def trace(model: keras.Model) -> Trace:
     return _Tracer().run(model)
 
 
-def flat_inputs(traced: Trace, x: Any) -> list[Any]:
+def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Runs the calls of a trace on arrays and yields (index in `Trace.tensors`, value) as the values are computed.
+
+    A tensor inside a nested model that is called several times is yielded each time. Values are dropped after their
+    last use.
+    """
+    for step in replay_calls(traced, inputs):
+        yield from zip(step.call.outputs, step.run(), strict=True)
+
+
+@dataclass(eq=False)
+class Step:
+    """A call of a trace with arrays for its tensors, about to be run.
+
+    Attributes:
+        call: the call.
+        args, kwargs: its arguments, arrays included; those of a hand-over are the tensors it hands over.
+    """
+
+    call: Call
+    args: tuple
+    kwargs: dict
+    outputs: list[Any] | None = None
+
+    @property
+    def input(self) -> Any:
+        """The first array among the arguments."""
+        return tree.flatten((self.args, self.kwargs))[0]
+
+    def run(self) -> list[Any]:
+        """Runs the call, unless that is done, and returns its outputs."""
+        if self.outputs is None:
+            operation = self.call.operation
+            found = self.args if operation is None else operation(*self.args, **self.kwargs)
+            self.outputs = tree.flatten(found)
+        return self.outputs
+
+
+def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
+    """Runs the calls of a trace on arrays and yields each of them before it is run.
+
+    What is done to the weights of a layer between two steps is in effect from then on.
+    """
+    values = dict(zip(traced.inputs, inputs, strict=True))
+    last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
+    for number, call in enumerate(traced.calls):
+        step = _step(traced, call, [values[i] for i in call.inputs])
+        yield step
+        for i in call.inputs:
+            if last[i] == number:
+                values.pop(i, None)
+        values.update(zip(call.outputs, step.run(), strict=True))
+
+
+def _step(traced: Trace, call: Call, values: list[Any]) -> Step:
+    """Returns a call with the values of its inputs."""
+    if call.operation is None:
+        return Step(call, tuple(values), {})
+    place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
+    args, kwargs = tree.map_structure(lambda v: place.get(id(v), v), (call.args, call.kwargs))
+    return Step(call, args, kwargs)
+
+
+def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
     """Brings a batch of arrays into the order, types and ranks of the model's inputs."""
     tensors = [traced.tensors[i] for i in traced.inputs]
     by_name = isinstance(x, Mapping) and all(t.name in x for t in tensors)
@@ -76,33 +139,6 @@ def flat_inputs(traced: Trace, x: Any) -> list[Any]:
         missing = len(tensor.shape) - np.ndim(array) == 1 and tensor.shape[-1] == 1
         found.append(keras.ops.convert_to_tensor(array[..., None] if missing else array, tensor.dtype))
     return found
-
-
-def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Runs the calls of a trace on arrays and yields (index in `Trace.tensors`, value) as the values are computed.
-
-    A tensor inside a nested model that is called several times is yielded each time. Values are dropped after their
-    last use.
-    """
-    values = dict(zip(traced.inputs, inputs, strict=True))
-    last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
-    for number, call in enumerate(traced.calls):
-        found = _run(traced, call, [values[i] for i in call.inputs])
-        for i in call.inputs:
-            if last[i] == number:
-                values.pop(i, None)
-        for i, value in zip(call.outputs, found, strict=True):
-            values[i] = value
-            yield i, value
-
-
-def _run(traced: Trace, call: Call, values: list[Any]) -> list[Any]:
-    """Returns the outputs of one call for the values of its inputs."""
-    if call.operation is None:
-        return values
-    place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
-    args, kwargs = tree.map_structure(lambda v: place.get(id(v), v), (call.args, call.kwargs))
-    return tree.flatten(call.operation(*args, **kwargs))
 
 
 class Recording:
@@ -119,7 +155,7 @@ class Recording:
         self.calls: list[list[Any]] = []
         for call in traced.calls:
             self.calls.append([values[i] for i in call.inputs])
-            values.update(zip(call.outputs, _run(traced, call, self.calls[-1]), strict=True))
+            values.update(zip(call.outputs, _step(traced, call, self.calls[-1]).run(), strict=True))
         self.outputs = [values[i] for i in traced.outputs]
 
     def rerun(self, changed: Collection[int]) -> tuple[list[Any], list[Any]]:
@@ -133,7 +169,7 @@ class Recording:
         for call, old in zip(self.traced.calls, self.calls, strict=True):
             if id(call.operation) in changed or any(i in new for i in call.inputs):
                 values = [new.get(i, value) for i, value in zip(call.inputs, old, strict=True)]
-                new.update(zip(call.outputs, _run(self.traced, call, values), strict=True))
+                new.update(zip(call.outputs, _step(self.traced, call, values).run(), strict=True))
                 called += [call.operation] if call.operation is not None else []
             else:
                 for i in call.outputs:  # of a nested model that is called again: as recorded once more

@@ -512,7 +512,7 @@ def test_models_of_mixed_precision_are_scored():
     finally:
         keras.config.set_dtype_policy("float32")
     data, _ = problem(model)
-    for criterion in ("taylor", "group_fisher", "hrank"):
+    for criterion in ("taylor", "group_fisher", "hrank", "lasso", "thinet"):
         scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), criterion, data=data)
         assert all(s.max() > 0 for s in scores.values())
 

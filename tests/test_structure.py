@@ -10,15 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
 version errors
-channels labels internals schedules samples
+channels labels internals schedules samples patches
 narrowing
 trace
 rules
 blocks
-graph
+graph contributions
 cost statistics
 criteria selection masks live
-inspection surgery strategies
+inspection reconstruction surgery strategies
 evaluation report recovery
 plots attempts
 search

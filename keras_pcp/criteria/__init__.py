@@ -19,11 +19,13 @@ from keras_pcp.criteria.dead_probability import dead_probability
 from keras_pcp.criteria.geometric_median import fpgm
 from keras_pcp.criteria.group_fisher import GroupFisher
 from keras_pcp.criteria.hrank import hrank
+from keras_pcp.criteria.lasso import lasso
 from keras_pcp.criteria.magnitude import l1, l2
 from keras_pcp.criteria.obd import obd
 from keras_pcp.criteria.similarity import cosine, least_distance
 from keras_pcp.criteria.slimming import bn_scale
 from keras_pcp.criteria.taylor import TaylorGate, taylor
+from keras_pcp.criteria.thinet import thinet
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.statistics import Statistics, needs_data
 
@@ -47,6 +49,8 @@ BY_NAME: dict[str, Criterion] = {
     "apoz": apoz,
     "hrank": hrank,
     "chip": Chip(),
+    "lasso": lasso,
+    "thinet": thinet,
     "random": random,
 }
 

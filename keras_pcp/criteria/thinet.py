@@ -1,0 +1,35 @@
+"""ThiNet: the channels whose absence the next layers' outputs show least."""
+
+import numpy as np
+
+from keras_pcp.channels import ChannelGroup
+from keras_pcp.statistics import Statistics, needs_data
+
+
+@needs_data
+def thinet(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels that are removed late by a greedy search: s_c = number of c in the order of removal / num_channels.
+
+    The set T of removed channels grows by the one for which || sum over c in T of x_c ||^2 is least, where x_c is what
+    channel c adds to the outputs of the layers that read it (`Statistics.contributions`). Channels that add nothing get
+    0. Takes one forward pass, and C^2 operations for C channels; needs data.
+
+    Differs from the paper: there one output channel is drawn for each position; here all of them count. The search goes
+    on until all channels are ranked. A group that several layers read is scored by all of them at once. The paper scales
+    the kept channels by least squares afterwards; `keras_pcp.reconstruct` fits whole kernels.
+
+    References:
+        Luo, Wu and Lin, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, ICCV 2017,
+        arXiv 1707.06342.
+    """
+    products = statistics.contributions[group.name]
+    score = np.zeros(len(products))
+    alone = np.diag(products)
+    left = alone > 0
+    with_removed = np.zeros(len(products))
+    for rank in range(len(products) - np.count_nonzero(left) + 1, len(products) + 1):
+        c = np.argmin(np.where(left, alone + 2 * with_removed, np.inf))
+        left[c] = False
+        with_removed += products[c]
+        score[c] = rank / len(products)
+    return np.where(statistics.present[group.name], score, -1.0)

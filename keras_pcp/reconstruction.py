@@ -1,0 +1,225 @@
+"""Least-squares refit of the layers that read pruned channels, so that their outputs come back as far as they can.
+
+The second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv
+1707.06168. From shallow to deep, for each layer that reads a group with removed channels:
+
+1. Draw some positions of its output on each sample.
+2. Y: what the layer of the original network gives there. X: what the layer of the pruned network reads there, with all
+   layers before it refit.
+3. W = argmin ||Y - X W||^2.
+
+Differs from the paper: a ridge penalty on the change of W keeps it near the old weights where samples are too few to
+tell; a bias is fitted too; the error of a residual block's shortcut is not made up for by its last convolution.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.blocks import open_blocks
+from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph import check_fits
+from keras_pcp.narrowing import weight_masks
+from keras_pcp.patches import (
+    POSITIONS,
+    Window,
+    as_floats,
+    draw,
+    kernel_array,
+    kernel_matrix,
+    patches,
+    window_of,
+)
+from keras_pcp.samples import take_samples
+from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, trace
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `reconstruct` did.
+
+    Attributes:
+        errors: {layer: (before, after)}, in the order of execution: squared error of its outputs before the activation,
+            as a share of the squares of the original outputs. Both are equal where no better weights were found.
+        left: {layer: why it was left as it is, though it reads pruned channels}.
+    """
+
+    errors: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+
+def reconstruct(
+    model: keras.Model,
+    pruned: keras.Model,
+    graph: ChannelGraph,
+    selection: Selection,
+    data: Any,
+    *,
+    samples: int = 256,
+    ridge: float = 0.1,
+    seed: int = 0,
+) -> Reconstruction:
+    """Refits kernels and biases in `pruned` so that the layers that read pruned channels give what they gave before.
+
+    Each layer's outputs before its activation are fitted to those of `model`, by least squares on some positions of some
+    samples, from shallow to deep. Only plain convolutions and dense layers that are called once are refit; what follows
+    them, such as batch normalization, stays. No error on the samples rises. If anything fails, nothing is changed.
+
+    Args:
+        model: the model before pruning; it is not changed.
+        pruned: what `prune_model(model, graph, selection)` returned; or a copy of `model` inside `masked`, which at its
+            end restores kernels, but not biases.
+        graph: `build_graph(model)`.
+        selection: the selection with which `pruned` was pruned.
+        data: samples as for `score_channels`; labels are not used.
+        samples: at most so many samples are used, 10 positions of each map; all are run at once.
+        ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
+            above 0. The more samples there are, the less it matters.
+        seed: for the draw of samples and positions.
+
+    Raises:
+        InvalidArgumentError: graph or selection does not fit, or `pruned` is not `model` pruned.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> hidden = keras.layers.Dense(3, name="hidden", kernel_initializer="ones")(x)  # three equal channels
+        >>> model = keras.Model(x, keras.layers.Dense(1, name="out", kernel_initializer="ones")(hidden))
+        >>> graph, one = keras_pcp.build_graph(model), keras_pcp.Selection({"hidden": np.array([True, False, False])})
+        >>> small = keras_pcp.prune_model(model, graph, one)
+        >>> x = np.random.default_rng(0).normal(size=(32, 4))
+        >>> before, after = keras_pcp.reconstruct(model, small, graph, one, (x, x)).errors["out"]
+        >>> round(before, 3), after < 1e-4  # two thirds of the output were missing, squared
+        (0.444, True)
+    """
+    check_selection(graph, selection)
+    check_fits(model, graph)
+    if not ridge > 0:
+        raise InvalidArgumentError(f"ridge must be above 0, got {ridge!r}")
+    whole, small = (trace(open_blocks(m).model) for m in (model, pruned))
+    if {id(w) for w in model.weights} & {id(w) for w in pruned.weights} or len(whole.calls) != len(small.calls):
+        raise InvalidArgumentError(
+            "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
+        )
+    x, _, _ = take_samples(data, samples, seed)
+    plan = _Plan(model, graph, selection, whole)
+    rng = np.random.default_rng(seed)
+    errors, left, values = {}, {}, []
+    with keras.StatelessScope():
+        steps = (replay_calls(traced, arrange_inputs(traced, x)) for traced in (whole, small))
+        for before, after in zip(*steps, strict=True):
+            layer = after.call.operation
+            if not plan.reads_pruned(before.call):
+                continue
+            reason = plan.why_not(before.call)
+            if reason:
+                left[layer.name] = reason
+                continue
+            errors[layer.name], changed = _refit(before, after, plan.kept(before.call), ridge, rng)
+            for variable, value in changed:
+                variable.assign(value)  # in the scope only, for the layers to come
+            values += changed
+    for variable, value in values:
+        variable.assign(value)
+    return Reconstruction(errors, left)
+
+
+class _Plan:
+    """Which calls of the original model to refit, and what stays of their kernels."""
+
+    def __init__(self, model: keras.Model, graph: ChannelGraph, selection: Selection, whole: Trace):
+        def by_variable(masks):
+            return {id(model.weights[i]): axes for i, axes in masks.items()}
+
+        readers = by_variable(weight_masks(graph, selection, CONSUME))
+        self.readers = {i for i, axes in readers.items() if not all(mask.all() for mask in axes.values())}
+        self.masks = by_variable(weight_masks(graph, selection))
+        self.operations = [call.operation for call in whole.calls]
+
+    def reads_pruned(self, call: Call) -> bool:
+        return any(id(w) in self.readers for w in getattr(call.operation, "weights", ()))
+
+    def why_not(self, call: Call) -> str | None:
+        if window_of(call.operation, 2) is None:
+            return "it is no plain convolution or dense layer"
+        if sum(operation is call.operation for operation in self.operations) > 1:
+            return "it is called several times"
+        return None
+
+    def kept(self, call: Call) -> list[np.ndarray]:
+        """Returns which inputs and outputs of a layer stay: boolean arrays along the last two axes of its kernel."""
+        kernel = call.operation.kernel
+        masks, rank = self.masks.get(id(kernel), {}), len(kernel.shape)
+        return [masks.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
+
+
+def _refit(before: Step, after: Step, kept: list, ridge: float, rng: np.random.Generator) -> tuple[tuple, list]:
+    """Returns the shares of error before and after, and pairs of a variable of `after` and its new value."""
+    layer = after.call.operation
+    rows, outputs = _places(layer, *kept)
+    window = window_of(before.call.operation, len(before.input.shape))
+    chosen = draw(rng, len(before.input), window.space(before.input.shape), POSITIONS)
+    target = _outputs(before.call.operation, window, patches(window, before.input, chosen))[:, outputs]
+    window = window_of(layer, len(after.input.shape))
+    read = patches(window, after.input, chosen).astype(float)
+    error = target - _outputs(layer, window, read)
+    rows = np.tile(rows, np.prod(window.size, dtype=int))
+    apart = np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0)
+    change, shift = _correction(read[..., rows], apart, layer.use_bias, ridge)
+    matrix = kernel_matrix(window, _array(layer.kernel)).copy()
+    matrix[:, rows] += change
+    changed = [(layer.kernel, kernel_array(matrix, layer.kernel.shape))]
+    if layer.use_bias:
+        changed.append((layer.bias, _array(layer.bias) + shift.ravel()))
+    with keras.StatelessScope(changed):  # of the type of the weights
+        left = target - _outputs(layer, window, read)
+    energy = max(np.square(target).sum(), np.finfo(float).tiny)
+    old, new = (float(np.square(e).sum() / energy) for e in (error, left))
+    return ((old, new), changed) if new < old else ((old, old), [])
+
+
+def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which inputs of a layer of the pruned model to fit, and which outputs of the original layer it has.
+
+    In a model that is narrower all inputs are fit; in one that is masked those that stay.
+    """
+    shape = layer.kernel.shape
+    for size, kept in zip(shape[-2:], (inputs, outputs), strict=True):
+        if size not in (len(kept), kept.sum()):
+            raise InvalidArgumentError(
+                f"layer {layer.name!r} of the pruned model has a kernel of shape {tuple(shape)}, but the selection keeps "
+                f"{inputs.sum()} of {len(inputs)} inputs and {outputs.sum()} of {len(outputs)} outputs"
+            )
+    rows = inputs if shape[-2] == len(inputs) else np.ones(shape[-2], bool)
+    return rows, outputs if shape[-1] != len(outputs) else np.ones(len(outputs), bool)
+
+
+def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
+    """Returns a layer's outputs before its activation, (positions, outputs), from what it reads."""
+    apart = read @ kernel_matrix(window, _array(layer.kernel))
+    found = np.moveaxis(apart, 0, 1).reshape(read.shape[1], -1)
+    return found + _array(layer.bias) if layer.use_bias else found
+
+
+def _array(variable: Any) -> np.ndarray:
+    return as_floats(variable).astype(float)
+
+
+def _correction(read: np.ndarray, rest: np.ndarray, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fits what is left over by what is read, group by group.
+
+    Returns:
+        Change of the kernel's matrix (groups, rows, outputs of a group) and of the bias (groups, 1, outputs of a group).
+    """
+    means = [values.mean(axis=1, keepdims=True) * bias for values in (read, rest)]
+    read, rest = read - means[0], rest - means[1]
+    across = read.swapaxes(1, 2)
+    gram = across @ read
+    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
+    penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
+    change = np.linalg.solve(gram + penalty[:, None, None] * np.eye(read.shape[2]), across @ rest)
+    return change, means[1] - means[0] @ change
