@@ -60,6 +60,7 @@ def run(args, method, criterion, target, seed, data):
         max_macs=target, validation_data=val, criterion=criterion, begin=args.begin, end=args.end,
         strategy=METHODS[method](seed=seed, samples=args.samples, **options),
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
+        reconstruction_data=(x[:2000], y[:2000]) if args.reconstruction else None,
     )  # fmt: skip
     started = time.perf_counter()
     images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
@@ -90,6 +91,7 @@ def main():
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--distillation", type=float, default=0.5, help="weight; 0: none")
+    parser.add_argument("--reconstruction", action="store_true", help="refit readers of pruned channels")
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shift", type=int, default=2)

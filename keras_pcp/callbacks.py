@@ -12,21 +12,26 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.channels import ChannelGraph
+from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import Cost, Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.live import check_live, shrink
+from keras_pcp.reconstruction import reconstruct
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
+from keras_pcp.samples import take_samples
 from keras_pcp.schedules import cubic
 from keras_pcp.search import Criteria, Search, criteria_of
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Strategy
+from keras_pcp.surgery import prune_model
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
 _STEPS_PER_SHRINK = 64
 # At most this share of the model is removed between two training steps.
 _LARGEST_MOMENT = 0.25
+# Samples for the least-squares refit.
+_REFIT_SAMPLES = 512
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -47,6 +52,8 @@ class ProgressivePruning(keras.callbacks.Callback):
             every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
+        reconstruction_data: some samples of the training data, (x, y). If given, the layers that read pruned channels are
+            refit by least squares after each shrink, see `reconstruct`.
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
@@ -90,6 +97,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         criterion: Criteria = "l1",
         strategy: Strategy | None = None,
         distillation: Distillation | None = None,
+        reconstruction_data: Any = None,
         frozen_layers: Iterable[str] = (),
         on_unknown: str = "error",
         begin: float = 0.1,
@@ -101,7 +109,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         self.validation_data = validation_data
         self.criterion = criteria_of(criterion)
         self.strategy = strategy or Progressive()
-        self.distillation = distillation
+        self.distillation, self.reconstruction_data = distillation, reconstruction_data
         self.frozen_layers = frozen_layers
         self.on_unknown = on_unknown
         if not 0 <= begin < end <= 1:
@@ -149,6 +157,11 @@ class _Run:
             self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
             callback.frozen_layers, callback.on_unknown,
         )  # fmt: skip
+        self.refit_on = callback.reconstruction_data
+        if self.refit_on is not None:
+            self.refit_on = take_samples(
+                self.refit_on, _REFIT_SAMPLES, self.search.strategy.seed, "reconstruction_data"
+            )
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0
@@ -222,7 +235,11 @@ class _Run:
         search, report = self.search, self.report
         if search.state.selection == search.done:
             return
-        shrink(self.model, search.live_graph, search.to_remove())
+        graph, selection = search.live_graph, search.to_remove()
+        before = prune_model(self.model, graph, Selection()) if self.refit_on else None
+        shrink(self.model, graph, selection)
+        if before:
+            reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
         search.narrow()
         report.shrinks.append(self.step)
         report.selection = search.done

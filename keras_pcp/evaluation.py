@@ -114,9 +114,10 @@ class Evaluator:
             def one(batch):
                 return tf.stack([tf.cast(v, "float32") for v in self.judged(*batch)])
 
-            if weight is not None:
-                return tf.map_fn(one, (y, predicted, weight), 1, fn_output_signature="float32")
-            return tf.map_fn(lambda batch: one((*batch, None)), (y, predicted), 1, fn_output_signature="float32")
+            given = (y, predicted) if weight is None else (y, predicted, weight)
+            return tf.map_fn(
+                lambda batch: one((*batch, None)[:3]), given, parallel_iterations=1, fn_output_signature="float32"
+            )
 
         return lambda *arrays: judge(*arrays).numpy()
 
