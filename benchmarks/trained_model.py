@@ -46,7 +46,7 @@ def opened(args: argparse.Namespace) -> keras.Model:
 
 
 def train_vgg(x: np.ndarray, y: np.ndarray, width: int = 16, epochs: int = 8) -> keras.Model:
-    """Trains a plain network of six convolutions with batch normalization."""
+    """Trains a plain network of six convolutions and a dense layer with batch normalization."""
     keras.utils.set_random_seed(0)
     i = keras.Input(x.shape[1:])
     h = i
@@ -55,7 +55,7 @@ def train_vgg(x: np.ndarray, y: np.ndarray, width: int = 16, epochs: int = 8) ->
             h = L.Conv2D(width * 2**stage, 3, padding="same", use_bias=False)(h)
             h = L.ReLU()(L.BatchNormalization()(h))
         h = L.MaxPooling2D()(h)
-    h = L.Dense(4 * width, activation="relu")(L.Flatten()(h))
+    h = L.ReLU()(L.BatchNormalization()(L.Dense(4 * width, use_bias=False)(L.Flatten()(h))))
     model = keras.Model(i, L.Dense(int(y.max()) + 1)(h), name="vgg")
     steps = len(x) // 128 * epochs
     model.compile(

@@ -1,0 +1,221 @@
+"""Attempts that compute only what changes, the search without training, and recovery."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_progressive_pruning import compiled, data, same_state, state_of
+from zoo import ZOO, build, inputs_for, random_selection
+
+import keras_pcp
+from keras_pcp.attempts import Comparison
+from keras_pcp.cost import Limits, count_cost
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.evaluation import Evaluator
+from keras_pcp.masks import masked
+from keras_pcp.search import Search
+from keras_pcp.strategies.progressive import Progressive
+from keras_pcp.trace import Recording, arrange_inputs, trace
+
+L = keras.layers
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_rerun_with_some_weights_changed_equals_a_whole_run(name):
+    model = build(name)
+    x = inputs_for(model)
+    graph = keras_pcp.build_graph(model)
+    traced = trace(model)
+    recording = Recording(traced, arrange_inputs(traced, x))
+    expected = keras.tree.flatten(model(x, training=False))
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(recording.outputs, expected, strict=True))
+    for group in list(graph)[:3]:
+        selection = keras_pcp.Selection({group.name: random_selection(graph, 0).keep[group.name]})
+        readers = {id(model.weights[s.weight]) for s in group.slices_of("consume")}
+        users = {id(o) for o in traced.operations if any(id(w) in readers for w in getattr(o, "weights", ()))}
+        users -= {id(o) for o in traced.operations if isinstance(o, keras.Model)}
+        with masked(model, graph, selection):
+            found, called = recording.rerun(users)
+            expected = keras.tree.flatten(model(x, training=False))
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+        assert len(called) <= len(traced.calls)
+
+
+def searches(model, **options):
+    samples = options.pop("samples", 64)
+    return Search(
+        model, Limits(max_macs=0.5), data(samples, 1), options.pop("criterion", "l1"),
+        Progressive(samples=None, **options), (), "error",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_comparing_on_all_parts_gives_what_evaluating_attempts_gives(eagerly, weighted):
+    model = compiled(run_eagerly=eagerly)
+    model.fit(*data(), epochs=1, verbose=0)
+    search = searches(model)
+    if weighted:
+        search.evaluator.weight = np.ones(64, "float32")
+    start = search.state.selection
+    keep = np.ones(12, bool)
+    keep[[1, 4, 5]] = False
+    name = next(iter(search.graph.groups))
+    attempt = keras_pcp.Selection({**start.keep, name: keep})
+    before, after = search.evaluate(start), search.evaluate(attempt)
+    parts = [search.compare({"it": attempt}, part) for part in search.parts]
+    metrics = [np.concatenate([p[0] for p in parts]), np.concatenate([p[1]["it"] for p in parts])]
+    assert [len(m) * search.evaluator.chunk for m in metrics] == [64, 64]
+    assert metrics[0].mean(axis=0) == pytest.approx([before.metric, before.loss], abs=1e-5)
+    expected = [before.metric - after.metric, after.loss - before.loss]
+    assert metrics[1].mean(axis=0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_macs_of_attempts_are_counted():
+    model = compiled()
+    graph = keras_pcp.build_graph(model)
+    cost = count_cost(graph)
+    evaluator = Evaluator(model, data(64, 1), None, 0)
+    comparison = Comparison(evaluator, graph)
+    last = list(graph.groups)[-1]
+    keep = np.arange(graph[last].num_channels) > 0
+    comparison.compare({"last": keras_pcp.Selection({last: keep})}, slice(0, 4))
+    samples = 4 * evaluator.chunk
+    assert comparison.macs == samples * (cost.macs + cost.layers["logits"].macs)
+
+
+@pytest.mark.parametrize("attempts", ["fast", "exact"])
+def test_a_search_without_training_leaves_the_model_alone(attempts):
+    model = compiled()
+    model.fit(*data(), epochs=2, verbose=0)
+    before, metrics = state_of(model), [v.numpy() for v in model.metrics_variables]
+    graph = keras_pcp.build_graph(model)
+    selection = keras_pcp.search_widths(
+        model, max_macs=0.5, validation_data=data(64, 1), strategy=Progressive(attempts=attempts), verbose=False
+    )
+    assert same_state(before, state_of(model))
+    assert all(np.array_equal(a, v.numpy()) for a, v in zip(metrics, model.metrics_variables, strict=True))
+    assert count_cost(graph, selection).macs <= 0.5 * count_cost(graph).macs
+    small = keras_pcp.prune_model(model, graph, selection)
+    assert count_cost(small).macs == count_cost(graph, selection).macs
+
+
+def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
+    model = compiled()
+    model.fit(*data(), epochs=1, verbose=0)
+    options = {"max_macs": 0.6, "validation_data": data(64, 1)}
+    whole = keras_pcp.search_widths(model, **options, verbose=False)
+    file, usual, rounds = tmp_path / "search.json", Search.run_round, []
+
+    def interrupted(self, target):
+        rounds.append(target)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        usual(self, target)
+
+    monkeypatch.setattr(Search, "run_round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keras_pcp.search_widths(model, **options, checkpoint=file, verbose=False)
+    assert len(json.loads(file.read_text())["state"]["rounds"]) == 3
+    assert keras_pcp.search_widths(model, **options, checkpoint=file) == whole
+    assert "macs" in capsys.readouterr().out
+    with pytest.raises(InvalidArgumentError, match="belongs to another search: its limits"):
+        keras_pcp.search_widths(model, **{**options, "max_macs": 0.7}, checkpoint=file, verbose=False)
+
+
+def test_several_criteria_may_be_given():
+    model = compiled()
+    model.fit(*data(), epochs=1, verbose=0)
+    selection = keras_pcp.search_widths(
+        model, max_macs=0.6, validation_data=data(64, 1), criterion=("l1", "random", "taylor"), verbose=False
+    )
+    graph = keras_pcp.build_graph(model)
+    assert count_cost(graph, selection).macs <= 0.6 * count_cost(graph).macs
+    with pytest.raises(InvalidArgumentError, match="empty"):
+        keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), criterion=())
+
+
+def test_the_unpruned_model_teaches_and_leaves_no_trace():
+    model = compiled()
+    model.fit(*data(), epochs=1, verbose=0)
+    teacher = keras.models.clone_model(model)
+    teacher.set_weights(model.get_weights())
+    x, y = data(32, 2)
+    weights, logits = len(model.weights), teacher(x)
+    loss = keras.distillation.LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())
+    distillation = keras_pcp.Distillation(weight=0.3, loss=loss)
+    with distillation.teaching(model):
+        model.set_weights([w * 0.9 for w in model.get_weights()])
+        predicted = model(x)
+        plain = model.compute_loss(x, y, predicted, training=False)
+        taught = model.compute_loss(x, y, predicted, training=True)
+
+    def softmax(z):
+        e = np.exp((z - np.max(z, axis=1, keepdims=True)) / 2.0)
+        return e / e.sum(axis=1, keepdims=True)
+
+    p, q = softmax(np.asarray(logits)), softmax(np.asarray(predicted))
+    expected = 0.7 * float(plain) + 0.3 * 4 * float(np.mean(np.sum(p * np.log(p / q), axis=1)))
+    assert float(taught) == pytest.approx(expected, rel=1e-4)
+    assert "compute_loss" not in vars(model)
+    assert len(model.weights) == weights
+
+
+def test_distillation_in_fit_changes_what_is_learned():
+    found = []
+    for distillation in (None, keras_pcp.Distillation(0.9)):
+        model = compiled()
+        callback = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), distillation=distillation)
+        history = model.fit(*data(), epochs=3, verbose=0, shuffle=False, callbacks=[callback])
+        assert callback.report.reached
+        assert "compute_loss" not in vars(model)
+        found.append(history.history["loss"])
+    assert not np.allclose(found[0], found[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras_pcp.Distillation(weight=0.0), "weight"),
+        (lambda: keras_pcp.Distillation(weight=1.5), "weight"),
+        (
+            lambda: keras_pcp.Distillation(
+                loss=keras.distillation.FeatureDistillation(teacher_layer_name="a", student_layer_name="a")
+            ),
+            "hidden layers",
+        ),
+    ],
+)
+def test_bad_distillation_is_refused(make, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        make()
+
+
+def test_readers_of_pruned_channels_are_refit_after_a_shrink():
+    """With copies of channels, a refit gives back exactly what pruning takes."""
+    keras.utils.set_random_seed(0)
+    i = keras.Input((8, 8, 1))
+    x = L.Conv2D(8, 3, name="copies")(i)
+    model = keras.Model(i, L.Dense(4)(L.Flatten()(L.Conv2D(6, 3, name="reader")(x))))
+    kernel, bias = model.get_layer("copies").get_weights()
+    kernel[..., 4:], bias[4:] = kernel[..., :4], bias[:4]
+    model.get_layer("copies").set_weights([kernel, bias])
+    model.compile(
+        keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    x, y = data(64)
+    expected = model.predict(x, verbose=0)
+
+    def last_first(group, statistics):
+        return -np.arange(group.num_channels)
+
+    callback = keras_pcp.ProgressivePruning(
+        max_macs=0.6, validation_data=data(64, 1), frozen_layers=["reader"], reconstruction_data=(x, y),
+        criterion=last_first, strategy=Progressive(groups_per_round=1),
+    )  # fmt: skip
+    model.fit(x, y, epochs=4, batch_size=16, verbose=0, callbacks=[callback])
+    kept = callback.report.selection.keep["copies"]
+    assert np.flatnonzero(kept).tolist()[:4] == [0, 1, 2, 3]
+    assert not kept.all()
+    assert np.allclose(model.predict(x, verbose=0), expected, atol=1e-2 * np.abs(expected).max())
