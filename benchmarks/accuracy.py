@@ -76,6 +76,7 @@ def run(args, method, criterion, target, seed, data):
         "val_acc": accuracy(model, *val), "acc": accuracy(model, *test), "epochs": args.epochs,
         "images": steps * args.batch, "seconds": round(seconds, 1), "attempt_macs": report.attempt_macs,
         "attempt_seconds": round(report.seconds["attempts"], 2), "rounds": len(report.rounds), "tag": args.tag,
+        "widths": {name: now for name, (_, now) in report.widths.items()},
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
         "command": "python " + " ".join(sys.argv),
     }  # fmt: skip

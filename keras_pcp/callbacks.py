@@ -32,6 +32,8 @@ _STEPS_PER_SHRINK = 64
 _LARGEST_MOMENT = 0.25
 # Samples for the least-squares refit.
 _REFIT_SAMPLES = 512
+# Share of the way after which a refit is due, so that attempts are not measured on a broken network.
+_REFIT_EVERY = 0.1
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -163,7 +165,7 @@ class _Run:
                 self.refit_on, _REFIT_SAMPLES, self.search.strategy.seed, "reconstruction_data"
             )
         self.points: list[tuple[int, float]] | None = None
-        self.round_share = 1.0
+        self.round_share, self.shrunk_at = 1.0, 0.0
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
@@ -221,13 +223,14 @@ class _Run:
         self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
-        with self.clock.measuring("attempts"):
-            while (reached := search.progress()) < near:
+        while (reached := search.progress()) < near:
+            with self.clock.measuring("attempts"):
                 search.run_round(min(1.0, reached + self.round_share))
-                self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
+            self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
+            if self.refit_on and search.progress() - self.shrunk_at >= _REFIT_EVERY:
+                self.shrink_now()
         self.report.attempt_macs = search.attempt_macs
-        with self.clock.measuring("surgery"):
-            self.shrink_now()
+        self.shrink_now()
         self.clock.expect_retrace()
         self.tell()
 
@@ -236,12 +239,15 @@ class _Run:
         if search.state.selection == search.done:
             return
         graph, selection = search.live_graph, search.to_remove()
-        before = prune_model(self.model, graph, Selection()) if self.refit_on else None
-        shrink(self.model, graph, selection)
-        if before:
-            reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
-        search.narrow()
-        report.shrinks.append(self.step)
+        with self.clock.measuring("surgery"):
+            before = prune_model(self.model, graph, Selection()) if self.refit_on else None
+            shrink(self.model, graph, selection)
+            if before:
+                reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
+            search.narrow()
+        self.shrunk_at = search.progress()
+        if self.step not in report.shrinks:
+            report.shrinks.append(self.step)
         report.selection = search.done
         report.after = _totals(count_cost(search.live_graph))
         report.widths = {g.name: (g.num_channels, int(search.done.keep[g.name].sum())) for g in search.graph}
