@@ -37,22 +37,60 @@ def digits() -> str:
     return table(["digits, residual network", "before", "after", "ratio"], body)
 
 
-def pretrained() -> str:
-    """Mean and range over the seeds for each method and target."""
+def accuracy() -> str:
+    """Mean and range over the seeds for each model, target, recovery, method and criterion."""
     found: dict[tuple, list[dict]] = {}
-    for row in rows("pretrained"):
-        found.setdefault((row["target"], row["method"]), []).append(row)
+    for row in rows("accuracy"):
+        key = (row["model"], -row["target"], row["tag"], row["method"], row["criterion"])
+        found.setdefault(key, []).append(row)
     body = []
-    for (target, method), group in sorted(found.items(), reverse=True):
-        acc = [r["acc"] for r in group]
-        val = [r["val_acc"] for r in group]
-        macs = statistics.mean(r["macs"] for r in group)
-        params = statistics.mean(r["params"] for r in group)
+    for (model, target, tag, method, criterion), group in sorted(found.items()):
+        acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in SHOWN}
         body.append(
-            [f"{target}", method, f"{macs:.3f}", f"{params:.3f}", f"{statistics.mean(val):.4f}",
-             f"{statistics.mean(acc):.4f}", f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc))]
+            [model, f"{-target}", tag, method, criterion, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
+             f"{mean['acc_before_tuning']:.4f}", f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
+             f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}",
+             f"{mean['attempt_seconds']:.0f}"]
         )  # fmt: skip
-    return table(["limit", "method", "MACs", "parameters", "validation", "test", "range", "seeds"], body)
+    header = [
+        "model",
+        "limit",
+        "recovery",
+        "method",
+        "criterion",
+        "MACs",
+        "parameters",
+        "untuned",
+        "validation",
+        "test",
+    ]
+    return table([*header, "range", "seeds", "s", "of it attempts, s"], body)
+
+
+SHOWN = ("macs", "params", "acc_before_tuning", "val_acc", "acc", "seconds", "attempt_seconds")
+
+
+def attempts() -> str:
+    """Fast attempts against exact ones."""
+    body = [
+        [r["model"], str(r["groups"]), str(r["samples"]), f"{r['confidence']:g}", f"{r['same']} of {r['rounds']}",
+         f"{r['exact_passes']:.1f}", f"{r['fast_passes']:.1f}", f"{r['fast_passes'] / r['exact_passes']:.2f}",
+         f"{r['exact_seconds']:.0f}", f"{r['fast_seconds']:.0f}", f"{r['fast_seconds'] / r['exact_seconds']:.2f}"]
+        for r in rows("attempts")
+        if r["suite"] == "attempts"
+    ]  # fmt: skip
+    header = ["model", "groups", "samples", "confidence", "same groups", "exact, passes a round", "fast, passes"]
+    return table([*header, "ratio", "exact, s", "fast, s", "ratio"], body)
+
+
+def memory() -> str:
+    """Peak memory of fit with pruning over that of fit without."""
+    body = [
+        [r["model"], str(r["samples"]), str(r["plain_mib"]), str(r["pruning_mib"]), f"{r['ratio']:.2f}"]
+        for r in rows("attempts")
+        if r["suite"] == "memory"
+    ]
+    return table(["model", "samples", "fit, MiB", "fit with pruning, MiB", "ratio"], body)
 
 
 def fit_time() -> str:
@@ -163,7 +201,7 @@ def torch_pruning() -> str:
     return table([*header, "ratio with scores", "turns"], body)
 
 
-MAKERS = (digits, pretrained, fit_time, applications, kerashub, coverage_summary, torch_pruning)
+MAKERS = (digits, accuracy, attempts, memory, fit_time, applications, kerashub, coverage_summary, torch_pruning)
 
 
 def main() -> int:

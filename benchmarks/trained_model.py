@@ -32,14 +32,19 @@ def prepared(args: argparse.Namespace) -> tuple[Arrays, Arrays, Arrays]:
     (x, y), (x_test, y_test) = load(args.data, args.data_dir)
     train, val = hold_out((x - args.mean) / args.std, y, min(HELD_OUT, len(x) // 6))
     data = train, val, ((x_test - args.mean) / args.std, y_test)
-    if args.model == "vgg" and not Path("vgg.keras").exists():
-        train_vgg(*train).save("vgg.keras")
+    if args.model == "vgg" and not vgg_file(args).exists():
+        train_vgg(*train).save(vgg_file(args))
     return data
+
+
+def vgg_file(args: argparse.Namespace) -> Path:
+    """Where the network trained here is kept between runs."""
+    return Path(f"vgg_{args.data}_{args.mean:g}_{args.std:g}.keras")
 
 
 def opened(args: argparse.Namespace) -> keras.Model:
     """Loads the model; its outputs must be logits."""
-    model = keras.models.load_model("vgg.keras" if args.model == "vgg" else args.model, compile=False)
+    model = keras.models.load_model(vgg_file(args) if args.model == "vgg" else args.model, compile=False)
     if getattr(model.layers[-1], "activation", None) is not keras.activations.linear:
         raise SystemExit(f"the outputs of {args.model} must be logits: a last layer without activation")
     return model

@@ -1,5 +1,6 @@
 """Many attempts on the same samples, each computed from where it begins to differ."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import count_cost
@@ -38,8 +40,8 @@ class Comparison:
         for operation in operations:
             for w in getattr(operation, "weights", ()):
                 self.users.setdefault(id(w), set()).add(id(operation))
-        layers = count_cost(graph).layers
-        self.cost = {id(o): layers[o.name].macs / operations.count(o) if o.name in layers else 0.0 for o in operations}
+        layers, calls = count_cost(graph).layers, Counter(id(o) for o in operations)
+        self.cost = {id(o): layers[o.name].macs / calls[id(o)] if o.name in layers else 0.0 for o in operations}
 
     def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and under each selection, on a part of the evaluator's chunks.
@@ -57,20 +59,25 @@ class Comparison:
         for selection in selections.values():
             masks = consumer_masks(self.graph, selection)
             changed = {user for i in masks for user in self.users.get(id(self.weights[i]), ())}
-            with keras.StatelessScope(state_mapping=[(self.weights[i], self.masked(i, m)) for i, m in masks.items()]):
+            with keras.StatelessScope(
+                state_mapping=[(self.weights[i], self.with_zeros(i, m)) for i, m in masks.items()]
+            ):
                 found, called = recording.rerun(changed)
             self.spend(called, rows)
             outputs.append(found)
         before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
         return before, {name: (found - before) * [-1, 1] for name, found in zip(selections, after, strict=True)}
 
-    def masked(self, index: int, mask: np.ndarray) -> Any:
+    def with_zeros(self, index: int, mask: np.ndarray) -> Any:
+        """Returns the value of a weight with zeros where the mask is False."""
         value = self.weights[index].value
         return keras.ops.where(mask, value, keras.ops.zeros_like(value))
 
     def packed(self, outputs: list[Any]) -> Any:
         """Brings outputs into the structure that the model's loss expects."""
-        return tree.pack_sequence_as(self.evaluator.model.output, [np.asarray(o) for o in outputs])
+        structure = internals.functional_of(self.evaluator.model).output
+        return tree.pack_sequence_as(structure, [np.asarray(o) for o in outputs])
 
     def spend(self, operations: list[Any], rows: slice) -> None:
+        """Books the calls of some operations on some samples."""
         self.macs += (rows.stop - rows.start) * sum(self.cost.get(id(o), 0.0) for o in operations)

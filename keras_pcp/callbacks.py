@@ -123,6 +123,8 @@ class ProgressivePruning(keras.callbacks.Callback):
         self._run: _Run | None = None
 
     def on_train_begin(self, logs=None):
+        if self._run:  # of a fit that was interrupted
+            self._run.teaching.close()
         self._run = _Run(self)
         self.report = self._run.report
 
@@ -143,7 +145,8 @@ class ProgressivePruning(keras.callbacks.Callback):
             logs["pruning_ratio"] = float(self.report.pruning_ratio)
 
     def on_train_end(self, logs=None):
-        self._run.end_training()
+        if self._run:
+            self._run.end_training()
         self._run = None
 
 
@@ -164,6 +167,7 @@ class _Run:
             self.refit_on = take_samples(
                 self.refit_on, _REFIT_SAMPLES, self.search.strategy.seed, "reconstruction_data"
             )
+            prune_model(self.model, self.search.graph, Selection())  # a refit needs copies: better fail now than later
         self.points: list[tuple[int, float]] | None = None
         self.round_share, self.shrunk_at = 1.0, 0.0
         self.step = self.epoch_start = 0
@@ -180,7 +184,8 @@ class _Run:
             self.plan(epochs * (self.steps_per_epoch or 1))
             if self.callback.distillation:
                 self.teaching.enter_context(self.callback.distillation.teaching(self.model))
-            self.take_due()
+            with self.teaching_ended_by_errors():
+                self.take_due()
         self.epoch_start = self.step
 
     def plan(self, total: int) -> None:
@@ -208,12 +213,23 @@ class _Run:
         self.clock.end_step()
         if self.steps_per_epoch:
             self.step = self.epoch_start + batch + 1
-            self.take_due()
+            with self.teaching_ended_by_errors():
+                self.take_due()
 
     def end_epoch(self) -> None:
         if not self.steps_per_epoch:
             self.step = self.epoch_start + 1
-            self.take_due()
+            with self.teaching_ended_by_errors():
+                self.take_due()
+
+    @contextmanager
+    def teaching_ended_by_errors(self) -> Iterator[None]:
+        """Gives the model its own loss back if pruning fails."""
+        try:
+            yield
+        except BaseException:
+            self.teaching.close()
+            raise
 
     def take_due(self) -> None:
         """Runs every pruning moment that has come: some rounds under masks, then one shrink."""
@@ -227,7 +243,7 @@ class _Run:
             with self.clock.measuring("attempts"):
                 search.run_round(min(1.0, reached + self.round_share))
             self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
-            if self.refit_on and search.progress() - self.shrunk_at >= _REFIT_EVERY:
+            if self.refit_on is not None and search.progress() - self.shrunk_at >= _REFIT_EVERY:
                 self.shrink_now()
         self.report.attempt_macs = search.attempt_macs
         self.shrink_now()
@@ -240,9 +256,9 @@ class _Run:
             return
         graph, selection = search.live_graph, search.to_remove()
         with self.clock.measuring("surgery"):
-            before = prune_model(self.model, graph, Selection()) if self.refit_on else None
+            before = prune_model(self.model, graph, Selection()) if self.refit_on is not None else None
             shrink(self.model, graph, selection)
-            if before:
+            if before is not None:
                 reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
             search.narrow()
         self.shrunk_at = search.progress()

@@ -1,6 +1,8 @@
 """Measures a model on validation samples between two training steps, and leaves no trace in it."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -10,26 +12,32 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_pcp import internals
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import trace
 
 _BATCH = 256
-_CHUNK = 32
+_CHUNK, _LEAST_CHUNKS = 16, 8
+_PART_BYTES = 2**29
 RECALIBRATION_SAMPLES = 512
-_HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2", "dice", "true_positives")
+_HIGHER_IS_BETTER = {
+    "acc", "accuracy", "auc", "precision", "recall", "sensitivity", "specificity", "f1", "f1score", "fbeta", "iou", "io",
+    "miou", "r2", "dice",
+}  # fmt: skip
 
 
 class Evaluator:
     """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
 
     The metric is the mean of the compiled metrics for which higher is better (accuracy, AUC, IoU ...), and minus the
-    loss where there is none. The loss is without regularization terms.
+    loss where there is none. They are told by their names. The loss is without regularization terms.
     """
 
     def __init__(self, model: keras.Model, validation_data: Any, samples: int | None, seed: int):
         self.model = model
+        self.outputs = list(getattr(internals.functional_of(model), "output_names", ()))
         arrays = take_samples(validation_data, samples, seed, "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
         order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
@@ -37,6 +45,11 @@ class Evaluator:
 
     def check(self) -> Evaluation:
         """Evaluates once, and turns whatever goes wrong into an error about validation_data."""
+        if not getattr(self.model, "compiled", False):
+            raise InvalidArgumentError(
+                f"model {self.model.name!r} is not compiled, so it has no loss to measure; call model.compile(loss=..., "
+                "metrics=...) first"
+            )
         try:
             found = self.evaluate()
         except Exception as error:
@@ -53,11 +66,14 @@ class Evaluator:
 
     def evaluate(self) -> Evaluation:
         """Returns metric and loss of the model as it is now."""
-        parts = [self.predict(_rows(self.x, slice(i, i + _BATCH))) for i in range(0, self.count, _BATCH)]
-        predicted = tree.map_structure(lambda *p: np.concatenate(p), *parts)
+        predicted = self._predicted()
         with self.metrics_put_back():
             metric, loss = self.judged(self.y, predicted, self.weight)
         return Evaluation(float(metric), float(loss))
+
+    def _predicted(self) -> Any:
+        parts = [self.predict(_rows(self.x, slice(i, i + _BATCH))) for i in range(0, self.count, _BATCH)]
+        return tree.map_structure(lambda *p: np.concatenate(p), *parts)
 
     def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
         """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
@@ -67,21 +83,37 @@ class Evaluator:
             loss = loss - sum(keras.ops.sum(extra) for extra in self.model.losses)
         self.model.reset_metrics()
         results = self.model.compute_metrics(None, y, predicted, weight)
-        metrics = [v for k, v in _flat(results) if any(word in k for word in _HIGHER_IS_BETTER)]
+        prefixes = [f"{name}_".lower() for name in self.outputs] if len(self.outputs) > 1 else []
+        metrics = [v for k, v in _flat(results) if _higher_is_better(k, prefixes)]
         return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
 
-    @property
+    @cached_property
     def chunk(self) -> int:
-        """Number of samples in a chunk, of which the parts for attempts are made: it divides the number of samples."""
-        most = max(1, min(_CHUNK, self.count // 16))
-        return max(size for size in range(1, most + 1) if self.count % size == 0)
+        """Number of samples in a chunk; parts for attempts are made of chunks."""
+        most = _PART_BYTES // (_LEAST_CHUNKS * self._bytes_per_sample())
+        return int(max(1, min(_CHUNK, self.count // 16, most)))
 
-    @property
+    @cached_property
     def parts(self) -> list[slice]:
-        """Slices of the chunks, one after the other, of at most 256 samples each."""
+        """Slices of the chunks, of at most 256 samples each; a rest that makes no chunk is left out.
+
+        Empty if metric and loss on all samples are not the means of those on the chunks: AUC and IoU, for example.
+        """
         chunks = self.count // self.chunk
-        size = max(1, min(_BATCH // self.chunk, max(4, chunks // 8)))
-        return [slice(i, min(i + size, chunks)) for i in range(0, chunks, size)]
+        size = max(1, min(_BATCH // self.chunk, max(_LEAST_CHUNKS, chunks // 8)))
+        parts = [slice(i, min(i + size, chunks)) for i in range(0, chunks, size)]
+        rows = self.samples(slice(0, chunks))
+        predicted = self._predicted()
+        with self.metrics_put_back():
+            whole = [float(v) for v in self.judged(*(_rows(a, rows) for a in (self.y, predicted, self.weight)))]
+        found = [self.judge_chunks([_rows(predicted, self.samples(part))], part)[0] for part in parts]
+        return parts if np.allclose(np.concatenate(found).mean(axis=0), whole, rtol=1e-3, atol=1e-5) else []
+
+    def _bytes_per_sample(self) -> int:
+        """Returns the size of all tensors of the model for one sample."""
+        largest = max(max(np.shape(a)[1:], default=1) for a in tree.flatten(self.x))
+        tensors = trace(self.model).tensors
+        return 4 * sum(math.prod(largest if d is None else d for d in t.shape[1:]) for t in tensors)
 
     def samples(self, part: slice) -> slice:
         """Returns the slice of the samples for a slice of the chunks."""
@@ -146,8 +178,11 @@ class Evaluator:
     @contextmanager
     def recalibrated(self) -> Iterator[None]:
         """Inside the block, batch normalization uses statistics of the samples; afterwards its own again."""
-        layers = _normalizations(self.model)
-        saved = [(v, v.numpy()) for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
+        layers = [a for a in internals.layers_of(self.model) if isinstance(a, keras.layers.BatchNormalization)]
+        weights = {id(w) for w in self.model.weights}
+        seeds = [v for v in self.model.non_trainable_variables if id(v) not in weights]
+        saved = [(v, v.numpy()) for a in layers for v in (a.moving_mean, a.moving_variance)]
+        saved += [(v, v.numpy()) for v in seeds]
         momenta = [(layer, layer.momentum) for layer in layers]
         try:
             if layers:
@@ -162,12 +197,14 @@ class Evaluator:
                 variable.assign(value)
 
 
+def _higher_is_better(key: str, prefixes: list[str]) -> bool:
+    """Tells by the name of a result, without the name of the output that it belongs to."""
+    name = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+    return bool(_HIGHER_IS_BETTER & set(re.split(r"[^a-z0-9]+", name)))
+
+
 def _rows(arrays: Any, rows: Any) -> Any:
     return tree.map_structure(lambda a: None if a is None else a[rows], arrays)
-
-
-def _normalizations(model: keras.Model) -> Sequence[keras.layers.BatchNormalization]:
-    return [op for op in trace(model).operations if isinstance(op, keras.layers.BatchNormalization)]
 
 
 def _flat(results: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

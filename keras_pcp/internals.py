@@ -5,7 +5,7 @@
 | `Functional._nodes_by_depth`, `Sequential._functional` | walk a model's calls in execution order              |
 | `Node.arguments` (`args`, `kwargs`, `_flat_arguments`) | read a call's arguments; rewrite a width among them  |
 | `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls outside the model, or in a block |
-| `Layer._flatten_layers`                        | find the models that use a layer                              |
+| `Layer._flatten_layers`                        | find the models that use a layer, and layers in layers        |
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
@@ -282,6 +282,11 @@ def built_optimizers(models: list[keras.Model]) -> list[keras.Optimizer]:
     """Returns the optimizers of some models, each once, as far as they are built."""
     found = {id(o): o for o in (getattr(m, "optimizer", None) for m in models) if o is not None and o.built}
     return list(found.values())
+
+
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns all layers in a model, those that other layers hold included."""
+    return list(model._flatten_layers(include_self=False))
 
 
 def forget_traces(models: list[keras.Model]) -> None:

@@ -1,17 +1,20 @@
 """What helps a pruned model back on its feet while it trains on."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+from keras import tree
 
 from keras_pcp import internals
 from keras_pcp.channels import Selection
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph import build_graph
 from keras_pcp.surgery import prune_model
+from keras_pcp.trace import trace
 
 
 def _logits() -> Any:
@@ -28,7 +31,9 @@ class Distillation:
     """Lets the model in `fit` learn from itself as it was before pruning.
 
     The loss becomes `(1 - weight) * loss + weight * distillation loss` between the outputs of the model and of a frozen
-    copy of the unpruned model, on the same batch. The copy takes one forward pass per step and the memory of its weights.
+    copy of the unpruned model, on the same batch; weight penalties count as loss, sample weights do not apply to the
+    distillation. The copy takes one forward pass per step and the memory of its weights. After a `fit` that was
+    interrupted, `ProgressivePruning.on_train_end()` gives the model its own loss back.
 
     Attributes:
         weight: share of the distillation loss, in (0, 1].
@@ -57,18 +62,42 @@ class Distillation:
                 "teacher_layer_name and student_layer_name, which compares final outputs"
             )
 
+    def check(self, model: keras.Model) -> None:
+        """Raises InvalidArgumentError where the loss does not suit the model."""
+        if "training" not in inspect.signature(model.compute_loss).parameters:
+            raise InvalidArgumentError(
+                f"compute_loss of model {model.name!r} needs an argument `training` for distillation"
+            )
+        if not isinstance(self.loss, keras.distillation.LogitsDistillation):
+            return
+        traced = trace(model)
+        for call in traced.calls:
+            for i in set(call.outputs) & set(traced.outputs):
+                activation = getattr(call.operation, "activation", None) or call.operation
+                probable = getattr(activation, "__name__", "") in ("softmax", "sigmoid")
+                if probable or isinstance(call.operation, keras.layers.Softmax) or traced.tensors[i].shape[-1] == 1:
+                    raise InvalidArgumentError(
+                        f"LogitsDistillation needs logits of several classes, but output {traced.tensors[i].name!r} of "
+                        f"model {model.name!r} has the shape {traced.tensors[i].shape} and the activation "
+                        f"{getattr(activation, '__name__', activation)!r}; give "
+                        "loss=keras.distillation.FeatureDistillation(loss=...) with a loss that suits it, such as "
+                        "keras.losses.KLDivergence() for probabilities or 'mse' for a regression"
+                    )
+
     @contextmanager
     def teaching(self, model: keras.Model) -> Iterator[None]:
         """Inside the block, the model as it is now teaches the model as it becomes."""
+        self.check(model)
         teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
         teacher.trainable = False
-        usual = model.compute_loss
+        own, usual = vars(model).get("compute_loss"), model.compute_loss
 
         def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
             loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
             if not training:
                 return loss
-            distilled = self.loss.compute_loss(teacher(x, training=False), y_pred)
+            pairs = zip(tree.flatten(teacher(x, training=False)), tree.flatten(y_pred), strict=True)
+            distilled = sum(self.loss.compute_loss(taught, learned) for taught, learned in pairs)
             return (1 - self.weight) * loss + self.weight * distilled
 
         model.compute_loss = compute_loss
@@ -76,5 +105,8 @@ class Distillation:
         try:
             yield
         finally:
-            del model.compute_loss
-            internals.forget_traces([model])
+            if vars(model).get("compute_loss") is compute_loss:
+                del model.compute_loss
+                if own is not None:
+                    model.compute_loss = own
+                internals.forget_traces([model])

@@ -1,5 +1,6 @@
 """Rounds of a strategy on a model, and the search for widths without training."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -8,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_pcp.attempts import Comparison
 from keras_pcp.channels import Selection
@@ -83,7 +85,10 @@ class Search:
         with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
             self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
         if self.state.selection == before:
-            raise PruningError(f"no group can give more channels, but only {self.progress():.1%} of the way is done")
+            raise PruningError(
+                f"no group can give more channels, but only {self.progress():.1%} of the way is done; lower min_channels "
+                "and multiple_of, freeze fewer layers, or raise the limit"
+            )
 
     def narrow(self) -> None:
         """Takes note that the model has been shrunk to the present selection."""
@@ -193,7 +198,10 @@ def search_widths(
     search = Search(model, limits, validation_data, criterion, strategy, frozen_layers, on_unknown)
     identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
     identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
+    identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(search.evaluator.x))}
     file = Path(checkpoint) if checkpoint else None
+    if file and not file.parent.is_dir():
+        raise InvalidArgumentError(f"the folder of checkpoint {file} does not exist; make it first")
     if file and file.exists():
         search.state = _resumed(file, identity)
     share = 1 / strategy.rounds_needed(search.graph, search.bounds)
@@ -206,6 +214,13 @@ def search_widths(
         values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
         bar.update(min(100, int(100 * search.progress())), values)
     return search.state.selection
+
+
+def _digest(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _resumed(file: Path, identity: Mapping[str, Any]) -> State:

@@ -186,5 +186,8 @@ def check_widths(
         for value in option.values() if isinstance(option, Mapping) else [option]:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
-        for group in option if isinstance(option, Mapping) and graph is not None else ():
-            graph[group]
+        unknown = set(option) - set(graph.groups) if isinstance(option, Mapping) and graph is not None else set()
+        if unknown:
+            raise InvalidArgumentError(
+                f"{name} names {sorted(unknown)}, which are no groups; they are {list(graph.groups)}"
+            )

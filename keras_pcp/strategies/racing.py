@@ -19,6 +19,13 @@ import numpy as np
 
 # The loss decides only where the metric is the same.
 _LOSS_WEIGHT = 1e-6
+# Stands for a drop that is not a finite number: the attempt ruins the model.
+_RUIN = 1e6
+
+
+def worth(fall: float, rise: float) -> float:
+    """Returns the number by which attempts are compared: smaller is pruned first."""
+    return round(fall + _LOSS_WEIGHT * rise, 12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +52,16 @@ class Measured:
 
     def value(self) -> float:
         """Returns the number by which attempts are compared: smaller is pruned first."""
-        fall, rise = self.mean()
-        return fall + _LOSS_WEIGHT * rise
+        return worth(*self.mean())
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-ready dict."""
-        return {"removed": list(self.removed), "drops": np.round(self.drops, 7).tolist(), "error": self.error}
+        return {"removed": list(self.removed), "drops": self.drops.tolist(), "error": self.error, "share": self.share}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Measured":
         """Undoes `to_json`."""
-        return cls(tuple(data["removed"]), np.array(data["drops"]), data["error"])
+        return cls(tuple(data["removed"]), np.array(data["drops"]), data["error"], data["share"])
 
 
 Compare = Callable[[Collection[str], slice], Mapping[str, np.ndarray]]
@@ -76,9 +82,10 @@ def race(
         known: what earlier races found; attempts that remove other channels now do not count.
         compare: function that measures the named attempts on a slice of the chunks and returns {group: float array
             (chunks in the slice, 2)}, fall of the metric and rise of the loss.
-        parts: slices that divide the chunks; every attempt is measured on the first one.
+        parts: slices that divide the chunks, in the order of the race; every attempt is measured on the first one.
         count: number of best attempts to find.
-        confidence: number of standard errors by which an attempt must be away from the boundary to drop out.
+        confidence: number of standard errors by which an attempt must be away from the boundary, which is taken as known,
+            to drop out.
 
     Returns:
         {group: what is known of it now}.
@@ -93,12 +100,12 @@ def race(
         >>> min(found, key=lambda name: found[name].value()), asked
         ('c', [['a', 'b', 'c']])
     """
-    chunks = parts[-1].stop
+    chunks = max(part.stop for part in parts)
     runs = {}
     for name, removed in candidates.items():
         old = known.get(name)
-        same = old is not None and old.removed == removed and len(old.drops) == chunks
-        runs[name] = _Run(removed, old.drops if same else np.zeros((chunks, 2)))
+        same = old is not None and set(old.removed) == set(removed) and len(old.drops) == chunks
+        runs[name] = _Run(removed, old.drops, old.error) if same else _Run(removed, np.zeros((chunks, 2)), 0.0)
     state: dict[str, Measured] = {}
     for part in parts:
         still = [n for n in runs if _is_open(n, state, count, confidence)] if state else list(runs)
@@ -106,7 +113,7 @@ def race(
             break
         for name, drops in compare(still, part).items():
             runs[name].add(part, drops)
-        usual = float(np.mean([run.variance() for run in runs.values()]))
+        usual = float(np.median([run.variance() for run in runs.values()]))
         state = {name: run.known(usual) for name, run in runs.items()}
     return state
 
@@ -118,18 +125,20 @@ def _is_open(name: str, state: Mapping[str, Measured], count: int, confidence: f
     values = sorted(measured.value() for measured in state.values())
     boundary = (values[count - 1] + values[count]) / 2
     mine = state[name]
-    return mine.share < 1 and abs(mine.value() - boundary) <= confidence * mine.error
+    return mine.share < 1 and not abs(mine.value() - boundary) > confidence * mine.error
 
 
 class _Run:
-    """One attempt in a race: what was expected, and what has been measured."""
+    """One attempt in a race: what was expected, with which standard error, and what has been measured."""
 
-    def __init__(self, removed: tuple[int, ...], expected: np.ndarray):
-        self.removed, self.expected = removed, expected
+    def __init__(self, removed: tuple[int, ...], expected: np.ndarray, error: float):
+        self.removed, self.expected, self.error = removed, expected, error
         self.measured, self.seen = np.zeros_like(expected), np.zeros(len(expected), bool)
 
     def add(self, part: slice, drops: np.ndarray) -> None:
-        self.measured[part], self.seen[part] = drops, True
+        """Takes the drops measured on a part."""
+        self.measured[part] = np.nan_to_num(drops, nan=_RUIN, posinf=_RUIN, neginf=-_RUIN)
+        self.seen[part] = True
 
     def change(self) -> np.ndarray:
         """By how much the drop on each chunk measured differs from the expected one: float array (measured, 2)."""
@@ -140,10 +149,15 @@ class _Run:
         return float(np.var(self.change() @ [1.0, _LOSS_WEIGHT]))
 
     def known(self, usual: float) -> Measured:
-        """What is known now. The variance, from few chunks, is drawn towards the `usual` one, as by one more chunk."""
+        """What is known now.
+
+        The error of what was expected adds to that of its mean change, as long as chunks are left that it stands in for.
+        The variance, from few chunks, is drawn towards the `usual` one, as by one more chunk.
+        """
         change, total = self.change(), len(self.seen)
         count = len(change)
         drops = np.where(self.seen[:, None], self.measured, self.expected + change.mean(axis=0))
         variance = (count * self.variance() + usual) / (count + 1)
         error = np.sqrt(variance / max(1, count - 1) * (total - count) / total)
+        error = np.hypot(error, self.error) if count < total else 0.0
         return Measured(self.removed, drops, float(error), count / total)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_pcp.channels import ChannelGraph, Selection
-from keras_pcp.strategies.racing import Measured
+from keras_pcp.strategies.racing import Measured, worth
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Attempt:
     Attributes:
         group: name of the group.
         removed: channel numbers in the unpruned model.
-        drop: fall of the metric.
-        loss_increase: rise of the loss.
+        drop: fall of the metric since before the round; with `select="joint"` that includes the groups chosen before.
+        loss_increase: rise of the loss, likewise.
         share: fraction of the validation samples on which it was measured in this round.
     """
 
@@ -36,9 +36,9 @@ class Attempt:
     loss_increase: float
     share: float = 1.0
 
-    def rank(self) -> tuple[float, float]:
+    def rank(self) -> float:
         """Sort key: smaller is pruned first."""
-        return round(self.drop, 9), self.loss_increase
+        return worth(self.drop, self.loss_increase)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Observation(Protocol):
 
     @property
     def parts(self) -> Sequence[slice]:
-        """Slices that divide the validation samples, counted in chunks, for `compare`."""
+        """Slices that divide the validation samples, counted in chunks, for `compare`; none if they cannot be divided."""
 
     def scores(self) -> Sequence[Mapping[str, np.ndarray]]:
         """By each criterion, scores of the channels that are left, by group, higher = keep, in present numbering."""
