@@ -162,7 +162,7 @@ def test_a_search_without_training_leaves_the_model_alone(attempts):
     model = compiled(keras.Model(plain.input, logits))
     model.fit(*data(), epochs=2, verbose=0)
     before, metrics = state_of(model), [v.numpy() for v in model.variables]
-    graph = keras_pcp.build_graph(model)
+    graph = keras_pcp.build_graph(model, on_unknown="freeze")
     selection = keras_pcp.search_widths(
         model, max_macs=0.5, validation_data=data(64, 1), strategy=Progressive(attempts=attempts), verbose=False,
         on_unknown="freeze",
