@@ -20,8 +20,8 @@ from keras_pcp.trace import trace
 
 _BATCH = 256
 _CHUNK, _LEAST_CHUNKS = 16, 8
-_PART_BYTES = 2**29
-RECALIBRATION_SAMPLES = 512
+_PART_BYTES = 2**27
+RECALIBRATION_SAMPLES, _RECALIBRATION_BATCH = 512, 64
 _HIGHER_IS_BETTER = {
     "acc", "accuracy", "auc", "precision", "recall", "sensitivity", "specificity", "f1", "f1score", "fbeta", "iou", "io",
     "miou", "r2", "dice",
@@ -177,7 +177,7 @@ class Evaluator:
 
     @contextmanager
     def recalibrated(self) -> Iterator[None]:
-        """Inside the block, batch normalization uses statistics of the samples; afterwards its own again."""
+        """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
         layers = [a for a in internals.layers_of(self.model) if isinstance(a, keras.layers.BatchNormalization)]
         weights = {id(w) for w in self.model.weights}
         seeds = [v for v in self.model.non_trainable_variables if id(v) not in weights]
@@ -185,10 +185,12 @@ class Evaluator:
         saved += [(v, v.numpy()) for v in seeds]
         momenta = [(layer, layer.momentum) for layer in layers]
         try:
-            if layers:
+            starts = range(0, min(self.count, RECALIBRATION_SAMPLES) if layers else 0, _RECALIBRATION_BATCH)
+            for number, start in enumerate(starts):
                 for layer in layers:
-                    layer.momentum = 0.0
-                self.model(_rows(self.x, slice(RECALIBRATION_SAMPLES)), training=True)
+                    layer.momentum = number / (number + 1)  # so that the moving statistics become the mean over batches
+                rows = slice(start, min(start + _RECALIBRATION_BATCH, RECALIBRATION_SAMPLES))
+                self.model(_rows(self.x, rows), training=True)
             yield
         finally:
             for layer, momentum in momenta:
