@@ -106,6 +106,8 @@ class Search:
     @property
     def parts(self) -> list[slice]:
         """Slices that divide the validation samples, counted in chunks."""
+        if "parts" not in vars(self.evaluator):  # finding them takes one evaluation
+            self.attempt_macs += self._live_macs * self.evaluator.count
         return self.evaluator.parts
 
     def scores(self) -> list[Mapping[str, np.ndarray]]:

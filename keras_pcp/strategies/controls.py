@@ -1,6 +1,6 @@
 """Controls: simpler ways to choose widths, run by the same code on the same data as what they are compared with.
 
-Each does its work in `update` as `Progressive` does, so that recovery, data and costs are the same. NetAdapt (Yang et
+Recovery, data and costs are those of `Progressive`. NetAdapt (Yang et
 al., ECCV 2018, arXiv 1804.03230) without the short training of every candidate is `Progressive(groups_per_round=1,
 step=0.025)`: its first step, kept constant here.
 """
@@ -17,8 +17,43 @@ from keras_pcp.selection import holds, lowest_removed, select_by_cost, select_by
 from keras_pcp.strategies.state import Observation, Round, State, nothing_removed
 
 
-@dataclass(frozen=True)
-class OneShot:
+@dataclass(frozen=True, kw_only=True)
+class _Control:
+    """What all controls share: rounds without attempts, each of which prunes to `chosen`."""
+
+    samples: int | None = 1024
+    recalibrate: bool = True
+    seed: int = 0
+
+    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
+        """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
+        check_reachable(graph, smallest(graph), bounds)
+        return State(nothing_removed(graph))
+
+    def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
+        """Returns the number of rounds: one, unless a control says otherwise."""
+        return 1
+
+    def update(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
+    ) -> State:
+        """Runs one round, whatever the target."""
+        selection = self.chosen(state, observation, graph, bounds)
+        cost = count_cost(graph, selection)
+        groups = tuple(n for n, mask in selection.keep.items() if (mask != state.selection.keep[n]).any())
+        widths = {name: int(mask.sum()) for name, mask in selection.keep.items()}
+        done = Round(observation.evaluate(state.selection), (), groups, cost.macs, cost.params, widths)
+        return replace(state, selection=selection, rounds=(*state.rounds, done))
+
+    def chosen(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
+    ) -> Selection:
+        """Returns what is left after the round."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShot(_Control):
     """Prunes everything at once: all channels of the model ranked together, or the same fraction of every group.
 
     Attributes:
@@ -27,28 +62,16 @@ class OneShot:
     """
 
     scope: str = "local"
-    samples: int | None = 1024
-    recalibrate: bool = True
-    seed: int = 0
 
-    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
-        """Returns the state before the only round."""
-        return _start(graph, bounds)
-
-    def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
-        """Returns 1."""
-        return 1
-
-    def update(
-        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
-    ) -> State:
-        """Prunes to the bounds, whatever the target."""
-        selection = select_by_cost(graph, observation.scores()[0], scope=self.scope, **_limits(bounds))
-        return _after(state, observation, graph, selection)
+    def chosen(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
+    ) -> Selection:
+        """Returns the selection that just meets the bounds."""
+        return select_by_cost(graph, observation.scores()[0], scope=self.scope, **_limits(bounds))
 
 
-@dataclass(frozen=True)
-class RandomWidths:
+@dataclass(frozen=True, kw_only=True)
+class RandomWidths(_Control):
     """Draws random widths that just meet the bounds; the criterion says which channels stay; keeps the best draw.
 
     Attributes:
@@ -61,35 +84,23 @@ class RandomWidths:
     """
 
     draws: int = 10
-    samples: int | None = 1024
-    recalibrate: bool = True
-    seed: int = 0
 
     def __post_init__(self):
         if not isinstance(self.draws, int) or self.draws < 1:
             raise InvalidArgumentError(f"draws must be an int of at least 1, got {self.draws!r}")
 
-    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
-        """Returns the state before the only round."""
-        return _start(graph, bounds)
-
-    def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
-        """Returns 1."""
-        return 1
-
-    def update(
-        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
-    ) -> State:
-        """Prunes to the bounds, whatever the target."""
+    def chosen(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
+    ) -> Selection:
+        """Returns the draw with the best metric."""
         rng, scores = np.random.default_rng(self.seed), observation.scores()[0]
         drawn = [_meeting(graph, scores, bounds, rng) for _ in range(self.draws)]
-        found = [observation.evaluate(selection) for selection in drawn] if self.draws > 1 else [None]
-        best = max(range(self.draws), key=lambda i: (found[i].metric, -found[i].loss)) if self.draws > 1 else 0
-        return _after(state, observation, graph, drawn[best])
+        found = [observation.evaluate(selection) for selection in drawn]
+        return drawn[max(range(self.draws), key=lambda i: (found[i].metric, -found[i].loss))]
 
 
-@dataclass(frozen=True)
-class LayerByLayer:
+@dataclass(frozen=True, kw_only=True)
+class LayerByLayer(_Control):
     """Visits every group once, in the order of the model, and prunes the same fraction of each: what PCP argues against.
 
     One round visits one group, with scores of the model as it is then, so that training may go on in between.
@@ -98,35 +109,21 @@ class LayerByLayer:
         samples, recalibrate, seed: as in `Progressive`.
     """
 
-    samples: int | None = 1024
-    recalibrate: bool = True
-    seed: int = 0
-
-    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
-        """Returns the state before the first group is visited."""
-        return _start(graph, bounds)
-
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
         """Returns the number of groups."""
         return len(graph)
 
-    def update(
-        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
-    ) -> State:
+    def chosen(
+        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
+    ) -> Selection:
         """Prunes the next group that loses any channels."""
         nothing = {g.name: np.zeros(g.num_channels) for g in graph}
-        final = select_by_cost(graph, nothing, scope="local", **_limits(bounds))
-        names = [name for name in graph.groups if name in final.removed() and state.selection.keep[name].all()]
-        if not names:
-            return state
-        name, scores = names[0], observation.scores()[0]
-        mask = lowest_removed(graph[name], scores[name], len(final.removed()[name]))
-        return _after(state, observation, graph, Selection({**state.selection.keep, name: mask}))
-
-
-def _start(graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
-    check_reachable(graph, smallest(graph), bounds)
-    return State(nothing_removed(graph))
+        final = select_by_cost(graph, nothing, scope="local", **_limits(bounds)).removed()
+        name = next((n for n in final if state.selection.keep[n].all()), None)
+        if name is None:
+            return state.selection
+        mask = lowest_removed(graph[name], observation.scores()[0][name], len(final[name]))
+        return Selection({**state.selection.keep, name: mask})
 
 
 def _limits(bounds: Mapping[str, float]) -> dict[str, int]:
@@ -153,12 +150,3 @@ def _least(select: Callable[[float], Selection], good: Callable[[Selection], boo
         middle = (low + high) / 2
         low, high = (low, middle) if good(select(middle)) else (middle, high)
     return select(high)
-
-
-def _after(state: State, observation: Observation, graph: ChannelGraph, selection: Selection) -> State:
-    """Records a round that prunes to `selection` without attempts."""
-    cost = count_cost(graph, selection)
-    chosen = tuple(n for n, mask in selection.keep.items() if (mask != state.selection.keep[n]).any())
-    widths = {name: int(mask.sum()) for name, mask in selection.keep.items()}
-    done = Round(observation.evaluate(state.selection), (), chosen, cost.macs, cost.params, widths)
-    return replace(state, selection=selection, rounds=(*state.rounds, done))
