@@ -109,6 +109,7 @@ class _Inliner:
         self.models: dict[int, keras.Model] = {}
 
     def convert(self, model: keras.Model) -> keras.Model:
+        """Returns a plain model for a model whose blocks can be opened."""
         functional = internals.functional_of(model)
         for node in internals.nodes(functional):
             self.replay(node)
@@ -123,13 +124,16 @@ class _Inliner:
         return plain
 
     def current(self, value: Any) -> Any:
+        """Returns what has taken the place of a tensor."""
         return self.replaced[id(value)][1] if id(value) in self.replaced else value
 
     def put(self, old: list, new: Any) -> None:
+        """Lets new tensors take the place of old ones."""
         for before, after in zip(old, tree.flatten(new), strict=True):
             self.replaced[id(before)] = (before, after)
 
     def replay(self, node: Any, block: str | None = None) -> None:
+        """Runs a call again on the new tensors, opened if it is a block."""
         operation = node.operation
         if isinstance(operation, keras.Model) and internals.functional_of(operation) is not None:
             if id(operation) not in self.models:
@@ -150,6 +154,7 @@ class _Inliner:
             self.put(node.outputs, operation(*args, **kwargs))
 
     def open(self, node: Any, args: tuple, kwargs: dict) -> bool:
+        """Runs what a block runs in its place; tells whether that was possible."""
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
         if inside is INERT:

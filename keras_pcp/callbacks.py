@@ -123,21 +123,26 @@ class ProgressivePruning(keras.callbacks.Callback):
         self._run: _Run | None = None
 
     def on_train_begin(self, logs=None):
+        """Checks everything and builds the graph, before the first step."""
         if self._run:  # of a fit that was interrupted
             self._run.teaching.close()
         self._run = _Run(self)
         self.report = self._run.report
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Lays out the moments of pruning in the first epoch."""
         self._run.begin_epoch(epoch, self.params)
 
     def on_train_batch_begin(self, batch, logs=None):
+        """Starts the clock of a step."""
         self._run.clock.begin_step()
 
     def on_train_batch_end(self, batch, logs=None):
+        """Prunes if a moment has come."""
         self._run.end_step(batch)
 
     def on_epoch_end(self, epoch, logs=None):
+        """Adds costs to the logs."""
         self._run.end_epoch()
         if logs is not None:
             logs["macs"] = float(self.report.after["macs"])
@@ -145,6 +150,7 @@ class ProgressivePruning(keras.callbacks.Callback):
             logs["pruning_ratio"] = float(self.report.pruning_ratio)
 
     def on_train_end(self, logs=None):
+        """Ends the run; warns if the limits were not reached. Call it yourself after a fit that was interrupted."""
         if self._run:
             self._run.end_training()
         self._run = None
@@ -178,6 +184,7 @@ class _Run:
         self.report.seconds["other"] += time.perf_counter() - started
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
+        """Lays out the moments of pruning once the length of the training is known."""
         if self.points is None:
             epochs = params["epochs"] - epoch
             self.steps_per_epoch = params.get("steps")
@@ -210,6 +217,7 @@ class _Run:
         self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
 
     def end_step(self, batch: int) -> None:
+        """Prunes after a step if a moment has come."""
         self.clock.end_step()
         if self.steps_per_epoch:
             self.step = self.epoch_start + batch + 1
@@ -217,6 +225,7 @@ class _Run:
                 self.take_due()
 
     def end_epoch(self) -> None:
+        """Prunes where the data does not tell its number of steps."""
         if not self.steps_per_epoch:
             self.step = self.epoch_start + 1
             with self.teaching_ended_by_errors():
@@ -251,6 +260,7 @@ class _Run:
         self.tell()
 
     def shrink_now(self) -> None:
+        """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
         search, report = self.search, self.report
         if search.state.selection == search.done:
             return
@@ -270,6 +280,7 @@ class _Run:
         _start_over(self.model)
 
     def tell(self) -> None:
+        """Prints how far pruning has come."""
         if self.verbose:
             latest = self.report.rounds[-1] if self.report.rounds else None
             ratios = ", ".join(f"{k} {self.report.after[k] / self.report.before[k]:.1%}" for k in self.report.limits)
@@ -279,6 +290,7 @@ class _Run:
             )
 
     def end_training(self) -> None:
+        """Ends distillation and warns if the limits were not reached."""
         self.teaching.close()
         if not self.report.reached:
             warnings.warn(
@@ -296,9 +308,11 @@ class _Clock:
         self.seconds, self.started, self.usual, self.retrace = seconds, 0.0, [], False
 
     def begin_step(self) -> None:
+        """Notes the time."""
         self.started = time.perf_counter()
 
     def end_step(self) -> None:
+        """Books a step as usual, or what it took more as retracing."""
         spent = time.perf_counter() - self.started
         if self.retrace:
             self.seconds["retracing"] += max(0.0, spent - (float(np.median(self.usual)) if self.usual else 0.0))
@@ -307,10 +321,12 @@ class _Clock:
             self.usual = [*self.usual[-20:], spent]
 
     def expect_retrace(self) -> None:
+        """Says that the next step retraces."""
         self.retrace = True
 
     @contextmanager
     def measuring(self, what: str) -> Iterator[None]:
+        """Books the time spent in the block."""
         started = time.perf_counter()
         try:
             yield

@@ -133,6 +133,7 @@ class _Builder:
                       for w in getattr(op, "weights", ())}  # fmt: skip
 
     def run(self) -> None:
+        """Applies the rule of every call in turn."""
         for index, call in enumerate(self.trace.calls):
             inputs = tuple(self.labels.get(i) for i in call.inputs)
             outputs = inputs if call.operation is None else self.apply(call, index, inputs)
@@ -182,6 +183,7 @@ class _Builder:
             self.table.tie(old.ids, labels.ids, reason)
 
     def apply(self, call: Call, index: int, inputs: tuple[Labels | None, ...]) -> Sequence[Labels | None]:
+        """Applies one rule, and checks that it fits the shapes."""
         tensors = tuple(self.trace.tensors[i] for i in call.inputs)
         shapes = tuple(tuple(self.trace.tensors[i].shape) for i in call.outputs)
         site = CallSite(self, call.operation, index, inputs, tuple(tuple(t.shape) for t in tensors), shapes,
@@ -212,9 +214,11 @@ class _Builder:
 
     @staticmethod
     def listed(outputs: Outputs, count: int) -> Sequence[Labels | None]:
+        """Brings what a rule returned into a list of labels."""
         return [outputs] if count == 1 and (outputs is None or isinstance(outputs, Labels)) else list(outputs)
 
     def index_of(self, site: CallSite, variable: Any) -> int:
+        """Returns the index of a variable among the model's weights."""
         if id(variable) not in self.weight_index:
             raise UnsupportedModelError(
                 f"layer {site.name} computes with a weight that is not its own variable (LoRA or quantized?); "
@@ -223,6 +227,7 @@ class _Builder:
         return self.weight_index[id(variable)]
 
     def produce(self, site: CallSite, weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
+        """Makes a new label for every position of an axis of some weights."""
         variable, axis, _ = weights[0]
         key = (self.index_of(site, variable), axis % len(variable.shape))
         if key not in self.produced:
@@ -237,6 +242,7 @@ class _Builder:
         return self.produced[key]
 
     def bind(self, site: CallSite, variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
+        """Says which labels the positions of a weight's axis belong to."""
         weight = self.index_of(site, variable)
         key = (weight, axis % len(variable.shape))
         if len(ids) != variable.shape[axis]:
@@ -248,6 +254,7 @@ class _Builder:
         self.name(site, key, ids)
 
     def width(self, site: CallSite, owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
+        """Says that an integer has to follow some labels."""
         index = self.operation_index[id(site.operation)] if owner == "operation" else site.index
         key = (owner, index, path)
         self.widths.setdefault(key, (size, ids))
@@ -255,21 +262,27 @@ class _Builder:
             self.name(site, key, ids)
 
     def macs(self, site: CallSite, variable: Any, uses: float) -> None:
+        """Counts every element of a weight so many times."""
         self.uses.append((site.operation.name, self.index_of(site, variable), uses))
 
     def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
+        """Counts the product of the extents of some axes of a weight."""
         self.products.append((site.operation.name, factor, self.index_of(site, variable), tuple(axes)))
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        """Says that labels can only go together."""
         self.table.tie(a, b, reason)
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels cannot go."""
         self.table.freeze(ids, reason)
 
     def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels are mixed in statistics."""
         self.table.mark_inexact(ids, reason)
 
     def finish(self) -> ChannelGraph:
+        """Resolves ties and gives the graph."""
         classes = self.table.resolve()
         group_of, channel_of, names, sizes = self.group_labels(classes)
         pieces = _Pieces(group_of, channel_of, names)
@@ -336,6 +349,7 @@ class _Builder:
         return group_of, channel_of, names, sizes.tolist()
 
     def all_widths(self, pieces: "_Pieces") -> Iterable[Width]:
+        """Lists the integers that follow channels."""
         for (owner, index, path), (size, ids) in self.widths.items():
             if found := pieces.of(ids):
                 yield Width(owner, index, path, Extent(size, found))
@@ -344,6 +358,7 @@ class _Builder:
                 yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found))
 
     def frozen(self, classes: Classes) -> Iterable[Frozen]:
+        """Lists what is frozen, by layer and reason."""
         for layer, ids in self.sites:
             reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
             for reason, count in reasons.items():
@@ -354,6 +369,7 @@ class _Builder:
                 yield Frozen(name, count, f"{text}: its own weights are left alone")
 
     def operation(self, name: str) -> Any:
+        """Returns the operation of a name."""
         return next(op for op in self.trace.operations if op.name == name)
 
 
@@ -373,6 +389,7 @@ class _Pieces:
         return found
 
     def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+        """Returns (group, channels) pieces in the order of some labels."""
         return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
 
 

@@ -141,9 +141,11 @@ class _Plan:
         self.operations = [call.operation for call in whole.calls]
 
     def reads_pruned(self, call: Call) -> bool:
+        """Tells whether a call reads channels that were removed."""
         return any(id(w) in self.readers for w in getattr(call.operation, "weights", ()))
 
     def why_not(self, call: Call) -> str | None:
+        """Returns the reason not to refit a call, or None."""
         if window_of(call.operation, 2) is None:
             return "it is no plain convolution or dense layer"
         if sum(operation is call.operation for operation in self.operations) > 1:

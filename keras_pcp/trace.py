@@ -183,11 +183,13 @@ class _Tracer:
         self.operation_index, self.tensor_index = {}, {}
 
     def run(self, model: keras.Model) -> Trace:
+        """Lists calls and tensors of a model."""
         functional = self.open(model)
         inputs, outputs = self.indices(functional.inputs), self.indices(functional.outputs)
         return Trace(tuple(self.calls), tuple(self.operations), tuple(self.tensors), inputs, outputs)
 
     def open(self, model: keras.Model) -> keras.Model:
+        """Visits the calls of a model and returns its functional graph."""
         functional = internals.functional_of(model)
         if functional is None:
             raise UnsupportedModelError(_why_no_graph(model))
@@ -200,6 +202,7 @@ class _Tracer:
         return functional
 
     def visit(self, node: Any) -> None:
+        """Lists one call, or those of the nested model that it runs."""
         self.add_operation(node.operation)
         inputs, outputs = self.indices(tree.flatten(node.input_tensors)), self.indices(node.outputs)
         nested = isinstance(node.operation, keras.Model) and internals.functional_of(node.operation)
@@ -212,11 +215,13 @@ class _Tracer:
         self.calls.append(Call(None, None, self.indices(nested.outputs), outputs))
 
     def add_operation(self, operation: Any) -> None:
+        """Lists an operation once."""
         if id(operation) not in self.operation_index:
             self.operation_index[id(operation)] = len(self.operations)
             self.operations.append(operation)
 
     def indices(self, tensors: list[keras.KerasTensor]) -> tuple[int, ...]:
+        """Lists tensors once and returns their indices."""
         for tensor in tensors:
             if id(tensor) not in self.tensor_index:
                 self.tensor_index[id(tensor)] = len(self.tensors)

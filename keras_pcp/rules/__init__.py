@@ -26,14 +26,29 @@ _OPERATION_RULES: dict[str, Rule] = {}
 class Recorder(Protocol):
     """Where a call site writes what a rule says (implemented by the graph builder)."""
 
-    def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray: ...
-    def bind(self, site: "CallSite", variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None: ...
-    def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None: ...
-    def macs(self, site: "CallSite", variable: Any, uses: float) -> None: ...
-    def macs_product(self, site: "CallSite", factor: float, variable: Any, axes: Sequence[int]) -> None: ...
-    def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None: ...
-    def freeze(self, ids: np.ndarray, reason: str) -> None: ...
-    def mark_inexact(self, ids: np.ndarray, reason: str) -> None: ...
+    def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
+        """Makes a new label for every position of an axis of some weights."""
+
+    def bind(self, site: "CallSite", variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
+        """Says which labels the positions of a weight's axis belong to."""
+
+    def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
+        """Says that an integer has to follow some labels."""
+
+    def macs(self, site: "CallSite", variable: Any, uses: float) -> None:
+        """Counts every element of a weight so many times."""
+
+    def macs_product(self, site: "CallSite", factor: float, variable: Any, axes: Sequence[int]) -> None:
+        """Counts the product of the extents of some axes of a weight."""
+
+    def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        """Says that labels can only go together."""
+
+    def freeze(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels cannot go."""
+
+    def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels are mixed in statistics."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,7 @@ def contracted(site: CallSite, factors: list[str], result: str) -> Labels | None
 
 @register_operation("Einsum")
 def einsum(site: CallSite) -> Outputs:
+    """Follows labels through the letters of the equation."""
     parsed = parse_equation(site.operation.subscripts, [len(shape) for _, shape in site.operands()])
     if parsed is None:
         for labels in site.inputs:

@@ -69,6 +69,7 @@ class UnknownFunction(UnsupportedModelError):
 )  # fmt: skip
 @register_operation("keras.src.applications.convnext.StochasticDepth")
 def same(site: CallSite) -> Outputs:
+    """Passes every channel on as it is."""
     if len(site.inputs) > 1:
         return merge(site)
     labels, noise_shape = site.inputs[0], getattr(site.operation, "noise_shape", None)
@@ -90,6 +91,7 @@ register_operation(
 
 @register_operation("Clip")
 def clip(site: CallSite) -> Outputs:
+    """Passes every channel on; bounds for each of them freeze them."""
     if np.size(site.operation.x_min) > 1 or np.size(site.operation.x_max) > 1:
         site.freeze(site.inputs[0], "holds limits for each of them")
         return None
@@ -98,12 +100,14 @@ def clip(site: CallSite) -> Outputs:
 
 @register_rule(L.Activation)
 def activation(site: CallSite) -> Outputs:
+    """Passes channels on where the function works element by element."""
     return activated(site, site.inputs[0], site.operation.activation)
 
 
 @register_rule(L.Softmax)
 @register_operation("Softmax", "LogSoftmax", "Sparsemax")
 def softmax(site: CallSite) -> Outputs:
+    """Passes channels on, but mixes them if it runs over their axis."""
     labels = site.inputs[0]
     if labels is not None and labels.axis in site.axes(getattr(site.operation, "axis", -1)):
         site.mark_inexact(labels)

@@ -14,6 +14,7 @@ _RMS_NORM = f"{_MODELS}.mobilenetv5.mobilenetv5_layers.RmsNorm2d"
 
 @register_operation(*_SCALES)
 def scale(site: CallSite) -> Outputs:
+    """Passes channels on, with a factor for each."""
     cls = type(site.operation)
     weight, width = _SCALES[f"{cls.__module__}.{cls.__qualname__}"]
     return _scaled(site, getattr(site.operation, weight), width)
@@ -21,6 +22,7 @@ def scale(site: CallSite) -> Outputs:
 
 @register_operation(_RMS_NORM)
 def rms_norm(site: CallSite) -> Outputs:
+    """Passes channels on, with a factor for each, but mixes them in the mean square."""
     labels = _scaled(site, site.operation.gamma, "dim")
     site.mark_inexact(labels)
     return labels

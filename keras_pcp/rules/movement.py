@@ -13,16 +13,19 @@ L = keras.layers
 
 @register_rule(L.Flatten)
 def flatten(site: CallSite) -> Outputs:
+    """Repeats every channel for each position."""
     return reshaped(site, (2, -1), None)
 
 
 @register_rule(L.Reshape)
 def reshape(site: CallSite) -> Outputs:
+    """Moves channels to where NumPy's reshape puts their labels."""
     return reshaped(site, (2, *site.operation.target_shape), ("target_shape", 1))
 
 
 @register_operation("Reshape")
 def raw_reshape(site: CallSite) -> Outputs:
+    """The same for `keras.ops.reshape`, whose target is an argument."""
     target = site.operation.newshape
     target = tuple(target) if isinstance(target, Sequence) else (target,)
     if site.inputs[0] is not None and not all(isinstance(d, int) for d in target):
@@ -72,11 +75,13 @@ def _moved(labels: Labels, in_shape: Shape, out_shape: Shape, target: tuple) -> 
 
 @register_rule(L.Permute)
 def permute(site: CallSite) -> Outputs:
+    """Moves the channel axis."""
     return _transposed(site, (0, *site.operation.dims))
 
 
 @register_operation("Transpose")
 def transpose(site: CallSite) -> Outputs:
+    """Moves the channel axis."""
     rank = len(site.input_shapes[0])
     return _transposed(site, site.operation.axes or tuple(reversed(range(rank))))
 
@@ -91,6 +96,7 @@ def _transposed(site: CallSite, axes: Sequence[int]) -> Outputs:
 
 @register_operation("Swapaxes")
 def swapaxes(site: CallSite) -> Outputs:
+    """Moves the channel axis."""
     axes = list(range(len(site.input_shapes[0])))
     a, b = site.operation.axis1, site.operation.axis2
     axes[a], axes[b] = axes[b], axes[a]
@@ -99,6 +105,7 @@ def swapaxes(site: CallSite) -> Outputs:
 
 @register_operation("Moveaxis")
 def moveaxis(site: CallSite) -> Outputs:
+    """Moves the channel axis."""
     rank = len(site.input_shapes[0])
     ranks = np.empty(tuple(range(2, 2 + rank)))
     moved = np.moveaxis(ranks, site.operation.source, site.operation.destination)
@@ -107,6 +114,7 @@ def moveaxis(site: CallSite) -> Outputs:
 
 @register_operation("ExpandDims")
 def expand_dims(site: CallSite) -> Outputs:
+    """Shifts the channel axis if the new axis comes before it."""
     labels, rank = site.inputs[0], len(site.output_shapes[0])
     if labels is None:
         return None
@@ -117,6 +125,7 @@ def expand_dims(site: CallSite) -> Outputs:
 
 @register_operation("Squeeze")
 def squeeze(site: CallSite) -> Outputs:
+    """Shifts the channel axis if an axis before it goes."""
     labels, shape, axis = site.inputs[0], site.input_shapes[0], site.operation.axis
     if labels is None:
         return None
@@ -129,12 +138,14 @@ def squeeze(site: CallSite) -> Outputs:
 
 @register_rule(L.RepeatVector)
 def repeat_vector(site: CallSite) -> Outputs:
+    """Puts an axis before the channels."""
     labels = site.inputs[0]
     return None if labels is None else Labels(labels.axis + 1, labels.ids)
 
 
 @register_operation("Pad")
 def pad(site: CallSite) -> Outputs:
+    """Passes channels on; constant padding of their own axis adds positions that stay, other padding freezes them."""
     labels, operation = site.inputs[0], site.operation
     if labels is None:
         return None
@@ -149,6 +160,7 @@ def pad(site: CallSite) -> Outputs:
 
 @register_operation("Flip", "Fliplr", "Flipud")
 def flip(site: CallSite) -> Outputs:
+    """Turns the order of the channels round if it is their axis."""
     labels, axis = site.inputs[0], {"Fliplr": 1, "Flipud": 0}.get(type(site.operation).__name__)
     axis = getattr(site.operation, "axis", None) if axis is None else axis
     if labels is None or (axis is not None and labels.axis not in site.axes(axis)):
@@ -158,6 +170,7 @@ def flip(site: CallSite) -> Outputs:
 
 @register_operation("Repeat")
 def repeat(site: CallSite) -> Outputs:
+    """Repeats every channel where it stands if it is their axis."""
     labels, axis, repeats = site.inputs[0], site.operation.axis, np.asarray(site.operation.repeats)
     if labels is None or (axis is not None and labels.axis not in site.axes(axis)):
         return labels
@@ -169,6 +182,7 @@ def repeat(site: CallSite) -> Outputs:
 
 @register_operation("Tile")
 def tile(site: CallSite) -> Outputs:
+    """Repeats all channels one after the other if it is their axis."""
     labels, repeats, rank = site.inputs[0], np.atleast_1d(site.operation.repeats), len(site.output_shapes[0])
     if labels is None:
         return None
@@ -179,6 +193,7 @@ def tile(site: CallSite) -> Outputs:
 
 @register_operation("BroadcastTo")
 def broadcast_to(site: CallSite) -> Outputs:
+    """Passes channels on; their own axis keeps its extent."""
     labels, rank = site.inputs[0], len(site.output_shapes[0])
     if labels is None:
         return None
@@ -192,12 +207,14 @@ def broadcast_to(site: CallSite) -> Outputs:
 
 @register_operation("DepthToSpace")
 def depth_to_space(site: CallSite) -> Outputs:
+    """Ties the channels that become positions of one new channel."""
     ids = site.channels_last(site.inputs[0])
     return None if ids is None else Labels(3, site.tie_runs(ids, site.operation.block_size**2))
 
 
 @register_operation("SpaceToDepth", "ExtractPatches")
 def space_to_depth(site: CallSite) -> Outputs:
+    """Moves positions to the channel axis."""
     ids = site.channels_last(site.inputs[0])
     if ids is None:
         return None

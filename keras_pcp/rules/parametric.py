@@ -21,6 +21,7 @@ def _channels_last(site: CallSite) -> None:
 
 @register_rule(L.Conv1D, L.Conv2D, L.Conv3D)
 def convolution(site: CallSite) -> Outputs:
+    """Reads all input channels and makes new ones; with groups, within each group."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     site.macs(layer.kernel, spatial_size(site.output_shapes[0]))
@@ -62,6 +63,7 @@ def _per_channel(site, ids, multiplier, kernel, axis, bias, filters=None, groups
 
 @register_rule(L.DepthwiseConv1D, L.DepthwiseConv2D)
 def depthwise(site: CallSite) -> Outputs:
+    """Passes every channel on, several times over if the multiplier says so."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     site.macs(layer.kernel, spatial_size(site.output_shapes[0]))
@@ -71,6 +73,7 @@ def depthwise(site: CallSite) -> Outputs:
 
 @register_rule(L.SeparableConv1D, L.SeparableConv2D)
 def separable(site: CallSite) -> Outputs:
+    """A depthwise convolution, then one that reads all channels and makes new ones."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     for kernel in (layer.depthwise_kernel, layer.pointwise_kernel):
@@ -84,6 +87,7 @@ def separable(site: CallSite) -> Outputs:
 
 @register_rule(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
 def transposed(site: CallSite) -> Outputs:
+    """Reads all input channels and makes new ones, with the axes of the kernel swapped."""
     _channels_last(site)
     layer = site.operation
     site.macs(layer.kernel, spatial_size(site.input_shapes[0]))
@@ -95,6 +99,7 @@ def transposed(site: CallSite) -> Outputs:
 
 @register_rule(L.Dense)
 def dense(site: CallSite) -> Outputs:
+    """Reads all input channels and makes new ones."""
     layer = site.operation
     site.macs(layer.kernel, spatial_size(site.output_shapes[0]))
     site.consume(layer.kernel, 0, site.channels(site.inputs[0]))
@@ -105,6 +110,7 @@ def dense(site: CallSite) -> Outputs:
 
 @register_rule(L.Embedding)
 def embedding(site: CallSite) -> Outputs:
+    """Makes new channels; its input is indices, not channels."""
     site.freeze(site.inputs[0], "reads them as indices")
     out = site.produce((site.operation.embeddings, 1, "kernel"))
     site.width("output_dim", out.ids)
@@ -113,6 +119,7 @@ def embedding(site: CallSite) -> Outputs:
 
 @register_rule(L.BatchNormalization)
 def batch_normalization(site: CallSite) -> Outputs:
+    """Passes channels on, with four numbers for each."""
     layer, labels = site.operation, site.inputs[0]
     ids = site.channels(labels, layer.axis)
     for part in ("gamma", "beta", "moving_mean", "moving_variance"):
@@ -139,12 +146,14 @@ def _over_axes(site: CallSite, axes: list[int], exact: bool = False) -> Outputs:
 
 @register_rule(L.LayerNormalization)
 def layer_normalization(site: CallSite) -> Outputs:
+    """Passes channels on, but mixes them in its statistics."""
     axis = site.operation.axis
     return _over_axes(site, list(axis) if isinstance(axis, list | tuple) else [axis])
 
 
 @register_rule(L.GroupNormalization)
 def group_normalization(site: CallSite) -> Outputs:
+    """Passes channels on and keeps groups of equal size; exact where every channel is its own group."""
     layer, labels = site.operation, site.inputs[0]
     ids = site.channels(labels, layer.axis)
     if ids is None:
@@ -160,6 +169,7 @@ def group_normalization(site: CallSite) -> Outputs:
 
 @register_rule(L.UnitNormalization)
 def unit_normalization(site: CallSite) -> Outputs:
+    """Passes channels on, but mixes them in the norm."""
     return _over_axes(site, list(np.atleast_1d(site.operation.axis)))
 
 
@@ -167,11 +177,13 @@ if hasattr(L, "RMSNormalization"):
 
     @register_rule(L.RMSNormalization)
     def rms_normalization(site: CallSite) -> Outputs:
+        """Passes channels on, but mixes them in the mean square."""
         return _over_axes(site, list(np.atleast_1d(site.operation.axis)))
 
 
 @register_rule(L.PReLU)
 def prelu(site: CallSite) -> Outputs:
+    """Passes channels on, with a slope for each unless they share one."""
     labels, alpha = site.inputs[0], site.operation.alpha
     if labels is not None and alpha.shape[labels.axis - 1] == len(labels):
         site.follow(alpha, labels.axis - 1, labels.ids, "slope")
@@ -180,6 +192,7 @@ def prelu(site: CallSite) -> Outputs:
 
 @register_operation("keras.src.applications.convnext.LayerScale")
 def layer_scale(site: CallSite) -> Outputs:
+    """Passes channels on, with a factor for each."""
     ids = site.channels(site.inputs[0])
     site.follow(site.operation.gamma, 0, ids, "scale")
     site.width("projection_dim", ids)
@@ -188,12 +201,14 @@ def layer_scale(site: CallSite) -> Outputs:
 
 @register_rule(L.Normalization)
 def normalization(site: CallSite) -> Outputs:
+    """Freezes what it reads: it holds constants for each channel."""
     site.freeze(site.inputs[0], "holds constants for each of them")
     return None
 
 
 @register_rule(L.Rescaling)
 def rescaling(site: CallSite) -> Outputs:
+    """Passes channels on; freezes them if it holds constants for each."""
     if np.size(site.operation.scale) > 1 or np.size(site.operation.offset) > 1:
         site.freeze(site.inputs[0], "holds constants for each of them")
         return None

@@ -56,6 +56,7 @@ def _sliced(site: CallSite, labels: Labels, item: slice | int, path: tuple) -> n
 
 @register_operation("Slice")
 def slice_(site: CallSite) -> Outputs:
+    """Keeps the labels of the positions between start and stop."""
     labels = site.inputs[0]
     if labels is None:
         return None
@@ -76,6 +77,7 @@ def slice_(site: CallSite) -> Outputs:
 
 @register_operation("Split", "ArraySplit")
 def split(site: CallSite) -> Outputs:
+    """Gives each piece the labels of its positions; equal pieces are tied."""
     labels, outputs = site.inputs[0], len(site.output_shapes)
     if labels is None:
         return [None] * outputs
@@ -96,6 +98,7 @@ def split(site: CallSite) -> Outputs:
 
 @register_operation("Unstack")
 def unstack(site: CallSite) -> Outputs:
+    """Passes channels on without the axis that goes; freezes them if it is theirs."""
     (axis,), labels = site.axes(site.operation.axis), site.inputs[0]
     out = None
     if labels is not None and labels.axis == axis:

@@ -38,6 +38,7 @@ def spatial(site: CallSite) -> Outputs:
     "GlobalMaxPooling2D", "GlobalMaxPooling3D",
 ))  # fmt: skip
 def global_pooling(site: CallSite) -> Outputs:
+    """Passes channels on without their positions."""
     return spatial(site)
 
 
@@ -46,16 +47,19 @@ def global_pooling(site: CallSite) -> Outputs:
     "Nanmax Nanmin Nanprod Nanvar Nanstd Nanmedian Nanargmax Nanargmin".split()
 )
 def reduce(site: CallSite) -> Outputs:
+    """Passes channels on if their axis stays; freezes them otherwise."""
     return _reduced(site, site.operation.axis)
 
 
 @register_operation("Moments")
 def moments(site: CallSite) -> Outputs:
+    """Gives mean and variance the labels of a reduction."""
     return [_reduced(site, site.operation.axes)] * 2
 
 
 @register_operation("Average")
 def average(site: CallSite) -> Outputs:
+    """A reduction; not followed if its weights have more than one axis."""
     if np.ndim(site.argument(1, "weights")) > 1:
         return refused(site)
     return _reduced(site, site.operation.axis)
@@ -104,6 +108,7 @@ def glu(site: CallSite) -> Outputs:
 @register_rule(L.Concatenate)
 @register_operation("Concatenate", "Append", "Hstack", "Dstack")
 def concatenate(site: CallSite) -> Outputs:
+    """Puts labels side by side along the channel axis; ties the tensors along another one."""
     axis = {"Hstack": 1, "Dstack": 2}.get(type(site.operation).__name__)
     axis = site.operation.axis if axis is None else axis
     if axis is None or len(site.output_shapes[0]) != len(site.input_shapes[0]):
@@ -122,6 +127,7 @@ def concatenate(site: CallSite) -> Outputs:
 
 @register_operation("Stack")
 def stack(site: CallSite) -> Outputs:
+    """Ties the tensors and puts a new axis beside the channels."""
     labels, axis = _side_by_side(site), site.operation.axis % len(site.output_shapes[0])
     return None if labels is None else Labels(labels.axis + (labels.axis >= axis), labels.ids)
 
@@ -141,6 +147,7 @@ def _side_by_side(site: CallSite) -> Labels | None:
 
 @register_operation("Normalize")
 def normalize(site: CallSite) -> Outputs:
+    """Passes channels on, but mixes them if it runs over their axis."""
     labels = site.inputs[0]
     if labels is not None and labels.axis in site.axes(site.operation.axis):
         site.mark_inexact(labels)
