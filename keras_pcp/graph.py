@@ -227,7 +227,6 @@ class _Builder:
         return self.weight_index[id(variable)]
 
     def produce(self, site: CallSite, weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
-        """Makes a new label for every position of an axis of some weights."""
         variable, axis, _ = weights[0]
         key = (self.index_of(site, variable), axis % len(variable.shape))
         if key not in self.produced:
@@ -242,7 +241,6 @@ class _Builder:
         return self.produced[key]
 
     def bind(self, site: CallSite, variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
-        """Says which labels the positions of a weight's axis belong to."""
         weight = self.index_of(site, variable)
         key = (weight, axis % len(variable.shape))
         if len(ids) != variable.shape[axis]:
@@ -254,7 +252,6 @@ class _Builder:
         self.name(site, key, ids)
 
     def width(self, site: CallSite, owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
-        """Says that an integer has to follow some labels."""
         index = self.operation_index[id(site.operation)] if owner == "operation" else site.index
         key = (owner, index, path)
         self.widths.setdefault(key, (size, ids))
@@ -262,23 +259,18 @@ class _Builder:
             self.name(site, key, ids)
 
     def macs(self, site: CallSite, variable: Any, uses: float) -> None:
-        """Counts every element of a weight so many times."""
         self.uses.append((site.operation.name, self.index_of(site, variable), uses))
 
     def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Counts the product of the extents of some axes of a weight."""
         self.products.append((site.operation.name, factor, self.index_of(site, variable), tuple(axes)))
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Says that labels can only go together."""
         self.table.tie(a, b, reason)
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Says that labels cannot go."""
         self.table.freeze(ids, reason)
 
     def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
-        """Says that labels are mixed in statistics."""
         self.table.mark_inexact(ids, reason)
 
     def finish(self) -> ChannelGraph:
