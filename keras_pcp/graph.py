@@ -133,7 +133,6 @@ class _Builder:
                       for w in getattr(op, "weights", ())}  # fmt: skip
 
     def run(self) -> None:
-        """Applies the rule of every call in turn."""
         for index, call in enumerate(self.trace.calls):
             inputs = tuple(self.labels.get(i) for i in call.inputs)
             outputs = inputs if call.operation is None else self.apply(call, index, inputs)
@@ -183,7 +182,6 @@ class _Builder:
             self.table.tie(old.ids, labels.ids, reason)
 
     def apply(self, call: Call, index: int, inputs: tuple[Labels | None, ...]) -> Sequence[Labels | None]:
-        """Applies one rule, and checks that it fits the shapes."""
         tensors = tuple(self.trace.tensors[i] for i in call.inputs)
         shapes = tuple(tuple(self.trace.tensors[i].shape) for i in call.outputs)
         site = CallSite(self, call.operation, index, inputs, tuple(tuple(t.shape) for t in tensors), shapes,
@@ -214,11 +212,9 @@ class _Builder:
 
     @staticmethod
     def listed(outputs: Outputs, count: int) -> Sequence[Labels | None]:
-        """Brings what a rule returned into a list of labels."""
         return [outputs] if count == 1 and (outputs is None or isinstance(outputs, Labels)) else list(outputs)
 
     def index_of(self, site: CallSite, variable: Any) -> int:
-        """Returns the index of a variable among the model's weights."""
         if id(variable) not in self.weight_index:
             raise UnsupportedModelError(
                 f"layer {site.name} computes with a weight that is not its own variable (LoRA or quantized?); "
@@ -274,7 +270,6 @@ class _Builder:
         self.table.mark_inexact(ids, reason)
 
     def finish(self) -> ChannelGraph:
-        """Resolves ties and gives the graph."""
         classes = self.table.resolve()
         group_of, channel_of, names, sizes = self.group_labels(classes)
         pieces = _Pieces(group_of, channel_of, names)
@@ -341,7 +336,6 @@ class _Builder:
         return group_of, channel_of, names, sizes.tolist()
 
     def all_widths(self, pieces: "_Pieces") -> Iterable[Width]:
-        """Lists the integers that follow channels."""
         for (owner, index, path), (size, ids) in self.widths.items():
             if found := pieces.of(ids):
                 yield Width(owner, index, path, Extent(size, found))
@@ -350,7 +344,6 @@ class _Builder:
                 yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found))
 
     def frozen(self, classes: Classes) -> Iterable[Frozen]:
-        """Lists what is frozen, by layer and reason."""
         for layer, ids in self.sites:
             reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
             for reason, count in reasons.items():
@@ -361,7 +354,6 @@ class _Builder:
                 yield Frozen(name, count, f"{text}: its own weights are left alone")
 
     def operation(self, name: str) -> Any:
-        """Returns the operation of a name."""
         return next(op for op in self.trace.operations if op.name == name)
 
 
@@ -381,7 +373,6 @@ class _Pieces:
         return found
 
     def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
-        """Returns (group, channels) pieces in the order of some labels."""
         return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
 
 
