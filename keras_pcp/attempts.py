@@ -4,17 +4,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 from keras import tree
 
 from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
-from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.channels import ChannelGraph
 from keras_pcp.cost import count_cost
 from keras_pcp.evaluation import Evaluator
-from keras_pcp.masks import consumer_masks
-from keras_pcp.trace import Recording, arrange_inputs, trace
+from keras_pcp.recording import Recording, Rerun
+from keras_pcp.trace import arrange_inputs, trace
+
+Values = Mapping[int, np.ndarray]
 
 
 class Comparison:
@@ -32,10 +33,11 @@ class Comparison:
     """
 
     def __init__(self, evaluator: Evaluator, graph: ChannelGraph):
-        self.evaluator, self.graph, self.macs = evaluator, graph, 0.0
+        self.evaluator, self.macs = evaluator, 0.0
         self.weights = evaluator.model.weights
         self.traced = trace(open_blocks(evaluator.model).model)
         operations = [call.operation for call in self.traced.calls if call.operation is not None]
+        self.reruns: dict[tuple[int, ...], Rerun] = {}
         self.users: dict[int, set[int]] = {}
         for operation in operations:
             for w in getattr(operation, "weights", ()):
@@ -43,8 +45,12 @@ class Comparison:
         layers, calls = count_cost(graph).layers, Counter(id(o) for o in operations)
         self.cost = {id(o): layers[o.name].macs / calls[id(o)] if o.name in layers else 0.0 for o in operations}
 
-    def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Evaluates the model as it is and under each selection, on a part of the evaluator's chunks.
+    def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
+
+        Args:
+            attempts: by name, {index of a weight: its value}.
+            part: slice of the chunks.
 
         Returns:
             Metric and loss of the model as it is, float array (chunks, 2), and by name the same shape: fall of the metric
@@ -52,26 +58,23 @@ class Comparison:
         """
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
-        with keras.StatelessScope():
-            recording = Recording(self.traced, arrange_inputs(self.traced, x))
+        recording = Recording(self.traced, arrange_inputs(self.traced, x))
         self.spend([call.operation for call in self.traced.calls], rows)
         outputs = [recording.outputs]
-        for selection in selections.values():
-            masks = consumer_masks(self.graph, selection)
-            changed = {user for i in masks for user in self.users.get(id(self.weights[i]), ())}
-            with keras.StatelessScope(
-                state_mapping=[(self.weights[i], self.with_zeros(i, m)) for i, m in masks.items()]
-            ):
-                found, called = recording.rerun(changed)
-            self.spend(called, rows)
-            outputs.append(found)
+        for values in attempts.values():
+            rerun = self.rerun(tuple(values))
+            outputs.append(rerun.run(recording, list(values.values())))
+            self.spend(rerun.operations, rows)
         before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
-        return before, {name: (found - before) * [-1, 1] for name, found in zip(selections, after, strict=True)}
+        return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
 
-    def with_zeros(self, index: int, mask: np.ndarray) -> Any:
-        """Returns the value of a weight with zeros where the mask is False."""
-        value = self.weights[index].value
-        return keras.ops.where(mask, value, keras.ops.zeros_like(value))
+    def rerun(self, changed: tuple[int, ...]) -> Rerun:
+        """Returns what computes the outputs when the weights of these numbers change."""
+        if changed not in self.reruns:
+            weights = [self.weights[i] for i in changed]
+            users = {user for w in weights for user in self.users.get(id(w), ())}
+            self.reruns[changed] = Rerun(self.traced, users, weights, not self.evaluator.model.run_eagerly)
+        return self.reruns[changed]
 
     def packed(self, outputs: list[Any]) -> Any:
         """Brings outputs into the structure that the model's loss expects."""

@@ -32,8 +32,6 @@ _STEPS_PER_SHRINK = 64
 _LARGEST_MOMENT = 0.25
 # Samples for the least-squares refit.
 _REFIT_SAMPLES = 512
-# Share of the way after which a refit is due, so that attempts are not measured on a broken network.
-_REFIT_EVERY = 0.1
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -47,15 +45,19 @@ class ProgressivePruning(keras.callbacks.Callback):
             absolute. At least one limit is needed; all that are given will hold.
         max_params: number of parameters, likewise.
         max_bytes: bytes of the weights, likewise.
-        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches.
-            Keep them apart from training and test data: the widths are chosen by them.
+        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches; or
+            a function without arguments that returns them, which is called again before each moment of pruning. Keep them
+            apart from training and test data: the widths are chosen by them.
         criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
             of which each attempt takes the best. Criteria that read gradients or features do so on `validation_data`, in
             every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
         reconstruction_data: some samples of the training data, (x, y). If given, the layers that read pruned channels are
-            refit by least squares after each shrink, see `reconstruct`.
+            refit by least squares after each round, see `reconstruct`, and attempts are measured with the layers that
+            read the channels making up for them as far as they can.
+        deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
+            and only its channels are removed.
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
@@ -100,6 +102,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         strategy: Strategy | None = None,
         distillation: Distillation | None = None,
         reconstruction_data: Any = None,
+        deliver: keras.Model | None = None,
         frozen_layers: Iterable[str] = (),
         on_unknown: str = "error",
         begin: float = 0.1,
@@ -112,7 +115,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         self.criterion = criteria_of(criterion)
         self.strategy = strategy or Progressive()
         self.distillation, self.reconstruction_data = distillation, reconstruction_data
-        self.frozen_layers = frozen_layers
+        self.deliver, self.frozen_layers = deliver, frozen_layers
         self.on_unknown = on_unknown
         if not 0 <= begin < end <= 1:
             raise InvalidArgumentError(f"need 0 <= begin < end <= 1, got begin={begin!r}, end={end!r}")
@@ -164,18 +167,19 @@ class _Run:
         self.callback, self.model = callback, callback.model
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
+        refit_on = callback.reconstruction_data
+        if refit_on is not None:
+            seed = getattr(callback.strategy, "seed", 0)
+            refit_on = take_samples(refit_on, _REFIT_SAMPLES, seed, "reconstruction_data")
         self.search = Search(
             self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
-            callback.frozen_layers, callback.on_unknown,
+            callback.frozen_layers, callback.on_unknown, callback.deliver, refit_on and refit_on[0],
         )  # fmt: skip
-        self.refit_on = callback.reconstruction_data
-        if self.refit_on is not None:
-            self.refit_on = take_samples(
-                self.refit_on, _REFIT_SAMPLES, self.search.strategy.seed, "reconstruction_data"
-            )
+        self.refit_on = refit_on
+        if refit_on is not None:
             prune_model(self.model, self.search.graph, Selection())  # a refit needs copies: better fail now than later
         self.points: list[tuple[int, float]] | None = None
-        self.round_share, self.shrunk_at = 1.0, 0.0
+        self.round_share = 1.0
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
@@ -245,6 +249,8 @@ class _Run:
         due, search = [p for p in self.points if p[0] <= self.step], self.search
         if not due or search.progress() >= 1:
             return
+        if search.state.rounds:
+            search.renew_data()
         self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
@@ -252,7 +258,7 @@ class _Run:
             with self.clock.measuring("attempts"):
                 search.run_round(min(1.0, reached + self.round_share))
             self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
-            if self.refit_on is not None and search.progress() - self.shrunk_at >= _REFIT_EVERY:
+            if self.refit_on is not None:
                 self.shrink_now()
         self.report.attempt_macs = search.attempt_macs
         self.shrink_now()
@@ -271,7 +277,6 @@ class _Run:
             if before is not None:
                 reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
             search.narrow()
-        self.shrunk_at = search.progress()
         if self.step not in report.shrinks:
             report.shrinks.append(self.step)
         report.selection = search.done

@@ -51,19 +51,25 @@ def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Ite
     """
     check_selection(graph, selection)
     check_fits(model, graph)
-    with zeroed(model, consumer_masks(graph, selection)):
+    with replaced(model, with_zeros(model, consumer_masks(graph, selection))):
         yield model
 
 
+def with_zeros(model: keras.Model, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns {weight index: its value with zeros where the mask is False}."""
+    weights = model.weights
+    return {i: np.where(mask, value := weights[i].numpy(), value.dtype.type(0)) for i, mask in masks.items()}
+
+
 @contextmanager
-def zeroed(model: keras.Model, masks: Mapping[int, np.ndarray]) -> Iterator[None]:
-    """Zeroes weights where their masks are False, and restores them bit for bit."""
-    variables = model.weights
-    saved = {i: variables[i].numpy() for i in masks}
+def replaced(model: keras.Model, values: Mapping[int, np.ndarray]) -> Iterator[None]:
+    """Gives weights other values, and restores them bit for bit."""
+    weights = model.weights
+    saved = {i: weights[i].numpy() for i in values}
     try:
-        for i, mask in masks.items():
-            variables[i].assign(np.where(mask, saved[i], 0))
+        for i, value in values.items():
+            weights[i].assign(value)
         yield
     finally:
         for i, value in saved.items():
-            variables[i].assign(value)
+            weights[i].assign(value)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp.attempts import Comparison
+from keras_pcp.attempts import Comparison, Values
 from keras_pcp.channels import Selection
+from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
+from keras_pcp.delivery import delivered_graph
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
-from keras_pcp.graph import build_graph
-from keras_pcp.masks import masked
+from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
+from keras_pcp.samples import count_samples
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 
@@ -57,18 +60,33 @@ class Search:
         strategy: Strategy,
         frozen_layers: Iterable[str],
         on_unknown: str,
+        deliver: keras.Model | None = None,
+        refit_on: Any = None,
     ):
         self.model, self.strategy, self.criteria = model, strategy, criteria_of(criterion)
-        self.graph = self.live_graph = build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
+        self.graph = self.live_graph = delivered_graph(model, deliver, on_unknown, frozen_layers)
         self.full: Cost = count_cost(self.graph)
         self.bounds = limits.absolute(self.full)
         self.state: State = strategy.init(self.graph, self.bounds)
         self.done = self.state.selection
-        self.evaluator = Evaluator(model, validation_data, strategy.samples, strategy.seed)
+        self._validation_data, self._refit_on = validation_data, refit_on
+        self._attempts: dict[int, tuple[Selection, Values]] = {}
+        self._compensation: Compensation | None = None
+        self._draw()
         self.evaluator.check()
         self.attempt_macs = 0.0
-        self._live_macs, self._comparison = self.full.macs, None
+        self._live_macs = self.full.macs
         self.scores()
+
+    def _draw(self) -> None:
+        data = self._validation_data() if callable(self._validation_data) else self._validation_data
+        self.evaluator, self._comparison = Evaluator(self.model, data, self.strategy.samples, self.strategy.seed), None
+
+    def renew_data(self) -> None:
+        """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""
+        if callable(self._validation_data):
+            self._draw()
+            self.state = replace(self.state, known={})
 
     def progress(self) -> float:
         """Returns how far pruning has come: 0 at the start, 1 or more when every limit holds."""
@@ -81,7 +99,10 @@ class Search:
             PruningError: the round removed nothing.
         """
         before = self.state.selection
-        self._comparison = None
+        self._attempts.clear()
+        self._compensation = None
+        if self._refit_on is not None and before != self.done:
+            raise PruningError("between two rounds with a refit the model has to be shrunk")
         with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
             self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
         if self.state.selection == before:
@@ -96,6 +117,7 @@ class Search:
         self.live_graph = narrowed(self.graph, self.done)
         self._live_macs = count_cost(self.live_graph).macs
         self.evaluator.forget()
+        self._comparison = None
 
     def to_remove(self) -> Selection:
         """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
@@ -124,21 +146,34 @@ class Search:
         self.attempt_macs += self._live_macs * self.evaluator.count
         if selection == self.state.selection:
             return self.evaluator.evaluate()
-        with masked(self.model, self.live_graph, self._relative(selection)):
+        with replaced(self.model, self._changed(selection)):
             return self.evaluator.evaluate()
 
     def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and as if pruned to each selection, on a part of the samples."""
         self._comparison = self._comparison or Comparison(self.evaluator, self.live_graph)
-        present = self.state.selection.keep
-        changed = {
-            key: self._relative(Selection({n: m for n, m in s.keep.items() if not np.array_equal(m, present[n])}))
-            for key, s in selections.items()
-        }
         spent = self._comparison.macs
-        found = self._comparison.compare(changed, part)
+        found = self._comparison.compare({key: self._changed(s) for key, s in selections.items()}, part)
         self.attempt_macs += self._comparison.macs - spent
         return found
+
+    def _changed(self, selection: Selection) -> Values:
+        """Returns the weights that differ from those of the model as it is now, once for each attempt of a round."""
+        if id(selection) not in self._attempts:
+            present = self.state.selection.keep
+            other = {n: mask for n, mask in selection.keep.items() if not np.array_equal(mask, present[n])}
+            masks = consumer_masks(self.live_graph, self._relative(Selection(other)))
+            values = with_zeros(self.model, masks)
+            if self._refit_on is not None:
+                values |= self._compensated(masks)
+            self._attempts[id(selection)] = selection, values
+        return self._attempts[id(selection)][1]
+
+    def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
+        if self._compensation is None:
+            self._compensation = Compensation(self.model, self._refit_on, seed=self.strategy.seed)
+            self.attempt_macs += self._live_macs * count_samples(self._refit_on)
+        return self._compensation.values(masks)
 
     def _relative(self, selection: Selection) -> Selection:
         return selection.after(self.done)

@@ -1,6 +1,6 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,7 @@ def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
     values = dict(zip(traced.inputs, inputs, strict=True))
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
     for number, call in enumerate(traced.calls):
-        step = _step(traced, call, [values[i] for i in call.inputs])
+        step = bound(traced, call, [values[i] for i in call.inputs])
         yield step
         for i in call.inputs:
             if last[i] == number:
@@ -120,8 +120,8 @@ def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
         values.update(zip(call.outputs, step.run(), strict=True))
 
 
-def _step(traced: Trace, call: Call, values: list[Any]) -> Step:
-    """Returns a call with the values of its inputs."""
+def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:
+    """Returns a call with values for its inputs, about to be run."""
     if call.operation is None:
         return Step(call, tuple(values), {})
     place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
@@ -139,42 +139,6 @@ def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
         missing = len(tensor.shape) - np.ndim(array) == 1 and tensor.shape[-1] == 1
         found.append(keras.ops.convert_to_tensor(array[..., None] if missing else array, tensor.dtype))
     return found
-
-
-class Recording:
-    """All values of one run of a trace, from which a run with some other weights is computed: only what changes.
-
-    Args:
-        traced: the trace.
-        inputs: one array for each input of the model, in order.
-    """
-
-    def __init__(self, traced: Trace, inputs: Sequence[Any]):
-        self.traced = traced
-        values = dict(zip(traced.inputs, inputs, strict=True))
-        self.calls: list[list[Any]] = []
-        for call in traced.calls:
-            self.calls.append([values[i] for i in call.inputs])
-            values.update(zip(call.outputs, _step(traced, call, self.calls[-1]).run(), strict=True))
-        self.outputs = [values[i] for i in traced.outputs]
-
-    def rerun(self, changed: Collection[int]) -> tuple[list[Any], list[Any]]:
-        """Runs again what depends on the operations in `changed` (by `id`).
-
-        Returns:
-            The values of the model's outputs, and the operations that were called for them.
-        """
-        new: dict[int, Any] = {}
-        called = []
-        for call, old in zip(self.traced.calls, self.calls, strict=True):
-            if id(call.operation) in changed or any(i in new for i in call.inputs):
-                values = [new.get(i, value) for i, value in zip(call.inputs, old, strict=True)]
-                new.update(zip(call.outputs, _step(self.traced, call, values).run(), strict=True))
-                called += [call.operation] if call.operation is not None else []
-            else:
-                for i in call.outputs:  # of a nested model that is called again: as recorded once more
-                    new.pop(i, None)
-        return [new.get(i, old) for i, old in zip(self.traced.outputs, self.outputs, strict=True)], called
 
 
 class _Tracer:

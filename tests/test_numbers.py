@@ -212,7 +212,7 @@ def test_fast_attempts_choose_what_exact_attempts_choose_with_a_fraction_of_the_
     assert min(shares["fast"]) == 1 / 8
 
 
-def test_what_was_measured_in_earlier_rounds_counts_as_long_as_the_same_channels_are_attempted():
+def test_what_was_measured_in_earlier_rounds_counts_as_far_as_it_tells():
     rng = np.random.default_rng(1)
     truth = {"a": 0.10 + rng.normal(0, 0.3, 64), "b": 0.12 + rng.normal(0, 0.3, 64)}  # unclear without memory
     parts = [slice(i, i + 8) for i in range(0, 64, 8)]
@@ -229,10 +229,15 @@ def test_what_was_measured_in_earlier_rounds_counts_as_long_as_the_same_channels
     again = race({"a": (1,), "b": (2,)}, first, compare, parts, 1, 3.0)
     assert len(asked) == 2  # one part each: nothing has changed
     assert again["b"].mean()[0] == pytest.approx(truth["b"].mean())
-    asked.clear()
-    other = race({"a": (1,), "b": (3,)}, first, compare, parts, 1, 3.0)
-    assert asked.count("b") > 1
-    assert other["b"].removed == (3,)
+    old, spent = truth["b"], {}
+    for kind, drops in {"alike": 2 * old, "unlike": 0.12 + rng.normal(0, 0.3, 64)}.items():
+        asked.clear()
+        truth["b"] = drops
+        other = race({"a": (1,), "b": (3, 4)}, first, compare, parts, 1, 3.0)
+        spent[kind] = asked.count("b")
+        assert other["b"].removed == (3, 4)
+        assert spent["alike"] < 8 or other["b"].mean()[0] == pytest.approx(drops.mean())
+    assert spent["alike"] < spent["unlike"]
 
 
 def test_what_was_only_expected_in_earlier_rounds_does_not_count_as_measured():

@@ -13,6 +13,7 @@ from keras_pcp import contributions
 from keras_pcp import patches as patches_module
 from keras_pcp import reconstruction as reconstruction_module
 from keras_pcp.channels import Selection
+from keras_pcp.compensation import Compensation
 from keras_pcp.criteria.lasso import entry_points
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.patches import draw, kernel_array, kernel_matrix, patches, window_of
@@ -426,3 +427,40 @@ def test_models_that_do_not_belong_together_are_refused():
         keras_pcp.reconstruct(model, pruned, graph, other, data)
     with pytest.raises(InvalidArgumentError, match="ridge must be above 0"):
         keras_pcp.reconstruct(model, pruned, graph, selection, data, ridge=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["conv", "grouped", "dense"])
+def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
+    """Against the normal equations of the kept rows, solved anew."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3, 3, 6)).astype("float32") + 1
+    x[..., 1] = 0.9 * x[..., 0] + 0.1 * x[..., 1]
+    layer = {
+        "conv": L.Conv2D(5, 3, use_bias=bias),
+        "grouped": L.Conv2D(4, 3, groups=2, use_bias=bias),
+        "dense": L.Dense(5, use_bias=bias),
+    }[kind]
+    i = keras.Input((3, 3, 6))
+    model = keras.Model(i, layer(i))
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    mask = np.arange(layer.kernel.shape[-2]) != 1
+    found = Compensation(model, x, ridge=0.2).values({0: mask[:, None]})
+    assert set(found) == ({0, 1} if bias else {0})
+    groups = 2 if kind == "grouped" else 1
+    kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1]).astype(float)
+    kept = np.tile(mask, len(kernel) // len(mask))
+    wide = x.reshape(40, 9, groups, -1) if kind != "dense" else x.reshape(360, 1, 1, 6)
+    for group in range(groups):
+        read = wide[:, :, group].reshape(len(wide), -1).astype(float)
+        old = np.split(kernel, groups, axis=1)[group]
+        mean = read.mean(axis=0) * bias
+        gram = (read - mean).T @ (read - mean)
+        gram += 0.2 * np.trace(gram) / len(read) * np.eye(len(gram))
+        expected = np.zeros_like(old)
+        expected[kept] = old[kept] + np.linalg.solve(gram[kept][:, kept], gram[kept][:, ~kept] @ old[~kept])
+        new = np.split(found[0].reshape(kernel.shape), groups, axis=1)[group]
+        assert new == pytest.approx(expected, abs=1e-8)
+        if bias:
+            shift = np.split(found[1] - layer.bias.numpy(), groups)[group]
+            assert shift == pytest.approx(mean @ (old - new), abs=1e-5)

@@ -18,10 +18,10 @@ blocks
 graph contributions
 cost statistics
 criteria selection masks live
-inspection reconstruction surgery strategies
+inspection reconstruction compensation surgery strategies delivery recording
 evaluation report recovery
 plots attempts
-search
+search adaptation
 callbacks export testing
 cli
 __init__

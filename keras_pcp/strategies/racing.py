@@ -2,9 +2,10 @@
 
 All attempts are measured on the same samples, one part of them after the other. An attempt drops out of the race as soon
 as it is clear on which side of the boundary between the best ones and the rest it ends. What was measured in earlier
-rounds is not forgotten: as long as an attempt would remove the same channels as before, its drop on the samples not
-measured yet is taken from then, corrected by how much it has changed on those that have been. Between two rounds a drop
-changes far less than it differs between samples, so few samples tell.
+rounds is not forgotten: the drop on samples not measured yet is taken from then, corrected by how much it has changed on
+those that have been. Between two rounds a drop changes far less than it differs between samples, so few samples tell.
+Where an attempt would remove other channels than before, the earlier drops tell less; how much, a regression on the
+samples measured shows.
 
 References:
     Maron & Moore, Hoeffding Races, NIPS 1993, where errors are bounded for any distribution; here they are estimated, and
@@ -19,6 +20,7 @@ import numpy as np
 
 # The loss decides only where the metric is the same.
 _LOSS_WEIGHT = 1e-6
+_WEIGHTS = np.array([1.0, _LOSS_WEIGHT])
 # Stands for a drop that is not a finite number: the attempt ruins the model.
 _RUIN = 1e6
 
@@ -79,7 +81,7 @@ def race(
 
     Args:
         candidates: {group: channels that an attempt removes}.
-        known: what earlier races found; attempts that remove other channels now do not count.
+        known: what earlier races found.
         compare: function that measures the named attempts on a slice of the chunks and returns {group: float array
             (chunks in the slice, 2)}, fall of the metric and rise of the loss.
         parts: slices that divide the chunks, in the order of the race; every attempt is measured on the first one.
@@ -104,8 +106,7 @@ def race(
     runs = {}
     for name, removed in candidates.items():
         old = known.get(name)
-        same = old is not None and set(old.removed) == set(removed) and len(old.drops) == chunks
-        runs[name] = _Run(removed, old.drops, old.error) if same else _Run(removed, np.zeros((chunks, 2)), 0.0)
+        runs[name] = _Run(removed, old if old is not None and len(old.drops) == chunks else None, chunks)
     state: dict[str, Measured] = {}
     for part in parts:
         still = [n for n in runs if _is_open(n, state, count, confidence)] if state else list(runs)
@@ -129,24 +130,34 @@ def _is_open(name: str, state: Mapping[str, Measured], count: int, confidence: f
 
 
 class _Run:
-    """One attempt in a race: what was expected, with which standard error, and what has been measured."""
+    """One attempt in a race: what is known of it from earlier races, and what has been measured in this one."""
 
-    def __init__(self, removed: tuple[int, ...], expected: np.ndarray, error: float):
-        self.removed, self.expected, self.error = removed, expected, error
-        self.measured, self.seen = np.zeros_like(expected), np.zeros(len(expected), bool)
+    def __init__(self, removed: tuple[int, ...], earlier: Measured | None, chunks: int):
+        self.removed = removed
+        self.earlier = earlier.drops if earlier else np.zeros((chunks, 2))
+        self.error = earlier.error if earlier else 0.0
+        self.same = earlier is None or set(earlier.removed) == set(removed)
+        self.measured, self.seen = np.zeros((chunks, 2)), np.zeros(chunks, bool)
 
     def add(self, part: slice, drops: np.ndarray) -> None:
         """Takes the drops measured on a part."""
         self.measured[part] = np.nan_to_num(drops, nan=_RUIN, posinf=_RUIN, neginf=-_RUIN)
         self.seen[part] = True
 
+    def slope(self) -> float:
+        """What an earlier drop of 1 says about the drop now: 1 for the same channels, else by regression."""
+        if self.same:
+            return 1.0
+        then, now = ((a[self.seen] @ _WEIGHTS) for a in (self.earlier, self.measured))
+        return float(np.clip((now - now.mean()) @ then / max(np.var(then) * len(then), 1e-12), 0, 2))
+
     def change(self) -> np.ndarray:
         """By how much the drop on each chunk measured differs from the expected one: float array (measured, 2)."""
-        return (self.measured - self.expected)[self.seen]
+        return (self.measured - self.slope() * self.earlier)[self.seen]
 
     def variance(self) -> float:
         """Between chunks, of the change."""
-        return float(np.var(self.change() @ [1.0, _LOSS_WEIGHT]))
+        return float(np.var(self.change() @ _WEIGHTS))
 
     def known(self, usual: float) -> Measured:
         """What is known now.
@@ -154,10 +165,11 @@ class _Run:
         The error of what was expected adds to that of its mean change, as long as chunks are left that it stands in for.
         The variance, from few chunks, is drawn towards the `usual` one, as by one more chunk.
         """
-        change, total = self.change(), len(self.seen)
+        change, total, slope = self.change(), len(self.seen), self.slope()
         count = len(change)
-        drops = np.where(self.seen[:, None], self.measured, self.expected + change.mean(axis=0))
+        drops = np.where(self.seen[:, None], self.measured, slope * self.earlier + change.mean(axis=0))
         variance = (count * self.variance() + usual) / (count + 1)
-        error = np.sqrt(variance / max(1, count - 1) * (total - count) / total)
-        error = np.hypot(error, self.error) if count < total else 0.0
+        fitted = 1 if self.same else 2  # the mean of the change, and the slope
+        error = np.sqrt(variance / max(1, count - fitted) * (total - count) / total)
+        error = np.hypot(error, slope * self.error) if count < total else 0.0
         return Measured(self.removed, drops, float(error), count / total)

@@ -1,0 +1,54 @@
+"""The part of a model that is delivered: heads that exist only for training are neither counted nor pruned."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import keras
+
+from keras_pcp.blocks import open_blocks
+from keras_pcp.channels import ChannelGraph
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph import build_graph
+from keras_pcp.trace import trace
+
+
+def delivered_graph(
+    model: keras.Model, deliver: keras.Model | None, on_unknown: str, frozen_layers: Iterable[str]
+) -> ChannelGraph:
+    """Builds the channel graph of a model of which only a part counts.
+
+    Args:
+        model: the model that is trained and pruned.
+        deliver: a model that shares layers with it; None: all of it counts.
+        on_unknown, frozen_layers: as in `build_graph`.
+
+    Returns:
+        The graph of `model`, in which layers whose weights `deliver` does not have cost nothing and make no channels that
+        can be removed.
+
+    Raises:
+        InvalidArgumentError: `deliver` has weights that `model` does not have, or none at all.
+    """
+    if deliver is None:
+        return build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
+    delivered, all_of_it = ({id(w) for w in m.weights} for m in (deliver, model))
+    if not delivered or delivered - all_of_it:
+        raise InvalidArgumentError(
+            f"deliver must be a model of layers of {model.name!r}, but {deliver.name!r} has "
+            f"{len(delivered - all_of_it)} weights of its own among {len(delivered)}"
+        )
+    operations = trace(open_blocks(model).model).operations
+    extra = [
+        operation.name
+        for operation in operations
+        if not isinstance(operation, keras.Model)
+        and getattr(operation, "weights", ())
+        and delivered.isdisjoint(id(w) for w in operation.weights)
+    ]
+    frozen = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
+    graph = build_graph(model, on_unknown=on_unknown, frozen_layers=[*frozen, *extra])
+    return replace(
+        graph,
+        weights=tuple(replace(w, layer="") if w.layer in extra else w for w in graph.weights),
+        macs=tuple(term for term in graph.macs if term.layer not in extra),
+    )
