@@ -5,6 +5,10 @@ keras_pcp.export_litert(model, "small.tflite")
 """
 
 from keras_pcp import criteria, errors, schedules
+from keras_pcp.adaptation.dann import DANN, build_dann
+from keras_pcp.adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss
+from keras_pcp.adaptation.pseudo_labels import PseudoLabels
+from keras_pcp.adaptation.reversal import AnnealedLearningRate, GradientReversal, ReversalSchedule
 from keras_pcp.blocks import inline_blocks
 from keras_pcp.callbacks import ProgressivePruning
 from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
@@ -28,25 +32,33 @@ from keras_pcp.surgery import prune_model, widen_model
 from keras_pcp.version import __version__
 
 __all__ = [
+    "DANN",
+    "AnnealedLearningRate",
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
     "Distillation",
+    "GradientReversal",
     "Inspection",
     "LayerByLayer",
     "LiteRTFile",
+    "MeanDiscrepancy",
     "OneShot",
     "Progressive",
     "ProgressivePruning",
     "PruningError",
     "PruningReport",
+    "PseudoLabels",
     "RandomWidths",
     "Reconstruction",
+    "ReversalSchedule",
     "Selection",
     "__version__",
+    "build_dann",
     "build_graph",
     "count_cost",
     "criteria",
+    "discrepancy_loss",
     "errors",
     "export_litert",
     "inline_blocks",

@@ -1,0 +1,1 @@
+"""Unsupervised domain adaptation: networks that are trained, and pruned, for a domain without labels."""

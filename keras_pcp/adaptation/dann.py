@@ -1,0 +1,284 @@
+"""Domain-adversarial networks as ordinary functional models, their batches, and the samples to prune them by.
+
+References:
+    Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 17, 2016, arXiv 1505.07818.
+    Pruning them with source labels and target pseudo-labels: Guo et al., Model Compression using Progressive Channel
+    Pruning, IEEE TCSVT 2020, arXiv 2507.04792.
+
+Differs from the paper on pruning: its full text is not public, so the weight of the target (a half), the threshold of the
+pseudo-labels and how often they are renewed are ours.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss
+from keras_pcp.adaptation.pseudo_labels import PseudoLabels
+from keras_pcp.adaptation.reversal import GradientReversal
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.samples import take_samples
+
+SOURCE, TARGET = 0.0, 1.0
+
+
+def build_dann(
+    features: keras.Model, label_head: Any, domain_head: Any, *, weight: float = 1.0, name: str = "dann"
+) -> keras.Model:
+    """Builds a domain-adversarial network: two heads on the same features, one behind a gradient reversal.
+
+    It is an ordinary functional model that shares its layers with `features` and the heads.
+
+    Args:
+        features: functional model with one output.
+        label_head: layer or model from features to one output per class.
+        domain_head: layer or model from features to one logit, (batch, 1), of being target; or `MeanDiscrepancy`, which is
+            not adversarial and gets no reversal.
+        weight: of the gradient reversal.
+        name: of the model.
+
+    Returns:
+        A model whose outputs are {"label": ..., "domain": ...}.
+
+    Raises:
+        UnsupportedModelError: `features` is no functional model with one output.
+        InvalidArgumentError: the domain head does not give (batch, 1), or `weight` is out of range.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3)(x))
+        >>> model = keras_pcp.build_dann(keras.Model(x, y), keras.layers.Dense(10), keras.layers.Dense(1))
+        >>> {name: tuple(output.shape) for name, output in model.output.items()}
+        {'label': (None, 10), 'domain': (None, 1)}
+    """
+    if not isinstance(getattr(features, "output", None), keras.KerasTensor):
+        raise UnsupportedModelError(
+            "features must be a functional keras.Model with one output, built from an Input; got "
+            f"{type(features).__name__} {getattr(features, 'name', '')!r}"
+        )
+    shared = features.output
+    adversarial = not isinstance(domain_head, MeanDiscrepancy)
+    domain = domain_head(GradientReversal(weight, name="reversal")(shared) if adversarial else shared)
+    if tuple(domain.shape[1:]) != (1,):
+        raise InvalidArgumentError(
+            f"domain_head must give one logit per sample, (batch, 1), but gives {tuple(domain.shape)}; let it end with "
+            "Dense(1)"
+        )
+    return keras.Model(features.input, {"label": label_head(shared), "domain": domain}, name=name)
+
+
+class DANN:
+    """Trains and prunes a domain-adversarial network without thinking of batches and sample weights.
+
+    Args:
+        features, label_head, domain_head, weight: as in `build_dann`. With `keras_pcp.MeanDiscrepancy()` as domain head it
+            is a network trained with the maximum mean discrepancy (as DAN is).
+
+    Attributes:
+        model: the two-headed model, an ordinary Keras model.
+        classifier: the label path. It shares the layers of `model`, also while that is pruned; export this one.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(x))
+        >>> dann = keras_pcp.DANN(keras.Model(x, y), keras.layers.Dense(2), keras.layers.Dense(1))
+        >>> dann.compile("sgd")
+        >>> source = np.random.rand(32, 8, 8, 1), np.arange(32) % 2
+        >>> target = np.random.rand(32, 8, 8, 1)
+        >>> pruning = keras_pcp.ProgressivePruning(
+        ...     max_macs=0.5, deliver=dann.classifier, validation_data=dann.validation_data(source, target)
+        ... )
+        >>> history = dann.fit(source, target, epochs=8, batch_size=16, callbacks=[pruning], verbose=0)
+        >>> pruning.report.reached, dann.classifier.count_params() < 8 * 10 + 8 * 2 + 2
+        (True, True)
+    """
+
+    def __init__(self, features: keras.Model, label_head: Any, domain_head: Any, *, weight: float = 1.0):
+        self.model = build_dann(features, label_head, domain_head, weight=weight)
+        self.classifier = keras.Model(self.model.input, self.model.output["label"], name="classifier")
+        self.adversarial = not isinstance(domain_head, MeanDiscrepancy)
+
+    def compile(self, optimizer: Any, *, loss: Any = None, domain_weight: float = 1.0, **options: Any) -> None:
+        """Compiles `model`.
+
+        Args:
+            optimizer: as for `keras.Model.compile`.
+            loss: of the labels; None: sparse categorical cross-entropy of logits.
+            domain_weight: weight of the domain loss.
+            **options: others of `keras.Model.compile`.
+        """
+        domain_loss = keras.losses.BinaryCrossentropy(from_logits=True) if self.adversarial else discrepancy_loss
+        told_apart = [keras.metrics.BinaryAccuracy("told_apart", threshold=0.0)]
+        self.model.compile(
+            optimizer,
+            loss={
+                "label": loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                "domain": domain_loss,
+            },
+            loss_weights={"label": 1.0, "domain": domain_weight},
+            weighted_metrics={"label": ["accuracy"], "domain": told_apart if self.adversarial else []},
+            **options,
+        )
+
+    def fit(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        batch_size: int = 128,
+        epochs: int = 1,
+        pseudo_labels: PseudoLabels | None = None,
+        pseudo_weight: float = 1.0,
+        seed: int = 0,
+        **options: Any,
+    ) -> keras.callbacks.History:
+        """Trains on batches of which one half is source and the other target.
+
+        The loss is that of the labels on the source, plus `pseudo_weight` times that of the pseudo-labels on the target if
+        there are any, plus that of the domains on both.
+
+        Args:
+            source: (x, y): arrays, or a dataset of such batches, which is read into memory once. y are class numbers.
+            target: x: an array, or a dataset of batches of x. Labels in it are not looked at.
+            batch_size: an even number.
+            epochs: passes through the larger of the two.
+            pseudo_labels: how target samples get labels; None: they get none.
+            pseudo_weight: weight of their loss.
+            seed: for the order of the samples.
+            **options: others of `keras.Model.fit`, such as `callbacks`, `verbose` and `initial_epoch`.
+
+        Raises:
+            InvalidArgumentError: the data does not fit, or an option is out of range.
+        """
+        batches = _Batches(self, _labelled(source), _unlabelled(target), batch_size, pseudo_labels, pseudo_weight, seed)
+        renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin_epoch())
+        callbacks = [renewal, *(options.pop("callbacks", None) or [])]
+        return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **options)
+
+    def validation_data(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        target_weight: float = 0.5,
+        pseudo_labels: PseudoLabels | None = None,
+        samples: int | None = 512,
+        seed: int = 0,
+    ) -> Callable[[], tuple]:
+        """Returns labelled source and pseudo-labelled target samples, for `ProgressivePruning(validation_data=...)`.
+
+        Sample weights make every drop `(1 - target_weight)` times that on the source plus `target_weight` times that on
+        the pseudo-labels. The domain output has weight 0, so neither attempts nor gradients see it. The pseudo-labels are
+        made anew at every moment of pruning.
+
+        Args:
+            source, target: as in `fit`; keep them apart from the training and test samples.
+            target_weight: in [0, 1]; 0 is pruning by the source alone.
+            pseudo_labels: how target samples get labels; None: `PseudoLabels()`. Its history is not written.
+            samples: of each domain, at most; None: all. With the same number for `Progressive(samples=...)` or more, drops
+                are weighted as said; on a part of them only about so.
+            seed: for the draw of samples.
+
+        Raises:
+            InvalidArgumentError: the data does not fit, or an option is out of range.
+        """
+        if not 0 <= target_weight <= 1:
+            raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
+        x, y = _labelled(source)
+        x, y, _ = take_samples((x, y), samples, seed, "source")
+        x_target = _unlabelled(target)
+        x_target, _, _ = take_samples((x_target, np.zeros(len(x_target))), samples, seed, "target")
+        pseudo_labels = pseudo_labels or PseudoLabels()
+
+        def mixed() -> tuple:
+            labels, weights = pseudo_labels.assign(self.classifier.predict(x_target, verbose=0))
+            share = target_weight if weights.any() else 0.0
+            total = len(x) + len(x_target)
+            ours = np.full(len(x), (1 - share) * total / len(x))
+            theirs = weights * share * total / max(weights.sum(), 1)
+            return _joined(x, y, ours, x_target, labels, theirs, 0.0)
+
+        return mixed
+
+
+class _Batches(keras.utils.PyDataset):
+    """Half source, half target; goes through the larger of the two once an epoch."""
+
+    def __init__(self, dann: DANN, source: tuple, target: np.ndarray, size: int, pseudo_labels, pseudo_weight, seed):
+        super().__init__()
+        if not isinstance(size, int) or size < 2 or size % 2:
+            raise InvalidArgumentError(f"batch_size must be an even int, half for each domain, got {size!r}")
+        if min(len(source[0]), len(target)) < size // 2:
+            raise InvalidArgumentError(
+                f"half a batch of {size} is more than there are samples: {len(source[0])} source, {len(target)} target"
+            )
+        self.dann, self.source, self.target, self.half = dann, source, target, size // 2
+        self.pseudo_labels, self.pseudo_weight = pseudo_labels, pseudo_weight
+        self.rng, self.epoch = np.random.default_rng(seed), 0
+        self.orders = [self.order(len(source[0])), self.order(len(target))]
+        self.labels, self.weights = np.zeros(len(target), int), np.zeros(len(target), "float32")
+
+    def __len__(self) -> int:
+        return math.ceil(max(len(self.source[0]), len(self.target)) / self.half)
+
+    def order(self, count: int) -> np.ndarray:
+        """Enough shuffled numbers below `count` for one epoch."""
+        turns = math.ceil(len(self) * self.half / count)
+        return np.concatenate([self.rng.permutation(count) for _ in range(turns)])
+
+    def label(self) -> None:
+        """Makes pseudo-labels anew."""
+        outputs = self.dann.classifier.predict(self.target, batch_size=2 * self.half, verbose=0)
+        self.labels, self.weights = self.pseudo_labels.assign(outputs)
+        self.pseudo_labels.record(self.labels, self.weights)
+
+    def __getitem__(self, number: int) -> tuple:
+        (x, y), rows = self.source, slice(number * self.half, (number + 1) * self.half)
+        ours, theirs = (order[rows] for order in self.orders)
+        weights = 2 * self.pseudo_weight * self.weights[theirs]  # twice: the mean is over both halves
+        source = x[ours], y[ours], np.full(self.half, 2.0)
+        return _joined(*source, self.target[theirs], self.labels[theirs], weights, 1.0)
+
+    def begin_epoch(self) -> None:
+        """Shuffles, and renews the pseudo-labels if it is time."""
+        self.orders = [self.order(len(self.source[0])), self.order(len(self.target))]
+        if self.pseudo_labels and self.epoch % self.pseudo_labels.refresh_every == 0:
+            self.label()
+        self.epoch += 1
+
+
+def _joined(x, y, weights, x_target, labels, target_weights, domain_weight: float) -> tuple:
+    """Puts source and target behind each other, as (x, y, sample_weight) of the two-headed model."""
+    domain = np.repeat([SOURCE, TARGET], [len(x), len(x_target)]).astype("float32")[:, None]
+    label_weights = np.concatenate([weights, target_weights]).astype("float32")
+    return (
+        np.concatenate([x, x_target]),
+        {"label": np.concatenate([y, labels]), "domain": domain},
+        {"label": label_weights, "domain": np.full(len(domain), domain_weight, "float32")},
+    )
+
+
+def _labelled(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    x, y, _ = take_samples(source, None, 0, "source")
+    y = np.asarray(y).reshape(len(x), -1)
+    if y.shape[1] != 1 or not np.array_equal(y, y.astype(int)):
+        raise InvalidArgumentError(f"source labels must be class numbers, one per sample, got shape {y.shape}")
+    return x, y[:, 0].astype(int)
+
+
+def _unlabelled(target: Any) -> np.ndarray:
+    if isinstance(target, np.ndarray):
+        return target
+    if isinstance(target, tuple | list) or not hasattr(target, "__iter__"):
+        raise InvalidArgumentError(
+            f"target must be an array of inputs or a dataset of batches of them, got {type(target).__name__}"
+        )
+    batches = [np.asarray(batch[0] if isinstance(batch, tuple | list) else batch) for batch in target]
+    if not batches:
+        raise InvalidArgumentError("target is empty")
+    return np.concatenate(batches)

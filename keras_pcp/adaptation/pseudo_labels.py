@@ -1,0 +1,88 @@
+"""Labels for unlabelled samples of the target domain, by the classifier that is being trained.
+
+References:
+    Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks, ICML workshop
+    2013. Pruning with them: arXiv 2507.04792; how the paper chooses and renews them is not public.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+
+
+@dataclass
+class PseudoLabels:
+    """Labels that the classifier gives to target samples, and which of them are sure enough to be used.
+
+    Attributes:
+        threshold: probability of the most probable class, in [0, 1), from which a label is used. 0.9 is ours.
+        refresh_every: epochs after which training gets new labels, at least 1. Pruning gets new ones at every moment.
+        balanced: whether labels are weighted so that every class that occurs counts the same.
+        true_labels: int array (samples,) of the true classes of the target samples in training, for `history` only:
+            nothing is chosen by them.
+        history: one entry for each time labels were made for training: `passed`, the share of the samples that are used,
+            and, with `true_labels`, `right`, the share of those used that are right.
+
+    Raises:
+        InvalidArgumentError: an option is out of range.
+
+    Example:
+        >>> import numpy as np, keras_pcp
+        >>> labels, weights = keras_pcp.PseudoLabels(0.9).assign(np.array([[0.05, 0.95], [0.4, 0.6]]))
+        >>> labels.tolist(), weights.tolist()
+        ([1, 1], [1.0, 0.0])
+    """
+
+    threshold: float = 0.9
+    refresh_every: int = 1
+    balanced: bool = False
+    true_labels: Any = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not 0 <= self.threshold < 1:
+            raise InvalidArgumentError(f"threshold must be in [0, 1), got {self.threshold!r}")
+        if not isinstance(self.refresh_every, int) or self.refresh_every < 1:
+            raise InvalidArgumentError(f"refresh_every must be an int of at least 1, got {self.refresh_every!r}")
+
+    def assign(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns labels and weights for outputs of a classifier.
+
+        Args:
+            outputs: float array (samples, classes): probabilities if every row is one distribution, else logits.
+
+        Returns:
+            int array (samples,), the most probable classes, and float array (samples,): 0 for what is not sure enough;
+            the others have the mean 1.
+        """
+        probable = _probabilities(outputs)
+        labels = probable.argmax(axis=1)
+        weights = (probable.max(axis=1) >= self.threshold).astype("float32")
+        if self.balanced and weights.any():
+            counts = np.bincount(labels, weights, probable.shape[1])
+            weights = weights * (weights.sum() / np.count_nonzero(counts) / np.maximum(counts, 1))[labels]
+        return labels, weights.astype("float32")
+
+    def record(self, labels: np.ndarray, weights: np.ndarray) -> None:
+        """Adds an entry to `history`."""
+        used = weights > 0
+        entry = {"passed": float(used.mean())}
+        if self.true_labels is not None:
+            right = np.asarray(self.true_labels).ravel()[used] == labels[used]
+            entry["right"] = float(right.mean()) if used.any() else float("nan")
+        self.history.append(entry)
+
+
+def _probabilities(outputs: np.ndarray) -> np.ndarray:
+    outputs = np.asarray(outputs, "float64")
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise InvalidArgumentError(
+            f"pseudo-labels need outputs of shape (samples, classes) with at least two classes, got {outputs.shape}"
+        )
+    if outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        return outputs
+    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
