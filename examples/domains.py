@@ -10,16 +10,12 @@ def load_domains(source: str, target: str, data_dir: str | None = None) -> tuple
     """Returns (x, y) of the source and the target for training, then for the test: float32 (count, 28, 28, 3) in [0, 1].
 
     Args:
-        source, target: names as in `image_data.load`; with "_m" behind it, blended with photographs, as MNIST-M is. The
-            images of a set and of its "_m" are then different ones: half of the training images each.
+        source, target: names as in `image_data.load`; with "_m" behind it, blended with photographs, as MNIST-M is.
         data_dir: where tensorflow-datasets looks for prepared data.
     """
     found = []
-    for number, name in enumerate((source, target)):
-        train, test = load(name.removesuffix("_m"), data_dir, SIZE)
-        if source.removesuffix("_m") == target.removesuffix("_m"):
-            train = tuple(a[number::2] for a in train)
-        sets = [(_colour_images(x), y) for x, y in (train, test)]
+    for name in (source, target):
+        sets = [(_colour_images(x), y) for x, y in load(name.removesuffix("_m"), data_dir, SIZE)]
         if name.endswith("_m"):
             sets = [(blended(x, part), y) for (x, y), part in zip(sets, ("train", "test"), strict=True)]
         found.append(sets)
@@ -38,18 +34,25 @@ def _colour_images(x: np.ndarray) -> np.ndarray:
 def blended(x: np.ndarray, part: str, seed: int = 0) -> np.ndarray:
     """Blends images with photographs as MNIST-M does: |image - patch|, a random patch for each image.
 
-    MNIST-M (Ganin et al., JMLR 2016) takes its patches from BSDS500. Here they are cut from the two photographs that ship
-    with scikit-learn: for "train" from their left three quarters, for "test" from the rest.
+    MNIST-M (Ganin et al., JMLR 2016) takes its patches from the photographs of BSDS500. Here they are cut from the seven
+    colour photographs that ship with scikit-learn (china, flower) and scikit-image (astronaut, cat, coffee, motorcycle,
+    rocket): for "train" from their left three quarters, for "test" from the rest.
     """
-    from sklearn.datasets import load_sample_images
-
     rng = np.random.default_rng([seed, part == "test"])
-    photos = [np.asarray(p, "float32") / 255 for p in load_sample_images().images]
-    cut = photos[0].shape[1] * 3 // 4
-    photos = [p[:, :cut] if part == "train" else p[:, cut:] for p in photos]
+    photos = _photographs(part)
     found = np.empty_like(x)
     for i, image in enumerate(x):
         photo = photos[rng.integers(len(photos))]
         top, left = rng.integers(photo.shape[0] - SIZE), rng.integers(photo.shape[1] - SIZE)
         found[i] = np.abs(image - photo[top : top + SIZE, left : left + SIZE])
     return found
+
+
+def _photographs(part: str) -> list[np.ndarray]:
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    more = data.astronaut(), data.cat(), data.coffee(), data.stereo_motorcycle()[0], data.rocket()
+    photos = [np.asarray(p, "float32") / 255 for p in (*load_sample_images().images, *more)]
+    cuts = [p.shape[1] * 3 // 4 for p in photos]
+    return [p[:, :cut] if part == "train" else p[:, cut:] for p, cut in zip(photos, cuts, strict=True)]
