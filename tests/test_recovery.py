@@ -1,0 +1,130 @@
+"""Distillation from the unpruned model."""
+
+import keras
+import numpy as np
+import pytest
+from test_progressive_pruning import compiled, data
+
+import keras_pcp
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.search import Search
+
+L = keras.layers
+if not hasattr(keras, "distillation"):
+    pytest.skip("keras.distillation came with Keras 3.12", allow_module_level=True)
+
+
+def test_the_unpruned_model_teaches_and_leaves_no_trace():
+    model = compiled()
+    model.fit(*data(), epochs=1, verbose=0)
+    teacher = keras.models.clone_model(model)
+    teacher.set_weights(model.get_weights())
+    x, y = data(32, 2)
+    weights, logits = len(model.weights), teacher(x)
+    loss = keras.distillation.LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())
+    distillation = keras_pcp.Distillation(weight=0.3, loss=loss)
+    with distillation.teaching(model):
+        model.set_weights([w * 0.9 for w in model.get_weights()])
+        predicted = model(x)
+        plain = model.compute_loss(x, y, predicted, training=False)
+        taught = model.compute_loss(x, y, predicted, training=True)
+
+    def softmax(z):
+        e = np.exp((z - np.max(z, axis=1, keepdims=True)) / 2.0)
+        return e / e.sum(axis=1, keepdims=True)
+
+    p, q = softmax(np.asarray(logits)), softmax(np.asarray(predicted))
+    expected = 0.7 * float(plain) + 0.3 * 4 * float(np.mean(np.sum(p * np.log(p / q), axis=1)))
+    assert float(taught) == pytest.approx(expected, rel=1e-4)
+    assert "compute_loss" not in vars(model)
+    assert len(model.weights) == weights
+
+
+def test_distillation_in_fit_changes_what_is_learned():
+    found = []
+    for distillation in (None, keras_pcp.Distillation(0.9)):
+        model = compiled()
+        callback = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), distillation=distillation)
+        history = model.fit(*data(), epochs=3, verbose=0, shuffle=False, callbacks=[callback])
+        assert callback.report.reached
+        assert "compute_loss" not in vars(model)
+        found.append(history.history["loss"])
+    assert not np.allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_a_fit_that_fails_leaves_no_teacher_behind(monkeypatch):
+    model = compiled()
+    callback = keras_pcp.ProgressivePruning(
+        max_macs=0.5, validation_data=data(64, 1), distillation=keras_pcp.Distillation()
+    )
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data(), epochs=3, verbose=0, callbacks=[callback, Interrupt()])
+    assert "compute_loss" in vars(model)  # Keras tells callbacks nothing
+    callback.on_train_end()
+    assert "compute_loss" not in vars(model)
+
+    def fail(self, target):
+        raise RuntimeError("attempts failed")
+
+    monkeypatch.setattr(Search, "run_round", fail)
+    with pytest.raises(RuntimeError, match="attempts failed"):
+        model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
+    assert "compute_loss" not in vars(model)
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(1, None), (4, "softmax"), (1, "sigmoid")])
+def test_logits_distillation_refuses_outputs_that_are_no_logits(classes, activation):
+    i = keras.Input((8, 8, 1))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(8, 3)(i))
+    model = keras.Model(i, L.Dense(classes, activation=activation)(x))
+    model.compile(loss="mse")
+    with (
+        pytest.raises(InvalidArgumentError, match="logits of several classes"),
+        keras_pcp.Distillation().teaching(model),
+    ):
+        pass
+
+
+def test_several_outputs_are_distilled_one_by_one():
+    i = keras.Input((6,))
+    x = L.Dense(5)(i)
+    model = keras.Model(i, {"a": L.Dense(3, name="a")(x), "b": L.Dense(4, name="b")(x)})
+    model.compile(loss={"a": "mse", "b": "mse"})
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    y = {"a": np.zeros((8, 3)), "b": np.zeros((8, 4))}
+    loss = keras.distillation.FeatureDistillation(loss="mse")
+    with keras_pcp.Distillation(1.0, loss).teaching(model):
+        teacher = {k: np.asarray(v) for k, v in model(x).items()}
+        model.set_weights([w * 0.5 for w in model.get_weights()])
+        learned = model(x)
+        taught = float(model.compute_loss(x, y, learned, training=True))
+    assert taught == pytest.approx(sum(np.mean((teacher[k] - np.asarray(learned[k])) ** 2) for k in "ab"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras_pcp.Distillation(weight=0.0), "weight"),
+        (lambda: keras_pcp.Distillation(weight=1.5), "weight"),
+        (
+            lambda: keras_pcp.Distillation(
+                loss=keras.distillation.FeatureDistillation(teacher_layer_name="a", student_layer_name="a")
+            ),
+            "hidden layers",
+        ),
+    ],
+)
+def test_bad_distillation_is_refused(make, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        make()
+
+
+def test_old_keras_is_told_what_is_missing(monkeypatch):
+    monkeypatch.delattr(keras, "distillation")
+    with pytest.raises(PruningError, match="3.12"):
+        keras_pcp.Distillation()
