@@ -81,6 +81,7 @@ class DANN:
     Attributes:
         model: the two-headed model, an ordinary Keras model.
         classifier: the label path. It shares the layers of `model`, also while that is pruned; export this one.
+        features: the model that was given, which shares them too.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -99,7 +100,7 @@ class DANN:
     """
 
     def __init__(self, features: keras.Model, label_head: Any, domain_head: Any, *, weight: float = 1.0):
-        self.model = build_dann(features, label_head, domain_head, weight=weight)
+        self.features, self.model = features, build_dann(features, label_head, domain_head, weight=weight)
         self.classifier = keras.Model(self.model.input, self.model.output["label"], name="classifier")
         self.adversarial = not isinstance(domain_head, MeanDiscrepancy)
 

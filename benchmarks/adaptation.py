@@ -1,0 +1,202 @@
+"""Domain adaptation before and after pruning: target accuracy by what the channels and widths were chosen with.
+
+    python benchmarks/adaptation.py --source mnist --target mnist_m --out benchmarks/results/adaptation.jsonl
+
+First a network is trained on the labelled source alone, with a gradient reversal (DANN) and with the maximum mean
+discrepancy (MMD). Then the DANN is pruned in a further `fit`. All ways of pruning recover alike, with source labels,
+pseudo-labels and the domain loss; they differ in the samples that attempts are measured on (source labels; source labels
+and pseudo-labels; for comparison, true target labels) or in the strategy. `adapt_after` prunes the network that was trained
+on the source alone, by the source, and trains it as DANN afterwards. 512 training images of each domain are held out to
+choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file are skipped.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rows import read, write
+from sklearn.linear_model import LogisticRegression
+from trained_model import accuracy
+
+import keras_pcp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from domains import load_domains
+from image_data import hold_out
+
+L = keras.layers
+HELD_OUT = 512
+KINDS = ("source_only", "dann", "mmd")
+METHODS = ("source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
+
+
+def network(kind: str, classes: int) -> keras_pcp.DANN:
+    """The network for MNIST of Ganin et al. (2016), figure 4a, with a head for the domain."""
+    i = keras.Input((28, 28, 3))
+    h = L.Rescaling(2.0, -1.0)(i)
+    for filters in (32, 48):
+        h = L.MaxPooling2D()(L.Conv2D(filters, 5, activation="relu")(h))
+    features = keras.Model(i, L.Flatten()(h))
+    dense = [L.Dense(100, activation="relu"), L.Dense(100, activation="relu")]
+    domain_head = keras.Sequential([L.Dense(100, activation="relu"), L.Dense(1)])
+    return keras_pcp.DANN(
+        features,
+        keras.Sequential([*dense, L.Dense(classes)]),
+        keras_pcp.MeanDiscrepancy() if kind == "mmd" else domain_head,
+    )
+
+
+def compiled(dann: keras_pcp.DANN, kind: str, rate: float, steps: int) -> None:
+    """Compiles with the optimizer of Ganin et al."""
+    optimizer = keras.optimizers.SGD(keras_pcp.AnnealedLearningRate(rate, steps), momentum=0.9)
+    dann.compile(optimizer, domain_weight=0.0 if kind == "source_only" else 1.0)
+
+
+def train(args: argparse.Namespace, dann: keras_pcp.DANN, kind: str, data: dict, seed: int) -> None:
+    """Trains from where the network stands."""
+    compiled(dann, kind, 0.01, steps(args.epochs, data))
+    callbacks = [keras_pcp.ReversalSchedule()] if kind == "dann" else []
+    dann.fit(data["source"], data["target"], epochs=args.epochs, seed=seed, callbacks=callbacks, verbose=0)
+
+
+def steps(epochs: int, data: dict) -> int:
+    return epochs * -(-max(len(data["source"][0]), len(data["target"])) // 64)
+
+
+def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> tuple[keras_pcp.DANN, float]:
+    """Trains a network, or loads it if that was done before; returns it and the seconds."""
+    keras.utils.set_random_seed(seed)
+    dann = network(kind, data["classes"])
+    file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{seed}.weights.h5"
+    started = time.perf_counter()
+    if file.exists():
+        dann.model.load_weights(file)
+    else:
+        train(args, dann, kind, data, seed)
+        dann.model.save_weights(file)
+    return dann, time.perf_counter() - started
+
+
+def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed: int) -> tuple:
+    """Prunes in a `fit`; returns the network, the report and the pseudo-labels."""
+    kind = "source_only" if method == "adapt_after" else "dann"
+    dann, _ = trained(args, kind, data, seed)
+    source, unlabelled = data["source_val"], data["target_val"][0]
+    weight = 0.0 if method in ("source", "adapt_after") else 0.5
+    labels = keras_pcp.PseudoLabels(args.threshold)
+    validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
+    strategy = {"random_widths": keras_pcp.RandomWidths, "uniform": keras_pcp.OneShot}.get(
+        method, keras_pcp.Progressive
+    )
+    pruning = keras_pcp.ProgressivePruning(
+        max_macs=target, deliver=dann.classifier, criterion=args.criterion, begin=0.0, end=0.3,
+        validation_data=with_true_labels(validation, data["target_val"][1]) if method == "oracle" else validation,
+        strategy=strategy(seed=seed),
+    )  # fmt: skip
+    recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
+    compiled(dann, kind, 0.005, steps(args.prune_epochs, data))
+    if kind == "dann":
+        dann.model.get_layer("reversal").weight.assign(1.0)
+    dann.fit(
+        data["source"], data["target"], epochs=args.prune_epochs, seed=seed, callbacks=[pruning], verbose=0,
+        pseudo_labels=recovery if kind == "dann" else None,
+    )  # fmt: skip
+    if method == "adapt_after":
+        train(args, dann, "dann", data, seed)
+    return dann, pruning.report, recovery
+
+
+def with_true_labels(validation, labels: np.ndarray):
+    """Replaces pseudo-labels by true ones, all of them used."""
+
+    def replaced():
+        x, y, weights = validation()
+        count = len(x) - len(labels)
+        y["label"][count:] = labels
+        weights["label"][:] = np.repeat([0.5 / count, 0.5 / len(labels)], [count, len(labels)]) * len(x)
+        return x, y, weights
+
+    return replaced
+
+
+def measured(dann: keras_pcp.DANN, data: dict) -> dict[str, float]:
+    """Accuracies on the test images, and how well a linear classifier tells the domains of features apart."""
+    apart = [dann.features.predict(x, batch_size=500, verbose=0) for x, _ in (data["source_test"], data["target_test"])]
+    domain = np.repeat([0, 1], [len(a) for a in apart])
+    values = np.concatenate(apart)
+    values = values / np.maximum(values.std(axis=0), 1e-6)
+    order = np.random.default_rng(0).permutation(len(values))
+    half = len(order) // 2
+    judge = LogisticRegression(max_iter=200).fit(values[order[:half]], domain[order[:half]])
+    told = judge.score(values[order[half:]], domain[order[half:]])
+    return {
+        "target_acc": accuracy(dann.classifier, *data["target_test"]),
+        "source_acc": accuracy(dann.classifier, *data["source_test"]),
+        "domains_told_apart": round(told, 4), "proxy_a_distance": round(2 * (2 * told - 1), 4),
+    }  # fmt: skip
+
+
+def prepared(args: argparse.Namespace) -> dict:
+    """Loads both domains and holds out samples."""
+    source, target, source_test, target_test = load_domains(args.source, args.target, args.data_dir)
+    source, source_val = hold_out(*source, HELD_OUT)
+    target, target_val = hold_out(*target, HELD_OUT)
+    return {
+        "source": source, "source_val": source_val, "source_test": source_test, "target": target[0],
+        "target_labels": target[1], "target_val": target_val, "target_test": target_test,
+        "classes": int(source[1].max()) + 1,
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, or digits")
+    parser.add_argument("--target", default="mnist_m", help="likewise; with _m behind it, blended with photographs")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--targets", default="0.25,0.5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--prune-epochs", type=int, default=20)
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--cache", type=Path, default=Path(), help="folder for the trained networks")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    data = prepared(args)
+    fields = ("source", "target", "method", "macs_limit", "seed")
+    done = {tuple(r[f] for f in fields) for r in read(args.out)}
+    common = {
+        "suite": "adaptation", "source": args.source, "target": args.target, "criterion": args.criterion,
+        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "command": "python " + " ".join(sys.argv),
+        "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
+    }  # fmt: skip
+    for seed in map(int, args.seeds.split(",")):
+        for kind in filter(None, args.kinds.split(",")):
+            if (args.source, args.target, kind, 1.0, seed) not in done:
+                dann, seconds = trained(args, kind, data, seed)
+                row = {"method": kind, "macs_limit": 1.0, "macs": 1.0, "seed": seed, "seconds": round(seconds, 1)}
+                write(common | row | measured(dann, data), args.out)
+                keras.backend.clear_session()
+        for target in map(float, args.targets.split(",")):
+            for method in filter(None, args.methods.split(",")):
+                if (args.source, args.target, method, target, seed) not in done:
+                    started = time.perf_counter()
+                    dann, report, labels = prune(args, method, target, data, seed)
+                    row = {
+                        "method": method, "macs_limit": target, "seed": seed,
+                        "macs": round(report.after["macs"] / report.before["macs"], 4),
+                        "seconds": round(time.perf_counter() - started, 1), "pseudo_labels": labels.history[-1:],
+                        "widths": {name: now for name, (_, now) in report.widths.items()},
+                    }  # fmt: skip
+                    write(common | row | measured(dann, data), args.out)
+                    keras.backend.clear_session()
+
+
+if __name__ == "__main__":
+    main()
