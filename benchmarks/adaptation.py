@@ -27,27 +27,11 @@ import keras_pcp
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from domains import load_domains
 from image_data import hold_out
+from prune_across_domains import digit_network
 
-L = keras.layers
 HELD_OUT = 512
 KINDS = ("source_only", "dann", "mmd")
 METHODS = ("source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
-
-
-def network(kind: str, classes: int) -> keras_pcp.DANN:
-    """The network for MNIST of Ganin et al. (2016), figure 4a, with a head for the domain."""
-    i = keras.Input((28, 28, 3))
-    h = L.Rescaling(2.0, -1.0)(i)
-    for filters in (32, 48):
-        h = L.MaxPooling2D()(L.Conv2D(filters, 5, activation="relu")(h))
-    features = keras.Model(i, L.Flatten()(h))
-    dense = [L.Dense(100, activation="relu"), L.Dense(100, activation="relu")]
-    domain_head = keras.Sequential([L.Dense(100, activation="relu"), L.Dense(1)])
-    return keras_pcp.DANN(
-        features,
-        keras.Sequential([*dense, L.Dense(classes)]),
-        keras_pcp.MeanDiscrepancy() if kind == "mmd" else domain_head,
-    )
 
 
 def compiled(dann: keras_pcp.DANN, kind: str, rate: float, steps: int) -> None:
@@ -70,7 +54,7 @@ def steps(epochs: int, data: dict) -> int:
 def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> tuple[keras_pcp.DANN, float]:
     """Trains a network, or loads it if that was done before; returns it and the seconds."""
     keras.utils.set_random_seed(seed)
-    dann = network(kind, data["classes"])
+    dann = digit_network(data["classes"], keras_pcp.MeanDiscrepancy() if kind == "mmd" else None)
     file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{seed}.weights.h5"
     started = time.perf_counter()
     if file.exists():

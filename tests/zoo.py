@@ -475,3 +475,11 @@ def gated_linear_unit():
 def unit_length():
     i = keras.Input((6, 6, 3))
     return classify(L.Conv2D(5, 1)(ops.normalize(L.Conv2D(8, 1)(i), axis=-1)), i)
+
+
+@zoo
+def two_domains():
+    i = keras.Input((8, 8, 2))
+    features = keras.Model(i, L.Flatten()(L.Conv2D(5, 3, activation="relu")(i)))
+    domain_head = keras.Sequential([L.Dense(4, activation="relu"), L.Dense(1)])
+    return keras_pcp.build_dann(features, L.Dense(3), domain_head, weight=0.5)
