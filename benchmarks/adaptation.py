@@ -136,8 +136,9 @@ def prepared(args: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Returns the options, which `plot_domains.py` has too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, or digits")
     parser.add_argument("--target", default="mnist_m", help="likewise; with _m behind it, blended with photographs")
     parser.add_argument("--data-dir")
@@ -151,7 +152,11 @@ def main():
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--cache", type=Path, default=Path(), help="folder for the trained networks")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    args = make_parser(__doc__).parse_args()
     data = prepared(args)
     fields = ("source", "target", "method", "macs_limit", "seed")
     done = {tuple(r[f] for f in fields) for r in read(args.out)}

@@ -93,6 +93,28 @@ def memory() -> str:
     return table(["model", "samples", "fit, MiB", "fit with pruning, MiB", "ratio"], body)
 
 
+def adaptation() -> str:
+    """Mean and range over the seeds of the accuracy on the target, before pruning and after."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows("adaptation"):
+        key = (row["source"], row["target"], -row["macs_limit"], ADAPTATION.index(row["method"]))
+        found.setdefault(key, []).append(row)
+    body = []
+    for (source, target, limit, method), group in sorted(found.items()):
+        acc = [r["target_acc"] for r in group]
+        means = {k: statistics.mean(r[k] for r in group) for k in ("macs", "source_acc", "proxy_a_distance")}
+        body.append(
+            [f"{source} to {target}", f"{-limit:g}", ADAPTATION[method], f"{means['macs']:.3f}",
+             f"{statistics.mean(acc):.4f}", f"{min(acc):.4f} to {max(acc):.4f}", f"{means['source_acc']:.4f}",
+             f"{means['proxy_a_distance']:.2f}", str(len(acc))]
+        )  # fmt: skip
+    header = ["domains", "limit", "method", "MACs", "target test", "range", "source test", "A-distance", "seeds"]
+    return table(header, body)
+
+
+ADAPTATION = ["source_only", "mmd", "dann", "source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after"]
+
+
 def fit_time() -> str:
     """One line a repeat."""
     body = [
@@ -201,7 +223,18 @@ def torch_pruning() -> str:
     return table([*header, "ratio with scores", "turns"], body)
 
 
-MAKERS = (digits, accuracy, attempts, memory, fit_time, applications, kerashub, coverage_summary, torch_pruning)
+MAKERS = (
+    digits,
+    accuracy,
+    attempts,
+    memory,
+    adaptation,
+    fit_time,
+    applications,
+    kerashub,
+    coverage_summary,
+    torch_pruning,
+)
 
 
 def main() -> int:
