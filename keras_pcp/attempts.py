@@ -73,7 +73,7 @@ class Comparison:
         if changed not in self.reruns:
             weights = [self.weights[i] for i in changed]
             users = {user for w in weights for user in self.users.get(id(w), ())}
-            self.reruns[changed] = Rerun(self.traced, users, weights, not self.evaluator.model.run_eagerly)
+            self.reruns[changed] = Rerun(self.traced, users, weights, not self.evaluator.judge.run_eagerly)
         return self.reruns[changed]
 
     def packed(self, outputs: list[Any]) -> Any:

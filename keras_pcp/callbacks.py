@@ -12,26 +12,21 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.channels import ChannelGraph
 from keras_pcp.cost import Cost, Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.live import check_live, shrink
-from keras_pcp.reconstruction import reconstruct
+from keras_pcp.live import check_live
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
-from keras_pcp.samples import take_samples
 from keras_pcp.schedules import cubic
 from keras_pcp.search import Criteria, Search, criteria_of
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Strategy
-from keras_pcp.surgery import prune_model
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
 _STEPS_PER_SHRINK = 64
 # At most this share of the model is removed between two training steps.
 _LARGEST_MOMENT = 0.25
-# Samples for the least-squares refit.
-_REFIT_SAMPLES = 512
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -167,17 +162,11 @@ class _Run:
         self.callback, self.model = callback, callback.model
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
-        refit_on = callback.reconstruction_data
-        if refit_on is not None:
-            seed = getattr(callback.strategy, "seed", 0)
-            refit_on = take_samples(refit_on, _REFIT_SAMPLES, seed, "reconstruction_data")
         self.search = Search(
             self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
-            callback.frozen_layers, callback.on_unknown, callback.deliver, refit_on and refit_on[0],
+            callback.frozen_layers, callback.on_unknown, callback.deliver,
+            callback.reconstruction_data,
         )  # fmt: skip
-        self.refit_on = refit_on
-        if refit_on is not None:
-            prune_model(self.model, self.search.graph, Selection())  # a refit needs copies: better fail now than later
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0
@@ -258,7 +247,7 @@ class _Run:
             with self.clock.measuring("attempts"):
                 search.run_round(min(1.0, reached + self.round_share))
             self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
-            if self.refit_on is not None:
+            if search.refit_on is not None:
                 self.shrink_now()
         self.report.attempt_macs = search.attempt_macs
         self.shrink_now()
@@ -268,15 +257,10 @@ class _Run:
     def shrink_now(self) -> None:
         """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
         search, report = self.search, self.report
-        if search.state.selection == search.done:
-            return
-        graph, selection = search.live_graph, search.to_remove()
         with self.clock.measuring("surgery"):
-            before = prune_model(self.model, graph, Selection()) if self.refit_on is not None else None
-            shrink(self.model, graph, selection)
-            if before is not None:
-                reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
-            search.narrow()
+            changed = search.prune()
+        if not changed:
+            return
         if self.step not in report.shrinks:
             report.shrinks.append(self.step)
         report.selection = search.done

@@ -32,11 +32,14 @@ class Evaluator:
     """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
 
     The metric is the mean of the compiled metrics for which higher is better (accuracy, AUC, IoU ...), and minus the
-    loss where there is none. They are told by their names. The loss is without regularization terms.
+    loss where there is none. They are told by their names. The loss is without regularization terms. Both are those that
+    `judge` was compiled with: the model itself, or the one that it is a copy of.
     """
 
-    def __init__(self, model: keras.Model, validation_data: Any, samples: int | None, seed: int):
-        self.model = model
+    def __init__(
+        self, model: keras.Model, validation_data: Any, samples: int | None, seed: int, judge: keras.Model | None = None
+    ):
+        self.model, self.judge = model, judge or model
         self.outputs = list(getattr(internals.functional_of(model), "output_names", ()))
         arrays = take_samples(validation_data, samples, seed, "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
@@ -45,9 +48,9 @@ class Evaluator:
 
     def check(self) -> Evaluation:
         """Evaluates once, and turns whatever goes wrong into an error about validation_data."""
-        if not getattr(self.model, "compiled", False):
+        if not getattr(self.judge, "compiled", False):
             raise InvalidArgumentError(
-                f"model {self.model.name!r} is not compiled, so it has no loss to measure; call model.compile(loss=..., "
+                f"model {self.judge.name!r} is not compiled, so it has no loss to measure; call model.compile(loss=..., "
                 "metrics=...) first"
             )
         try:
@@ -78,11 +81,11 @@ class Evaluator:
     def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
         """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
         # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
-        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.model.weights]):
-            loss = self.model.compute_loss(x=None, y=y, y_pred=predicted, sample_weight=weight, training=False)
-            loss = loss - sum(keras.ops.sum(extra) for extra in self.model.losses)
-        self.model.reset_metrics()
-        results = self.model.compute_metrics(None, y, predicted, weight)
+        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]):
+            loss = self.judge.compute_loss(x=None, y=y, y_pred=predicted, sample_weight=weight, training=False)
+            loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
+        self.judge.reset_metrics()
+        results = self.judge.compute_metrics(None, y, predicted, weight)
         prefixes = [f"{name}_".lower() for name in self.outputs] if len(self.outputs) > 1 else []
         metrics = [v for k, v in _flat(results) if _higher_is_better(k, prefixes)]
         return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
@@ -129,7 +132,7 @@ class Evaluator:
 
         y, weight = (tree.map_structure(chunked, _rows(a, rows)) for a in (self.y, self.weight))
         with self.metrics_put_back():
-            judge = self._judge_one_by_one if self.model.run_eagerly else self._judge_all
+            judge = self._judge_one_by_one if self.judge.run_eagerly else self._judge_all
             return np.stack([judge(y, tree.map_structure(chunked, p), weight) for p in predictions])
 
     def _judge_one_by_one(self, y: Any, predicted: Any, weight: Any) -> np.ndarray:
@@ -167,11 +170,11 @@ class Evaluator:
     @contextmanager
     def metrics_put_back(self) -> Iterator[None]:
         """Restores the running metrics of the training in progress."""
-        saved = [(v, v.numpy()) for v in self.model.metrics_variables]
+        saved = [(v, v.numpy()) for v in self.judge.metrics_variables]
         try:
             yield
         finally:
-            self.model.reset_metrics()
+            self.judge.reset_metrics()
             for variable, value in saved:
                 variable.assign(value)
 

@@ -20,11 +20,18 @@ from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.delivery import delivered_graph
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
+from keras_pcp.graph import build_graph
+from keras_pcp.live import shrink
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
-from keras_pcp.samples import count_samples
+from keras_pcp.reconstruction import reconstruct
+from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
+from keras_pcp.surgery import prune_model
+
+# Samples for the least-squares refit.
+_REFIT_SAMPLES = 512
 
 Criteria = str | Criterion | Sequence[str | Criterion]
 
@@ -61,15 +68,19 @@ class Search:
         frozen_layers: Iterable[str],
         on_unknown: str,
         deliver: keras.Model | None = None,
-        refit_on: Any = None,
+        reconstruction_data: Any = None,
+        judge: keras.Model | None = None,
     ):
-        self.model, self.strategy, self.criteria = model, strategy, criteria_of(criterion)
+        self.model, self.judge, self.strategy, self.criteria = model, judge, strategy, criteria_of(criterion)
         self.graph = self.live_graph = delivered_graph(model, deliver, on_unknown, frozen_layers)
         self.full: Cost = count_cost(self.graph)
         self.bounds = limits.absolute(self.full)
         self.state: State = strategy.init(self.graph, self.bounds)
         self.done = self.state.selection
-        self._validation_data, self._refit_on = validation_data, refit_on
+        self._validation_data, self.refit_on = validation_data, reconstruction_data
+        if self.refit_on is not None:
+            self.refit_on = take_samples(self.refit_on, _REFIT_SAMPLES, strategy.seed, "reconstruction_data")
+            prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None
         self._draw()
@@ -80,7 +91,8 @@ class Search:
 
     def _draw(self) -> None:
         data = self._validation_data() if callable(self._validation_data) else self._validation_data
-        self.evaluator, self._comparison = Evaluator(self.model, data, self.strategy.samples, self.strategy.seed), None
+        self._comparison = None
+        self.evaluator = Evaluator(self.model, data, self.strategy.samples, self.strategy.seed, self.judge)
 
     def renew_data(self) -> None:
         """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""
@@ -101,7 +113,7 @@ class Search:
         before = self.state.selection
         self._attempts.clear()
         self._compensation = None
-        if self._refit_on is not None and before != self.done:
+        if self.refit_on is not None and before != self.done:
             raise PruningError("between two rounds with a refit the model has to be shrunk")
         with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
             self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
@@ -111,13 +123,21 @@ class Search:
                 "and multiple_of, freeze fewer layers, or raise the limit"
             )
 
-    def narrow(self) -> None:
-        """Takes note that the model has been shrunk to the present selection."""
+    def prune(self) -> bool:
+        """Makes the model physically smaller, and refits it if asked to; returns whether there was anything to do."""
+        if self.state.selection == self.done:
+            return False
+        graph, selection = self.live_graph, self.to_remove()
+        before = None if self.refit_on is None else prune_model(self.model, graph, Selection())
+        shrink(self.model, graph, selection)
+        if before is not None:
+            reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
         self.done = self.state.selection
         self.live_graph = narrowed(self.graph, self.done)
         self._live_macs = count_cost(self.live_graph).macs
         self.evaluator.forget()
         self._comparison = None
+        return True
 
     def to_remove(self) -> Selection:
         """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
@@ -164,15 +184,15 @@ class Search:
             other = {n: mask for n, mask in selection.keep.items() if not np.array_equal(mask, present[n])}
             masks = consumer_masks(self.live_graph, self._relative(Selection(other)))
             values = with_zeros(self.model, masks)
-            if self._refit_on is not None:
+            if self.refit_on is not None:
                 values |= self._compensated(masks)
             self._attempts[id(selection)] = selection, values
         return self._attempts[id(selection)][1]
 
     def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
         if self._compensation is None:
-            self._compensation = Compensation(self.model, self._refit_on, seed=self.strategy.seed)
-            self.attempt_macs += self._live_macs * count_samples(self._refit_on)
+            self._compensation = Compensation(self.model, self.refit_on[0], seed=self.strategy.seed)
+            self.attempt_macs += self._live_macs * count_samples(self.refit_on[0])
         return self._compensation.values(masks)
 
     def _relative(self, selection: Selection) -> Selection:
@@ -195,6 +215,7 @@ def search_widths(
     validation_data: Any,
     criterion: Criteria = "l1",
     strategy: Strategy | None = None,
+    reconstruction_data: Any = None,
     frozen_layers: Iterable[str] = (),
     on_unknown: str = "error",
     checkpoint: str | Path | None = None,
@@ -202,14 +223,16 @@ def search_widths(
 ) -> Selection:
     """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
 
-    The model, which must be compiled for its loss and metrics, stays as it is.
+    The model, which must be compiled for its loss and metrics, stays as it is. With `reconstruction_data` the rounds run
+    on a copy that gets smaller and is refit; `reconstruct` then does the same to what `prune_model` returns.
 
     Args:
         model: a trained, compiled model.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
         validation_data: labelled samples for the attempts.
-        criterion, strategy, frozen_layers, on_unknown: as in `ProgressivePruning`.
+        criterion, strategy, reconstruction_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
         checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
+            With `reconstruction_data`, what was pruned until then is refit at once, so later choices may differ slightly.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -232,25 +255,43 @@ def search_widths(
     """
     limits = Limits(max_macs, max_params, max_bytes)
     strategy = strategy or Progressive()
-    search = Search(model, limits, validation_data, criterion, strategy, frozen_layers, on_unknown)
+    working = model if reconstruction_data is None else _copied(model)
+    search = Search(
+        working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,
+        reconstruction_data=reconstruction_data, judge=model,
+    )  # fmt: skip
     identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
     identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
     identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(search.evaluator.x))}
+    if search.refit_on is not None:
+        identity["reconstruction_data"] = _digest(tree.flatten(search.refit_on[0]))
     file = Path(checkpoint) if checkpoint else None
     if file and not file.parent.is_dir():
         raise InvalidArgumentError(f"the folder of checkpoint {file} does not exist; make it first")
     if file and file.exists():
         search.state = _resumed(file, identity)
+        if reconstruction_data is not None:
+            search.prune()
     share = 1 / strategy.rounds_needed(search.graph, search.bounds)
     bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
     while (reached := search.progress()) < 1:
         search.run_round(min(1.0, reached + share))
         if file:
             _write(file, {**identity, "state": search.state.to_json()})
+        if reconstruction_data is not None:
+            search.prune()
         latest = search.state.rounds[-1]
         values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
         bar.update(min(100, int(100 * search.progress())), values)
     return search.state.selection
+
+
+def _copied(model: keras.Model) -> keras.Model:
+    """Returns a copy of a model, with its loss."""
+    copy = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
+    if getattr(model, "compiled", False):
+        copy.compile(loss=model.loss, loss_weights=(model.get_compile_config() or {}).get("loss_weights"))
+    return copy
 
 
 def _digest(arrays: list[np.ndarray]) -> str:

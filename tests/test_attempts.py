@@ -11,7 +11,7 @@ from zoo import ZOO, build, inputs_for, random_selection
 import keras_pcp
 from keras_pcp.attempts import Comparison
 from keras_pcp.cost import Limits, count_cost
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import Evaluator, _higher_is_better
 from keras_pcp.masks import consumer_masks, masked, with_zeros
 from keras_pcp.recording import Recording, Rerun
@@ -254,3 +254,37 @@ def test_readers_of_pruned_channels_are_refit_after_a_shrink(attempts):
     assert np.flatnonzero(kept).tolist()[:4] == [0, 1, 2, 3]
     assert not kept.all()
     assert np.allclose(model.predict(x, verbose=0), expected, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+def test_a_search_with_a_refit_works_on_a_copy_and_goes_on_from_its_checkpoint(tmp_path, criterion):
+    model = compiled()
+    model.fit(*data(), epochs=1, verbose=0)
+    before = state_of(model)
+    options = {
+        "max_macs": 0.5, "validation_data": data(64, 1), "criterion": criterion, "verbose": False,
+        "strategy": Progressive(step=0.05), "reconstruction_data": data(48, 2),
+    }  # fmt: skip
+    found = keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **options)
+    assert same_state(before, state_of(model))
+    graph = keras_pcp.build_graph(model)
+    assert count_cost(graph, found).macs <= 0.5 * count_cost(graph).macs
+    assert keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **options) == found
+    saved = json.loads((tmp_path / "state.json").read_text())
+    assert len(saved["state"]["rounds"]) > 2
+    other = options | {"reconstruction_data": data(48, 3)}
+    with pytest.raises(InvalidArgumentError, match="reconstruction_data"):
+        keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **other)
+
+
+def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
+    model = compiled()
+    search = Search(
+        model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=data(48, 2)
+    )
+    search.run_round(0.1)
+    with pytest.raises(PruningError, match="shrunk"):
+        search.run_round(0.2)
+    assert search.prune()
+    assert not search.prune()
+    search.run_round(0.2)
