@@ -73,7 +73,7 @@ def main():
     dann.fit(source, target[0], epochs=args.prune_epochs, verbose=0, pseudo_labels=labels, callbacks=[pruning])
     tell("pruned")
     last = labels.history[-1]
-    print(f"pseudo-labels in the last epoch: {last['passed']:.0%} used, {last['right']:.0%} of them right")
+    print(f"pseudo-labels in the last epoch: {last['passed']:.0%} used, {last.get('right', 0):.0%} of them right")
     print(keras_pcp.export_litert(dann.classifier, args.out, representative_data=target_val[0][:16]))
 
 

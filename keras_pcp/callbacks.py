@@ -172,6 +172,7 @@ class _Run:
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
+        self.report.draws = getattr(callback.validation_data, "history", [])
         self.clock = _Clock(self.report.seconds)
         self.teaching = ExitStack()
         self.report.seconds["other"] += time.perf_counter() - started
@@ -238,11 +239,11 @@ class _Run:
         due, search = [p for p in self.points if p[0] <= self.step], self.search
         if not due or search.progress() >= 1:
             return
-        if search.state.rounds:
-            search.renew_data()
         self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
+        if search.state.rounds and search.progress() < near:
+            search.renew_data()
         while (reached := search.progress()) < near:
             with self.clock.measuring("attempts"):
                 search.run_round(min(1.0, reached + self.round_share))

@@ -26,6 +26,7 @@ class PruningReport:
             step time), "other".
         attempt_macs: multiply-accumulates that measuring took.
         frozen: (layer, channels, reason) of what was never a candidate.
+        draws: what a function given as `validation_data` tells in its `history`, such as the share of pseudo-labels used.
     """
 
     model_name: str
@@ -40,8 +41,8 @@ class PruningReport:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"attempts": 0.0, "surgery": 0.0, "retracing": 0.0, "other": 0.0}
     )
-
     attempt_macs: float = 0.0
+    draws: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def reached(self) -> bool:
@@ -73,6 +74,8 @@ class PruningReport:
             )
         lines.append(f"  {'group':<28} {'before':>6} {'now':>6}")
         lines += [f"  {name:<28} {full:>6} {now:>6}" for name, (full, now) in self.widths.items()]
+        for number, draw in enumerate(self.draws, 1):
+            lines.append(f"  samples drawn {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in draw.items()))
         lines += [f"  frozen: {layer} ({count}): {reason}" for layer, count, reason in self.frozen]
         return "\n".join(lines)
 
@@ -92,6 +95,7 @@ class PruningReport:
             "seconds": dict(self.seconds),
             "attempt_macs": self.attempt_macs,
             "frozen": [list(f) for f in self.frozen],
+            "draws": list(self.draws),
         }
         data = json.loads(json.dumps(data))
         if path is not None:

@@ -160,13 +160,16 @@ def test_the_loss_is_that_of_source_labels_pseudo_labels_and_domains():
 def test_only_the_label_path_is_counted_pruned_and_exported(tmp_path):
     network = dann()
     (x, y), target = domains()
-    pruning = keras_pcp.ProgressivePruning(
-        max_macs=0.5, deliver=network.classifier, validation_data=network.validation_data((x, y), target)
-    )
+    labels = keras_pcp.PseudoLabels(0.4, true_labels=y)
+    samples = network.validation_data((x, y), target, pseudo_labels=labels, samples=40)
+    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, deliver=network.classifier, validation_data=samples)
     alone = keras_pcp.count_cost(network.classifier)
     head = [w.shape for layer in network.model.layers if isinstance(layer, keras.Sequential) for w in layer.weights]
     network.fit((x, y), target, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
     assert pruning.report.before == {"macs": alone.macs, "params": alone.params, "bytes": alone.bytes}
+    assert len(pruning.report.draws) == len(pruning.report.shrinks) > 1  # new pseudo-labels at every moment
+    assert all(("right" in draw) == (draw["passed"] > 0) for draw in pruning.report.to_json()["draws"])
+    assert "samples drawn 1: passed" in str(pruning.report)
     after = keras_pcp.count_cost(network.classifier)
     assert pruning.report.after["macs"] == after.macs <= 0.5 * alone.macs
     kept = [w.shape for layer in network.model.layers if isinstance(layer, keras.Sequential) for w in layer.weights]
@@ -221,8 +224,8 @@ def test_pseudo_labels():
     _, balanced = keras_pcp.PseudoLabels(0.9, balanced=True).assign(logits)
     assert balanced == pytest.approx([0.75, 1.5, 0.75, 0])
     told = keras_pcp.PseudoLabels(0.9, true_labels=[0, 1, 2, 0])
-    told.record(labels, weights)
-    assert told.history == [{"passed": 0.75, "right": pytest.approx(2 / 3)}]
+    assert told.judged(labels, weights) == {"passed": 0.75, "right": pytest.approx(2 / 3)}
+    assert told.judged(labels[2:], weights[2:], [2, 3]) == {"passed": 0.5, "right": 0.0}
     nothing = keras_pcp.PseudoLabels(0.9, balanced=True, true_labels=[0]).assign(np.zeros((1, 3)))
     assert nothing[1].tolist() == [0]
 
@@ -233,7 +236,7 @@ def test_pseudo_labels_are_renewed_while_training():
     labels = keras_pcp.PseudoLabels(0.5, refresh_every=2, true_labels=y)
     network.fit((x, y), target, batch_size=32, epochs=5, verbose=0, pseudo_labels=labels)
     assert len(labels.history) == 3
-    assert all(set(entry) == {"passed", "right"} for entry in labels.history)
+    assert all(("right" in entry) == (entry["passed"] > 0) for entry in labels.history)
 
 
 def test_the_discrepancy_is_that_of_its_formula():

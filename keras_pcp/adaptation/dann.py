@@ -180,7 +180,8 @@ class DANN:
         Args:
             source, target: as in `fit`; keep them apart from the training and test samples.
             target_weight: in [0, 1]; 0 is pruning by the source alone.
-            pseudo_labels: how target samples get labels; None: `PseudoLabels()`. Its history is not written.
+            pseudo_labels: how target samples get labels; None: `PseudoLabels()`. What passes at each moment of pruning, and
+                what is right if it has the true labels of `target`, is in `PruningReport.draws`.
             samples: of each domain, at most; None: all. With the same number for `Progressive(samples=...)` or more, drops
                 are weighted as said; on a part of them only about so.
             seed: for the draw of samples.
@@ -190,21 +191,29 @@ class DANN:
         """
         if not 0 <= target_weight <= 1:
             raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
-        x, y = _labelled(source)
-        x, y, _ = take_samples((x, y), samples, seed, "source")
-        x_target = _unlabelled(target)
-        x_target, _, _ = take_samples((x_target, np.zeros(len(x_target))), samples, seed, "target")
-        pseudo_labels = pseudo_labels or PseudoLabels()
+        x, y, _ = take_samples(_labelled(source), samples, seed, "source")
+        target = _unlabelled(target)
+        x_target, place, _ = take_samples((target, np.arange(len(target))), samples, seed, "target")
+        return _Mixed(self.classifier, (x, y), x_target, place, target_weight, pseudo_labels or PseudoLabels())
 
-        def mixed() -> tuple:
-            labels, weights = pseudo_labels.assign(self.classifier.predict(x_target, verbose=0))
-            share = target_weight if weights.any() else 0.0
-            total = len(x) + len(x_target)
-            ours = np.full(len(x), (1 - share) * total / len(x))
-            theirs = weights * share * total / max(weights.sum(), 1)
-            return _joined(x, y, ours, x_target, labels, theirs, 0.0)
 
-        return mixed
+class _Mixed:
+    """Labelled source and pseudo-labelled target samples; `history` tells of the pseudo-labels of each call."""
+
+    def __init__(self, classifier: keras.Model, source: tuple, target: np.ndarray, place: np.ndarray, weight, labels):
+        self.classifier, self.source, self.target, self.place = classifier, source, target, place
+        self.weight, self.labels = weight, labels
+        self.history: list[dict[str, float]] = []
+
+    def __call__(self) -> tuple:
+        """Makes the pseudo-labels and returns (x, y, sample_weight)."""
+        (x, y), theirs = self.source, self.target
+        labels, weights = self.labels.assign(self.classifier.predict(theirs, verbose=0))
+        self.history.append(self.labels.judged(labels, weights, self.place))
+        share = self.weight if weights.any() else 0.0
+        total = len(x) + len(theirs)
+        ours = np.full(len(x), (1 - share) * total / len(x))
+        return _joined(x, y, ours, theirs, labels, weights * share * total / max(weights.sum(), 1), 0.0)
 
 
 class _Batches(keras.utils.PyDataset):
@@ -236,7 +245,7 @@ class _Batches(keras.utils.PyDataset):
         """Makes pseudo-labels anew."""
         outputs = self.dann.classifier.predict(self.target, batch_size=2 * self.half, verbose=0)
         self.labels, self.weights = self.pseudo_labels.assign(outputs)
-        self.pseudo_labels.record(self.labels, self.weights)
+        self.pseudo_labels.history.append(self.pseudo_labels.judged(self.labels, self.weights))
 
     def __getitem__(self, number: int) -> tuple:
         (x, y), rows = self.source, slice(number * self.half, (number + 1) * self.half)

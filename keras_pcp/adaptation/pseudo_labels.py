@@ -21,10 +21,10 @@ class PseudoLabels:
         threshold: probability of the most probable class, in [0, 1), from which a label is used. 0.9 is ours.
         refresh_every: epochs after which training gets new labels, at least 1. Pruning gets new ones at every moment.
         balanced: whether labels are weighted so that every class that occurs counts the same.
-        true_labels: int array (samples,) of the true classes of the target samples in training, for `history` only:
-            nothing is chosen by them.
-        history: one entry for each time labels were made for training: `passed`, the share of the samples that are used,
-            and, with `true_labels`, `right`, the share of those used that are right.
+        true_labels: int array (samples,) of the true classes of the target samples, for the record only: nothing is chosen
+            by them.
+        history: one entry for each time that labels were made for training: `passed`, the share of the samples that are
+            used, and, with `true_labels`, `right`, the share of those used that are right.
 
     Raises:
         InvalidArgumentError: an option is out of range.
@@ -66,14 +66,14 @@ class PseudoLabels:
             weights = weights * (weights.sum() / np.count_nonzero(counts) / np.maximum(counts, 1))[labels]
         return labels, weights.astype("float32")
 
-    def record(self, labels: np.ndarray, weights: np.ndarray) -> None:
-        """Adds an entry to `history`."""
+    def judged(self, labels: np.ndarray, weights: np.ndarray, place: Any = slice(None)) -> dict[str, float]:
+        """Returns an entry for `history`; `place` says which of the `true_labels` those of the samples are."""
         used = weights > 0
         entry = {"passed": float(used.mean())}
-        if self.true_labels is not None:
-            right = np.asarray(self.true_labels).ravel()[used] == labels[used]
-            entry["right"] = float(right.mean()) if used.any() else float("nan")
-        self.history.append(entry)
+        if self.true_labels is not None and used.any():
+            right = np.asarray(self.true_labels).ravel()[place][used] == labels[used]
+            entry["right"] = float(right.mean())
+        return entry
 
 
 def _probabilities(outputs: np.ndarray) -> np.ndarray:
