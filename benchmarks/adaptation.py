@@ -6,7 +6,7 @@ First a network is trained on the labelled source alone, with a gradient reversa
 discrepancy (MMD). Then the DANN is pruned in a further `fit`. All ways of pruning recover alike, with source labels,
 pseudo-labels and the domain loss; they differ in the samples that attempts are measured on (source labels; source labels
 and pseudo-labels; for comparison, true target labels) or in the strategy. `adapt_after` prunes the network that was trained
-on the source alone, by the source, and trains it as DANN afterwards. 512 training images of each domain are held out to
+on the source alone, by the source, and then trains it as DANN from the start, so it has seen more images than the others. 512 training images of each domain are held out to
 choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file are skipped.
 """
 
@@ -158,23 +158,24 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def main():
     args = make_parser(__doc__).parse_args()
     data = prepared(args)
-    fields = ("source", "target", "method", "macs_limit", "seed")
+    fields = ("source", "target", "criterion", "threshold", "epochs", "prune_epochs", "method", "macs_limit", "seed")
     done = {tuple(r[f] for f in fields) for r in read(args.out)}
+    given = tuple(getattr(args, f) for f in fields[:6])
     common = {
         "suite": "adaptation", "source": args.source, "target": args.target, "criterion": args.criterion,
-        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "command": "python " + " ".join(sys.argv),
+        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "threshold": args.threshold, "command": "python " + " ".join(sys.argv),
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
     }  # fmt: skip
     for seed in map(int, args.seeds.split(",")):
         for kind in filter(None, args.kinds.split(",")):
-            if (args.source, args.target, kind, 1.0, seed) not in done:
+            if (*given, kind, 1.0, seed) not in done:
                 dann, seconds = trained(args, kind, data, seed)
                 row = {"method": kind, "macs_limit": 1.0, "macs": 1.0, "seed": seed, "seconds": round(seconds, 1)}
                 write(common | row | measured(dann, data), args.out)
                 keras.backend.clear_session()
         for target in map(float, args.targets.split(",")):
             for method in filter(None, args.methods.split(",")):
-                if (args.source, args.target, method, target, seed) not in done:
+                if (*given, method, target, seed) not in done:
                     started = time.perf_counter()
                     dann, report, labels = prune(args, method, target, data, seed)
                     row = {

@@ -42,8 +42,8 @@ class Comparison:
         for operation in operations:
             for w in getattr(operation, "weights", ()):
                 self.users.setdefault(id(w), set()).add(id(operation))
-        layers, calls = count_cost(graph).layers, Counter(id(o) for o in operations)
-        self.cost = {id(o): layers[o.name].macs / calls[id(o)] if o.name in layers else 0.0 for o in operations}
+        layers, calls = count_cost(graph).layers, Counter(o.name for o in operations)
+        self.cost = {id(o): layers[o.name].macs / calls[o.name] if o.name in layers else 0.0 for o in operations}
 
     def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.

@@ -162,6 +162,7 @@ class _Run:
         self.callback, self.model = callback, callback.model
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
+        self.draws_before = len(getattr(callback.validation_data, "history", []))
         self.search = Search(
             self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
             callback.frozen_layers, callback.on_unknown, callback.deliver,
@@ -172,7 +173,6 @@ class _Run:
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
-        self.report.draws = getattr(callback.validation_data, "history", [])
         self.clock = _Clock(self.report.seconds)
         self.teaching = ExitStack()
         self.report.seconds["other"] += time.perf_counter() - started
@@ -242,7 +242,7 @@ class _Run:
         self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
-        if search.state.rounds and search.progress() < near:
+        if (self.step or search.state.rounds) and search.progress() < near:
             search.renew_data()
         while (reached := search.progress()) < near:
             with self.clock.measuring("attempts"):
@@ -251,6 +251,7 @@ class _Run:
             if search.refit_on is not None:
                 self.shrink_now()
         self.report.attempt_macs = search.attempt_macs
+        self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
         self.shrink_now()
         self.clock.expect_retrace()
         self.tell()

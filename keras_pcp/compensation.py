@@ -12,7 +12,7 @@ References:
     Frantar, Singh & Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv 2208.11580, for sets of weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,13 @@ class Compensation:
 
     Args:
         model: the model as it is, with no channels masked.
+        kernels: indices in the model's weights of those that may lose channels.
         x: inputs, in the model's structure.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position.
         seed: for the draw of output positions.
     """
 
-    def __init__(self, model: keras.Model, x: Any, ridge: float = 0.1, seed: int = 0):
+    def __init__(self, model: keras.Model, kernels: Collection[int], x: Any, ridge: float = 0.1, seed: int = 0):
         self.weights = model.weights
         self.index = {id(w): i for i, w in enumerate(self.weights)}
         traced, rng = trace(open_blocks(model).model), np.random.default_rng(seed)
@@ -54,7 +55,7 @@ class Compensation:
             for step in replay_calls(traced, arrange_inputs(traced, x)):
                 layer = step.call.operation
                 window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None
-                if window is not None:
+                if window is not None and self.index[id(layer.kernel)] in kernels:
                     self.readers[self.index[id(layer.kernel)]] = _reader(step, window, ridge, rng)
 
     def values(self, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:

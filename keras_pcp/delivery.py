@@ -1,7 +1,9 @@
 """The part of a model that is delivered: heads that exist only for training are neither counted nor pruned."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import keras
 
@@ -24,10 +26,11 @@ def delivered_graph(
 
     Returns:
         The graph of `model`, in which layers whose weights `deliver` does not have cost nothing and make no channels that
-        can be removed.
+        can be removed, and calls that it does not make cost nothing.
 
     Raises:
-        InvalidArgumentError: `deliver` has weights that `model` does not have, or none at all.
+        InvalidArgumentError: `deliver` has weights that `model` does not have, or none at all; or layers of both have the
+            same name.
     """
     if deliver is None:
         return build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
@@ -37,18 +40,27 @@ def delivered_graph(
             f"deliver must be a model of layers of {model.name!r}, but {deliver.name!r} has "
             f"{len(delivered - all_of_it)} weights of its own among {len(delivered)}"
         )
-    operations = trace(open_blocks(model).model).operations
-    extra = [
-        operation.name
-        for operation in operations
-        if not isinstance(operation, keras.Model)
-        and getattr(operation, "weights", ())
-        and delivered.isdisjoint(id(w) for w in operation.weights)
-    ]
+    operations, ours = _operations(model), Counter(o.name for o in _operations(deliver))
+    theirs = Counter(operation.name for operation in operations)
+    extra = {o.name for o in operations if getattr(o, "weights", ()) and delivered.isdisjoint(map(id, o.weights))}
+    if extra & ours.keys():
+        raise InvalidArgumentError(
+            f"layers of {deliver.name!r} and others of {model.name!r} have the same names, so they cannot be told apart: "
+            f"{sorted(extra & ours.keys())}; give one of them another name"
+        )
     frozen = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
-    graph = build_graph(model, on_unknown=on_unknown, frozen_layers=[*frozen, *extra])
+    graph = build_graph(model, on_unknown=on_unknown, frozen_layers=[*frozen, *sorted(extra)])
     return replace(
         graph,
         weights=tuple(replace(w, layer="") if w.layer in extra else w for w in graph.weights),
-        macs=tuple(term for term in graph.macs if term.layer not in extra),
+        macs=tuple(
+            replace(term, factor=term.factor * ours[term.layer] / theirs[term.layer])
+            for term in graph.macs
+            if ours[term.layer]
+        ),
     )
+
+
+def _operations(model: keras.Model) -> list[Any]:
+    """Lists the operations of a model, once for each call."""
+    return [call.operation for call in trace(open_blocks(model).model).calls if call.operation is not None]

@@ -1,5 +1,6 @@
 """Measures a model on validation samples between two training steps, and leaves no trace in it."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -98,13 +99,18 @@ class Evaluator:
 
     @cached_property
     def parts(self) -> list[slice]:
-        """Slices of the chunks, of at most 256 samples each; a rest that makes no chunk is left out.
+        """Slices of the chunks, about equal and of at most 256 samples each; a rest that makes no chunk is left out.
 
-        Empty if metric and loss on all samples are not the means of those on the chunks: AUC and IoU, for example.
+        Empty if metric and loss on all samples are not the means of those on the chunks: AUC and IoU, for example, and
+        whatever is weighted by sample.
         """
+        if any(np.ptp(w) > 0 for w in tree.flatten(self.weight) if w is not None):
+            return []
         chunks = self.count // self.chunk
-        size = max(1, min(_BATCH // self.chunk, max(_LEAST_CHUNKS, chunks // 8)))
-        parts = [slice(i, min(i + size, chunks)) for i in range(0, chunks, size)]
+        fitting = max(_LEAST_CHUNKS, _PART_BYTES // (self.chunk * self._bytes_per_sample()))
+        size = max(1, min(_BATCH // self.chunk, max(_LEAST_CHUNKS, chunks // 8), fitting))
+        ends = np.linspace(0, chunks, math.ceil(chunks / size) + 1).round().astype(int).tolist()
+        parts = [slice(*ends) for ends in itertools.pairwise(ends)]
         rows = self.samples(slice(0, chunks))
         predicted = self._predicted()
         with self.metrics_put_back():
@@ -182,10 +188,9 @@ class Evaluator:
     def recalibrated(self) -> Iterator[None]:
         """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
         layers = [a for a in internals.layers_of(self.model) if isinstance(a, keras.layers.BatchNormalization)]
-        weights = {id(w) for w in self.model.weights}
-        seeds = [v for v in self.model.non_trainable_variables if id(v) not in weights]
-        saved = [(v, v.numpy()) for a in layers for v in (a.moving_mean, a.moving_variance)]
-        saved += [(v, v.numpy()) for v in seeds]
+        # Seeds, spectral normalization and layers of the user's own change their variables in such a pass, too.
+        variables = {id(v): v for v in (*self.model.weights, *self.model.non_trainable_variables)}.values()
+        saved = [(v, v.numpy()) for v in variables] if layers else []
         momenta = [(layer, layer.momentum) for layer in layers]
         try:
             starts = range(0, min(self.count, RECALIBRATION_SAMPLES) if layers else 0, _RECALIBRATION_BATCH)

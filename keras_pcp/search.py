@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.attempts import Comparison, Values
-from keras_pcp.channels import Selection
+from keras_pcp.channels import CONSUME, Selection
 from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
@@ -111,12 +111,14 @@ class Search:
             PruningError: the round removed nothing.
         """
         before = self.state.selection
-        self._attempts.clear()
-        self._compensation = None
         if self.refit_on is not None and before != self.done:
             raise PruningError("between two rounds with a refit the model has to be shrunk")
-        with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
-            self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
+        try:
+            with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
+                self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
+        finally:
+            self._attempts.clear()
+            self._compensation = None
         if self.state.selection == before:
             raise PruningError(
                 f"no group can give more channels, but only {self.progress():.1%} of the way is done; lower min_channels "
@@ -191,7 +193,8 @@ class Search:
 
     def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
         if self._compensation is None:
-            self._compensation = Compensation(self.model, self.refit_on[0], seed=self.strategy.seed)
+            kernels = {s.weight for group in self.live_graph for s in group.slices_of(CONSUME)}
+            self._compensation = Compensation(self.model, kernels, self.refit_on[0], seed=self.strategy.seed)
             self.attempt_macs += self._live_macs * count_samples(self.refit_on[0])
         return self._compensation.values(masks)
 

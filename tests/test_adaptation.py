@@ -1,6 +1,7 @@
 """Gradient reversal, two-headed networks, pseudo-labels, and pruning by two domains."""
 
 import math
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -134,7 +135,7 @@ def test_the_loss_is_that_of_source_labels_pseudo_labels_and_domains():
             return labels, weights
 
     model = network.model
-    head, path = model.layers[-1], network.classifier
+    path = network.classifier
     domain_head = next(layer for layer in model.layers if isinstance(layer, keras.Sequential))
     shared = keras.Model(model.input, model.get_layer("logits").input)
     before = [w.numpy() for w in shared.trainable_weights]
@@ -152,7 +153,6 @@ def test_the_loss_is_that_of_source_labels_pseudo_labels_and_domains():
     ]
     network.fit((x, y), target, batch_size=16, verbose=0, pseudo_labels=Fixed(), pseudo_weight=0.5)
     moved = [(b - w.numpy()) / 0.05 for b, w in zip(before, shared.trainable_weights, strict=True)]
-    assert head is not None
     for m, e in zip(moved, expected, strict=True):
         assert m == pytest.approx(e.numpy(), abs=2e-5)
 
@@ -167,7 +167,7 @@ def test_only_the_label_path_is_counted_pruned_and_exported(tmp_path):
     head = [w.shape for layer in network.model.layers if isinstance(layer, keras.Sequential) for w in layer.weights]
     network.fit((x, y), target, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
     assert pruning.report.before == {"macs": alone.macs, "params": alone.params, "bytes": alone.bytes}
-    assert len(pruning.report.draws) == len(pruning.report.shrinks) > 1  # new pseudo-labels at every moment
+    assert len(pruning.report.draws) == 1 + len(pruning.report.shrinks) > 2  # at the start and at every moment
     assert all(("right" in draw) == (draw["passed"] > 0) for draw in pruning.report.to_json()["draws"])
     assert "samples drawn 1: passed" in str(pruning.report)
     after = keras_pcp.count_cost(network.classifier)
@@ -190,7 +190,7 @@ def test_drops_are_weighted_between_source_and_pseudo_labels():
         data = network.validation_data(
             (x, y), target[:30], target_weight=weight, pseudo_labels=keras_pcp.PseudoLabels(0.0)
         )
-        assert len(data()[0]) == 90
+        assert len(data()[0]) == 60 + 30 * (weight > 0)  # what counts nothing is left out
         graph = keras_pcp.build_graph(network.model)
         evaluator = keras_pcp.evaluation.Evaluator(network.model, data(), None, 0)
         selection = keras_pcp.Selection({"second": np.arange(8) < 3, "first": np.arange(8) < 4})
@@ -288,6 +288,40 @@ def test_bad_networks_and_data_are_refused():
             keras_pcp.PseudoLabels(**options)
     with pytest.raises(InvalidArgumentError, match="classes"):
         keras_pcp.PseudoLabels().assign(np.zeros((3, 1)))
+    few = keras_pcp.PseudoLabels(true_labels=y[:5])
+    with pytest.raises(InvalidArgumentError, match="5 labels for 96"):
+        network.fit((x, y), target, pseudo_labels=few, verbose=0)
+    with pytest.raises(InvalidArgumentError, match="5 labels for 96"):
+        network.validation_data((x, y), target, pseudo_labels=few)
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    with pytest.raises(InvalidArgumentError, match="one input"):
+        keras_pcp.DANN(keras.Model(inputs, L.Add()(inputs)), L.Dense(2), L.Dense(1))
+
+
+def test_delivered_layers_must_have_names_of_their_own():
+    heads = [keras.Sequential([L.Dense(4, name="hidden"), L.Dense(n, name=f"out_{n}")]) for n in (3, 1)]
+    network = keras_pcp.DANN(features(), *heads)
+    with pytest.raises(InvalidArgumentError, match=r"hidden.*another name"):
+        delivered_graph(network.model, network.classifier, "error", ())
+
+
+def test_only_calls_that_the_delivered_model_makes_are_counted():
+    a, b = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
+    encoder = features()
+    model = keras.Model([a, b], L.Subtract()([encoder(a), encoder(b)]))
+    alone, whole = keras_pcp.count_cost(encoder), keras_pcp.count_cost(model)
+    graph = delivered_graph(model, encoder, "error", ())
+    assert whole.macs == 2 * alone.macs
+    assert keras_pcp.count_cost(graph).macs == alone.macs
+    assert keras_pcp.count_cost(graph).params == alone.params
+
+
+def test_what_several_replicas_would_tear_apart_is_refused(monkeypatch):
+    (x, y), target = domains()
+    network = dann()
+    monkeypatch.setattr(keras.Model, "distribute_strategy", SimpleNamespace(num_replicas_in_sync=2), raising=False)
+    with pytest.raises(UnsupportedModelError, match="2 replicas"):
+        network.fit((x, y), target, batch_size=32, verbose=0)
 
 
 def test_datasets_are_taken_as_arrays_are():

@@ -9,6 +9,7 @@ from test_progressive_pruning import compiled, data, network, same_state, state_
 from zoo import ZOO, build, inputs_for, random_selection
 
 import keras_pcp
+from keras_pcp import evaluation
 from keras_pcp.attempts import Comparison
 from keras_pcp.cost import Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError, PruningError
@@ -134,6 +135,18 @@ def test_parts_are_small_where_a_model_has_large_tensors():
     evaluator.count = 4096  # only counted with
     assert evaluator.chunk == 1
     assert Evaluator(compiled(), data(1024), None, 0).chunk == 16
+
+
+def test_parts_are_about_equal_and_bounded(monkeypatch):
+    def sizes(samples):
+        parts = Evaluator(compiled(), data(samples), None, 0).parts
+        assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
+        return [p.stop - p.start for p in parts]
+
+    assert sizes(272) == [6, 5, 6]  # not 8, 8, 1: a race cannot begin with one chunk
+    assert set(sizes(4096)) == {16}
+    monkeypatch.setattr(evaluation, "_PART_BYTES", 1)
+    assert len(sizes(4096)) == 512  # chunks of one sample, eight of them at a time
 
 
 def test_macs_of_attempts_are_counted():

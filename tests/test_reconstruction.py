@@ -445,7 +445,7 @@ def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
     model = keras.Model(i, layer(i))
     model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
     mask = np.arange(layer.kernel.shape[-2]) != 1
-    found = Compensation(model, x, ridge=0.2).values({0: mask[:, None]})
+    found = Compensation(model, [0], x, ridge=0.2).values({0: mask[:, None]})
     assert set(found) == ({0, 1} if bias else {0})
     groups = 2 if kind == "grouped" else 1
     kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1]).astype(float)

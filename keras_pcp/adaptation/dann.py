@@ -100,6 +100,10 @@ class DANN:
     """
 
     def __init__(self, features: keras.Model, label_head: Any, domain_head: Any, *, weight: float = 1.0):
+        if isinstance(getattr(features, "input", None), list | dict):
+            raise InvalidArgumentError(
+                f"DANN needs features with one input, got {len(features.input)}; use build_dann and batches of your own"
+            )
         self.features, self.model = features, build_dann(features, label_head, domain_head, weight=weight)
         self.classifier = keras.Model(self.model.input, self.model.output["label"], name="classifier")
         self.adversarial = not isinstance(domain_head, MeanDiscrepancy)
@@ -155,11 +159,20 @@ class DANN:
 
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.
+            UnsupportedModelError: the model is spread over several devices, each of which would see one domain only.
         """
+        strategy = getattr(self.model, "distribute_strategy", None)
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise UnsupportedModelError(
+                f"DANN.fit puts the domains behind each other in a batch, which {strategy.num_replicas_in_sync} replicas "
+                "would tear apart; build the network outside the strategy's scope, or call model.fit with mixed batches"
+            )
+        if not pseudo_weight >= 0:
+            raise InvalidArgumentError(f"pseudo_weight must be at least 0, got {pseudo_weight!r}")
         batches = _Batches(self, _labelled(source), _unlabelled(target), batch_size, pseudo_labels, pseudo_weight, seed)
         renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin_epoch())
-        callbacks = [renewal, *(options.pop("callbacks", None) or [])]
-        return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **options)
+        callbacks = [renewal, *keras.tree.flatten(options.pop("callbacks", None) or [])]
+        return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **{"shuffle": False, **options})
 
     def validation_data(
         self,
@@ -175,7 +188,7 @@ class DANN:
 
         Sample weights make every drop `(1 - target_weight)` times that on the source plus `target_weight` times that on
         the pseudo-labels. The domain output has weight 0, so neither attempts nor gradients see it. The pseudo-labels are
-        made anew at every moment of pruning.
+        made anew at every moment of pruning. While none of them is sure enough, the source alone counts.
 
         Args:
             source, target: as in `fit`; keep them apart from the training and test samples.
@@ -191,10 +204,13 @@ class DANN:
         """
         if not 0 <= target_weight <= 1:
             raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
+        if samples is not None and samples < 1:
+            raise InvalidArgumentError(f"samples must be at least 1 or None, got {samples!r}")
         x, y, _ = take_samples(_labelled(source), samples, seed, "source")
-        target = _unlabelled(target)
+        target, pseudo_labels = _unlabelled(target), pseudo_labels or PseudoLabels()
+        pseudo_labels.check(len(target))
         x_target, place, _ = take_samples((target, np.arange(len(target))), samples, seed, "target")
-        return _Mixed(self.classifier, (x, y), x_target, place, target_weight, pseudo_labels or PseudoLabels())
+        return _Mixed(self.classifier, (x, y), x_target, place, target_weight, pseudo_labels)
 
 
 class _Mixed:
@@ -211,9 +227,11 @@ class _Mixed:
         labels, weights = self.labels.assign(self.classifier.predict(theirs, verbose=0))
         self.history.append(self.labels.judged(labels, weights, self.place))
         share = self.weight if weights.any() else 0.0
+        used = weights * share > 0  # the others would only take time
+        theirs, labels, weights = theirs[used], labels[used], weights[used]
         total = len(x) + len(theirs)
         ours = np.full(len(x), (1 - share) * total / len(x))
-        return _joined(x, y, ours, theirs, labels, weights * share * total / max(weights.sum(), 1), 0.0)
+        return _joined(x, y, ours, theirs, labels, weights * share * total / max(weights.sum(), 1e-9), 0.0)
 
 
 class _Batches(keras.utils.PyDataset):
@@ -227,6 +245,8 @@ class _Batches(keras.utils.PyDataset):
             raise InvalidArgumentError(
                 f"half a batch of {size} is more than there are samples: {len(source[0])} source, {len(target)} target"
             )
+        if pseudo_labels:
+            pseudo_labels.check(len(target))
         self.dann, self.source, self.target, self.half = dann, source, target, size // 2
         self.pseudo_labels, self.pseudo_weight = pseudo_labels, pseudo_weight
         self.rng, self.epoch = np.random.default_rng(seed), 0
@@ -282,8 +302,8 @@ def _labelled(source: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unlabelled(target: Any) -> np.ndarray:
-    if isinstance(target, np.ndarray):
-        return target
+    if hasattr(target, "shape"):  # an array or a tensor
+        return np.asarray(target)
     if isinstance(target, tuple | list) or not hasattr(target, "__iter__"):
         raise InvalidArgumentError(
             f"target must be an array of inputs or a dataset of batches of them, got {type(target).__name__}"
