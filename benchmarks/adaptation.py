@@ -6,8 +6,9 @@ First a network is trained on the labelled source alone, with a gradient reversa
 discrepancy (MMD). Then the DANN is pruned in a further `fit`. All ways of pruning recover alike, with source labels,
 pseudo-labels and the domain loss; they differ in the samples that attempts are measured on (source labels; source labels
 and pseudo-labels; for comparison, true target labels) or in the strategy. `adapt_after` prunes the network that was trained
-on the source alone, by the source, and then trains it as DANN from the start, so it has seen more images than the others. 512 training images of each domain are held out to
-choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file are skipped.
+on the source alone, by the source, and then trains it as DANN from the start: it sees more images than the others. 512
+training images of each domain are held out to choose by. True target labels choose nothing but the rows `oracle`. Rows
+that are in the output file are skipped.
 """
 
 import argparse
@@ -163,7 +164,8 @@ def main():
     given = tuple(getattr(args, f) for f in fields[:6])
     common = {
         "suite": "adaptation", "source": args.source, "target": args.target, "criterion": args.criterion,
-        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "threshold": args.threshold, "command": "python " + " ".join(sys.argv),
+        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "threshold": args.threshold,
+        "command": "python " + " ".join(sys.argv),
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
     }  # fmt: skip
     for seed in map(int, args.seeds.split(",")):
