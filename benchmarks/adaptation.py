@@ -72,15 +72,15 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     dann, _ = trained(args, kind, data, seed)
     source, unlabelled = data["source_val"], data["target_val"][0]
     weight = 0.0 if method in ("source", "adapt_after") else 0.5
-    labels = keras_pcp.PseudoLabels(args.threshold)
+    true_labels = data["target_val"][1]
+    labels = TrueLabels(true_labels=true_labels) if method == "oracle" else keras_pcp.PseudoLabels(args.threshold)
     validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
     strategy = {"random_widths": keras_pcp.RandomWidths, "uniform": keras_pcp.OneShot}.get(
         method, keras_pcp.Progressive
     )
     pruning = keras_pcp.ProgressivePruning(
         max_macs=target, deliver=dann.classifier, criterion=args.criterion, begin=0.0, end=0.3,
-        validation_data=with_true_labels(validation, data["target_val"][1]) if method == "oracle" else validation,
-        strategy=strategy(seed=seed),
+        validation_data=validation, strategy=strategy(seed=seed),
     )  # fmt: skip
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
     compiled(dann, kind, 0.005, steps(args.prune_epochs, data))
@@ -95,17 +95,11 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     return dann, pruning.report, recovery
 
 
-def with_true_labels(validation, labels: np.ndarray):
-    """Replaces pseudo-labels by true ones, all of them used."""
+class TrueLabels(keras_pcp.PseudoLabels):
+    """The true labels instead, all of them used: what pruning could do if the target had labels."""
 
-    def replaced():
-        x, y, weights = validation()
-        count = len(x) - len(labels)
-        y["label"][count:] = labels
-        weights["label"][:] = np.repeat([0.5 / count, 0.5 / len(labels)], [count, len(labels)]) * len(x)
-        return x, y, weights
-
-    return replaced
+    def assign(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.true_labels), np.ones(len(outputs), "float32")
 
 
 def measured(dann: keras_pcp.DANN, data: dict) -> dict[str, float]:

@@ -20,7 +20,17 @@ import keras
 import numpy as np
 
 from keras_pcp.blocks import open_blocks
-from keras_pcp.patches import POSITIONS, Window, as_floats, draw, kernel_array, kernel_matrix, patches, window_of
+from keras_pcp.patches import (
+    POSITIONS,
+    Window,
+    as_floats,
+    draw,
+    kernel_array,
+    kernel_matrix,
+    patches,
+    penalized_gram,
+    window_of,
+)
 from keras_pcp.trace import Step, arrange_inputs, replay_calls, trace
 
 
@@ -84,10 +94,4 @@ def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) 
     chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
     read = patches(window, step.input, chosen).astype(float)
     mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
-    read = read - mean
-    gram = read.swapaxes(1, 2) @ read
-    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
-    penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
-    return _Reader(
-        step.call.operation, window, np.linalg.inv(gram + penalty[:, None, None] * np.eye(gram.shape[2])), mean
-    )
+    return _Reader(step.call.operation, window, np.linalg.inv(penalized_gram(read - mean, ridge)), mean)

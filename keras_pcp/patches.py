@@ -108,3 +108,11 @@ def kernel_matrix(window: Window, kernel: np.ndarray) -> np.ndarray:
 def kernel_array(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a kernel of a given shape from its matrix: the inverse of `kernel_matrix`."""
     return np.moveaxis(matrix, 0, 1).reshape(shape)
+
+
+def penalized_gram(read: np.ndarray, ridge: float) -> np.ndarray:
+    """Returns the second moments of what is read, (groups, rows, rows), plus `ridge` times its mean squared norm."""
+    gram = read.swapaxes(1, 2) @ read
+    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
+    penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
+    return gram + penalty[:, None, None] * np.eye(gram.shape[2])

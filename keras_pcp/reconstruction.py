@@ -32,6 +32,7 @@ from keras_pcp.patches import (
     kernel_array,
     kernel_matrix,
     patches,
+    penalized_gram,
     window_of,
 )
 from keras_pcp.samples import take_samples
@@ -219,9 +220,5 @@ def _correction(read: np.ndarray, rest: np.ndarray, bias: bool, ridge: float) ->
     """
     means = [values.mean(axis=1, keepdims=True) * bias for values in (read, rest)]
     read, rest = read - means[0], rest - means[1]
-    across = read.swapaxes(1, 2)
-    gram = across @ read
-    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
-    penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
-    change = np.linalg.solve(gram + penalty[:, None, None] * np.eye(read.shape[2]), across @ rest)
+    change = np.linalg.solve(penalized_gram(read, ridge), read.swapaxes(1, 2) @ rest)
     return change, means[1] - means[0] @ change

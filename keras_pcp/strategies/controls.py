@@ -1,10 +1,10 @@
 """Controls: simpler ways to choose widths, run by the same code on the same data as what they are compared with.
 
-Recovery, data and costs are those of `Progressive`. NetAdapt (Yang et
-al., ECCV 2018, arXiv 1804.03230) without the short training of every candidate is `Progressive(groups_per_round=1,
-step=0.025)`: its first step, kept constant here.
+Recovery, data and costs are those of `Progressive`. NetAdapt (Yang et al., ECCV 2018, arXiv 1804.03230) without the short
+training of every candidate is `Progressive(groups_per_round=1, step=0.025)`: its first step, kept constant here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from keras_pcp.strategies.state import Observation, Round, State, nothing_remove
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Control:
+class _Control(ABC):
     """What all controls share: rounds without attempts, each of which prunes to `chosen`."""
 
     samples: int | None = 1024
@@ -45,11 +45,11 @@ class _Control:
         done = Round(observation.evaluate(state.selection), (), groups, cost.macs, cost.params, widths)
         return replace(state, selection=selection, rounds=(*state.rounds, done))
 
+    @abstractmethod
     def chosen(
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
     ) -> Selection:
         """Returns what is left after the round."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
