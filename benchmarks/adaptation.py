@@ -4,11 +4,12 @@
 
 First a network is trained on the labelled source alone, with a gradient reversal (DANN) and with the maximum mean
 discrepancy (MMD). Then the DANN is pruned in a further `fit`. All ways of pruning recover alike, with source labels,
-pseudo-labels and the domain loss; they differ in the samples that attempts are measured on (source labels; source labels
-and pseudo-labels; for comparison, true target labels) or in the strategy. `adapt_after` prunes the network that was trained
-on the source alone, by the source, and then trains it as DANN from the start: it sees more images than the others. 512
-training images of each domain are held out to choose by. True target labels choose nothing but the rows `oracle`. Rows
-that are in the output file are skipped.
+pseudo-labels and the domain loss; they differ in the samples that attempts and the criterion see (source labels; source
+labels and pseudo-labels; for comparison, true target labels) or in the strategy. Two rows are not like this: `no_pseudo`
+has no pseudo-labels in recovery either; `adapt_after` prunes the network that was trained on the source alone, by the
+source, and then trains it as DANN from the start, so it sees more images than the others. 512 training images of each
+domain are held out to choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file
+are skipped.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from prune_across_domains import digit_network
 
 HELD_OUT = 512
 KINDS = ("source_only", "dann", "mmd")
-METHODS = ("source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
+METHODS = ("no_pseudo", "source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
 
 
 def compiled(dann: keras_pcp.DANN, kind: str, rate: float, steps: int) -> None:
@@ -43,7 +44,7 @@ def compiled(dann: keras_pcp.DANN, kind: str, rate: float, steps: int) -> None:
 
 def train(args: argparse.Namespace, dann: keras_pcp.DANN, kind: str, data: dict, seed: int) -> None:
     """Trains from where the network stands."""
-    compiled(dann, kind, 0.01, steps(args.epochs, data))
+    compiled(dann, kind, args.rate, steps(args.epochs, data))
     callbacks = [keras_pcp.ReversalSchedule()] if kind == "dann" else []
     dann.fit(data["source"], data["target"], epochs=args.epochs, seed=seed, callbacks=callbacks, verbose=0)
 
@@ -56,7 +57,7 @@ def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> tuple
     """Trains a network, or loads it if that was done before; returns it and the seconds."""
     keras.utils.set_random_seed(seed)
     dann = digit_network(data["classes"], keras_pcp.MeanDiscrepancy() if kind == "mmd" else None)
-    file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{seed}.weights.h5"
+    file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{args.rate}_{seed}.weights.h5"
     started = time.perf_counter()
     if file.exists():
         dann.model.load_weights(file)
@@ -71,7 +72,7 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     kind = "source_only" if method == "adapt_after" else "dann"
     dann, _ = trained(args, kind, data, seed)
     source, unlabelled = data["source_val"], data["target_val"][0]
-    weight = 0.0 if method in ("source", "adapt_after") else 0.5
+    weight = 0.0 if method in ("no_pseudo", "source", "adapt_after") else 0.5
     true_labels = data["target_val"][1]
     labels = TrueLabels(true_labels=true_labels) if method == "oracle" else keras_pcp.PseudoLabels(args.threshold)
     validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
@@ -79,16 +80,16 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
         method, keras_pcp.Progressive
     )
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=target, deliver=dann.classifier, criterion=args.criterion, begin=0.0, end=0.3,
-        validation_data=validation, strategy=strategy(seed=seed),
+        max_macs=target, deliver=dann.classifier, criterion="l1" if method == "uniform" else args.criterion,
+        begin=0.0, end=0.3, validation_data=validation, strategy=strategy(seed=seed),
     )  # fmt: skip
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
-    compiled(dann, kind, 0.005, steps(args.prune_epochs, data))
+    compiled(dann, kind, args.rate / 5, steps(args.prune_epochs, data))
     if kind == "dann":
         dann.model.get_layer("reversal").weight.assign(1.0)
     dann.fit(
         data["source"], data["target"], epochs=args.prune_epochs, seed=seed, callbacks=[pruning], verbose=0,
-        pseudo_labels=recovery if kind == "dann" else None,
+        pseudo_labels=None if method in ("no_pseudo", "adapt_after") else recovery,
     )  # fmt: skip
     if method == "adapt_after":
         train(args, dann, "dann", data, seed)
@@ -143,7 +144,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--targets", default="0.25,0.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=80)
-    parser.add_argument("--prune-epochs", type=int, default=20)
+    parser.add_argument("--prune-epochs", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=0.05, help="learning rate; a fifth of it while pruning")
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--cache", type=Path, default=Path(), help="folder for the trained networks")
     parser.add_argument("--out", type=Path)
@@ -153,12 +155,23 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def main():
     args = make_parser(__doc__).parse_args()
     data = prepared(args)
-    fields = ("source", "target", "criterion", "threshold", "epochs", "prune_epochs", "method", "macs_limit", "seed")
+    fields = (
+        "source",
+        "target",
+        "criterion",
+        "threshold",
+        "epochs",
+        "prune_epochs",
+        "rate",
+        "method",
+        "macs_limit",
+        "seed",
+    )
     done = {tuple(r[f] for f in fields) for r in read(args.out)}
-    given = tuple(getattr(args, f) for f in fields[:6])
+    given = tuple(getattr(args, f) for f in fields[:7])
     common = {
         "suite": "adaptation", "source": args.source, "target": args.target, "criterion": args.criterion,
-        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "threshold": args.threshold,
+        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "rate": args.rate, "threshold": args.threshold,
         "command": "python " + " ".join(sys.argv),
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
     }  # fmt: skip

@@ -112,7 +112,18 @@ def adaptation() -> str:
     return table(header, body)
 
 
-ADAPTATION = ["source_only", "mmd", "dann", "source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after"]
+ADAPTATION = [
+    "source_only",
+    "mmd",
+    "dann",
+    "no_pseudo",
+    "source",
+    "pseudo",
+    "oracle",
+    "random_widths",
+    "uniform",
+    "adapt_after",
+]
 
 
 def fit_time() -> str:
