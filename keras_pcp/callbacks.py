@@ -52,7 +52,8 @@ class ProgressivePruning(keras.callbacks.Callback):
             refit by least squares after each round, see `reconstruct`, and attempts are measured with the layers that
             read the channels making up for them as far as they can.
         deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
-            and only its channels are removed.
+            and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
+            `validation_data` gives them sample weight 0.
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.

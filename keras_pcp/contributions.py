@@ -43,14 +43,14 @@ def contribution_products(
 
 
 def _readers(traced: Trace, graph: ChannelGraph, weights: Sequence[Any]) -> dict[int, dict[str, list[WeightSlice]]]:
-    """Finds {number of the call: {group that it reads: slices of its kernels}}."""
+    """Finds {number of the call: {group that it reads: slices of its kernels}}, without heads that are not delivered."""
     calls: dict[int, list[int]] = {}
     for number, call in enumerate(traced.calls):
         for w in getattr(call.operation, "weights", ()):
             calls.setdefault(id(w), []).append(number)
     found: dict[int, dict[str, list[WeightSlice]]] = {}
     for group in graph:
-        for s in group.slices_of(CONSUME):
+        for s in (s for s in group.slices_of(CONSUME) if graph.weights[s.weight].layer):
             for number in calls.get(id(weights[s.weight]), ()):
                 found.setdefault(number, {}).setdefault(group.name, []).append(s)
     return found

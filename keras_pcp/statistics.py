@@ -82,21 +82,30 @@ class Statistics:
         return take_samples(self.data, SAMPLES, self.seed)
 
     @cached_property
+    def sample_weights(self) -> np.ndarray:
+        """Float array (samples,): the weight of each sample, 1 without any; the largest where outputs have their own."""
+        x, y, weight = self.samples
+        found = [np.abs(np.asarray(w, float)) for w in tree.flatten(weight) if w is not None]
+        count = count_samples((x, y))
+        return np.max([w.reshape(count, -1).max(axis=1) for w in found], axis=0) if found else np.ones(count)
+
+    @cached_property
     def gradients(self) -> list[np.ndarray | None]:
         """The mean loss gradient of each weight over the samples, without regularization; None for none."""
-        return self._mean_of_gradients(lambda g: g, _BATCH)
+        return self._mean_of_gradients(lambda g: g, _BATCH, self.samples)
 
     @cached_property
     def squared_gradients(self) -> list[np.ndarray | None]:
-        """The mean over the samples of the squared gradient of each sample's loss: one backward pass per sample."""
-        return self._mean_of_gradients(tf.square, 1)
+        """The weighted mean over the samples of the squared gradient of each sample's loss: a backward pass per sample."""
+        return self._mean_of_gradients(tf.square, 1, self._unweighted, self.sample_weights)
 
     @cached_property
     def gate_gradients(self) -> Mapping[str, np.ndarray]:
         """{group: float array (samples, num_channels)}: derivative of each sample's loss by a gate on the channel.
 
         The gate has value 1 and multiplies the channel wherever a kernel reads it. Its derivative is the sum of
-        w * dL/dw over all kernel rows that read the channel, whatever lies between. One backward pass per sample.
+        w * dL/dw over all kernel rows that read the channel, whatever lies between. One backward pass per sample. The
+        losses are not multiplied by `sample_weights`, since a criterion may square.
         """
         slices = {(s.weight, s.axis) for group in self.graph for s in group.slices_of(CONSUME)}
 
@@ -110,7 +119,7 @@ class Statistics:
                 if gradients[weight] is not None
             }
 
-        rows = [r for _, r in self._each_batch(reduced, 1)]
+        rows = [r for _, r in self._each_batch(reduced, 1, self._unweighted)]
         found = {g.name: np.zeros((len(rows), g.num_channels)) for g in self.graph}
         for group in self.graph:
             for s in group.slices_of(CONSUME):
@@ -206,20 +215,33 @@ class Statistics:
                 best[name] = positions, width.index, width.path[0], channels
         return {name: found[1:] for name, found in best.items()}
 
-    def _mean_of_gradients(self, function: Callable, size: int) -> list[np.ndarray | None]:
+    @cached_property
+    def _unweighted(self) -> tuple[Any, Any, Any]:
+        """The samples with weights of at most 1, which say how the outputs of one sample compare."""
+        x, y, weight = self.samples
+        most = np.maximum(self.sample_weights, np.finfo("float32").tiny)
+
+        def divided(w):
+            return None if w is None else (w / most.reshape(-1, *[1] * (np.ndim(w) - 1))).astype("float32")
+
+        return x, y, tree.map_structure(divided, weight)
+
+    def _mean_of_gradients(
+        self, function: Callable, size: int, samples: tuple, weights: np.ndarray | None = None
+    ) -> list[np.ndarray | None]:
         def reduced(gradients, values):
             return [None if g is None else tf.cast(function(g), "float32") for g in gradients]
 
-        total, count = [], 0
-        for weight, found in self._each_batch(reduced, size):
-            weighted = [None if g is None else weight * g for g in found]
-            total = [a if b is None else a + b for a, b in zip(total, weighted, strict=True)] if count else weighted
-            count += weight
+        total, count = [], count_samples(samples[:2])
+        factors = np.ones(count) if weights is None else weights
+        for rows, found in self._each_batch(reduced, size, samples):
+            weighted = [None if g is None else factors[rows].sum() * g for g in found]
+            total = [a if b is None else a + b for a, b in zip(total, weighted, strict=True)] if total else weighted
         return [None if t is None else t / count for t in total]
 
-    def _each_batch(self, reduced: Callable, size: int) -> Iterator[tuple[int, Any]]:
-        """Yields (number of samples, `reduced(gradients, values)` as arrays) of one batch after the other."""
-        x, y, weight = self.samples
+    def _each_batch(self, reduced: Callable, size: int, samples: tuple) -> Iterator[tuple[slice, Any]]:
+        """Yields (slice of the samples, `reduced(gradients, values)` as arrays) of one batch after the other."""
+        x, y, weight = samples
         count = count_samples((x, y))
 
         def batch(start):
@@ -231,7 +253,10 @@ class Statistics:
         compute = _gradient_function(self.model, reduced, batch(0))
         for start in range(0, count, size):
             found = compute(*batch(start))
-            yield min(size, count - start), tf.nest.map_structure(lambda t: None if t is None else t.numpy(), found)
+            yield (
+                slice(start, min(start + size, count)),
+                tf.nest.map_structure(lambda t: None if t is None else t.numpy(), found),
+            )
 
 
 class _Features(dict):

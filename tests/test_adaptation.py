@@ -190,7 +190,7 @@ def test_drops_are_weighted_between_source_and_pseudo_labels():
         data = network.validation_data(
             (x, y), target[:30], target_weight=weight, pseudo_labels=keras_pcp.PseudoLabels(0.0)
         )
-        assert len(data()[0]) == 60 + 30 * (weight > 0)  # what counts nothing is left out
+        assert len(data()[0]) == 60 * (weight < 1) + 30 * (weight > 0)
         graph = keras_pcp.build_graph(network.model)
         evaluator = keras_pcp.evaluation.Evaluator(network.model, data(), None, 0)
         selection = keras_pcp.Selection({"second": np.arange(8) < 3, "first": np.arange(8) < 4})
@@ -206,8 +206,11 @@ def test_drops_are_weighted_between_source_and_pseudo_labels():
 def test_criteria_do_not_see_the_domain_head(criterion):
     (x, y), target = domains()
     scores = []
-    for weight in (0.0, 5.0):
+    for weight, scale in ((0.0, 1.0), (5.0, 30.0)):
         network = dann(weight=weight)
+        domain_head = next(layer for layer in network.model.layers if isinstance(layer, keras.Sequential))
+        for kernel in domain_head.weights:
+            kernel.assign(kernel * scale)
         data = network.validation_data((x, y), target, pseudo_labels=keras_pcp.PseudoLabels(0.0), samples=32)
         graph = delivered_graph(network.model, network.classifier, "error", ())
         scores.append(keras_pcp.score_channels(network.model, graph, criterion, data=data()))
@@ -223,6 +226,10 @@ def test_pseudo_labels():
     assert keras_pcp.PseudoLabels(0.9).assign(np.exp(logits))[1].tolist() == [1, 1, 1, 0]
     _, balanced = keras_pcp.PseudoLabels(0.9, balanced=True).assign(logits)
     assert balanced == pytest.approx([0.75, 1.5, 0.75, 0])
+    rare = np.repeat([[5.0, 0.0], [0.0, 5.0]], [99, 1], axis=0)
+    _, capped = keras_pcp.PseudoLabels(0.9, balanced=True).assign(rare)
+    assert capped[-1] == pytest.approx(10 * capped[0])
+    assert capped.mean() == pytest.approx(1)
     told = keras_pcp.PseudoLabels(0.9, true_labels=[0, 1, 2, 0])
     assert told.judged(labels, weights) == {"passed": 0.75, "right": pytest.approx(2 / 3)}
     assert told.judged(labels[2:], weights[2:], [2, 3]) == {"passed": 0.5, "right": 0.0}
@@ -237,6 +244,60 @@ def test_pseudo_labels_are_renewed_while_training():
     network.fit((x, y), target, batch_size=32, epochs=5, verbose=0, pseudo_labels=labels)
     assert len(labels.history) == 3
     assert all(("right" in entry) == (entry["passed"] > 0) for entry in labels.history)
+
+
+def test_new_pseudo_labels_are_trained_on():
+    """Labels that change after the first epoch move the weights otherwise than labels that stay."""
+    (x, y), target = domains()
+
+    class Fixed(keras_pcp.PseudoLabels):
+        def assign(self, outputs):
+            return (np.arange(96) + self.turn * len(self.history)) % 3, np.ones(96, "float32")
+
+    found = []
+    for turn in (0, 0, 1):
+        network, labels = dann(), Fixed()
+        labels.turn = turn
+        network.fit((x, y), target, batch_size=32, epochs=2, verbose=0, pseudo_labels=labels)
+        found.append(network.classifier.get_weights())
+    assert all(np.array_equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_fit_validates_on_labelled_samples_and_goes_on_where_it_was():
+    (x, y), target = domains()
+    network = dann()
+    network.fit((x, y), target, batch_size=32, epochs=2, verbose=0)
+    seen = []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda e, logs: seen.append(float(network.model.get_layer("reversal").weight))
+    )
+    history = network.fit(
+        (x, y), target, batch_size=32, initial_epoch=2, epochs=4, verbose=0, validation_data=(x[:30], y[:30]),
+        callbacks=[keras_pcp.ReversalSchedule(), note],
+    )  # fmt: skip
+    right = np.mean(network.classifier.predict(x[:30], verbose=0).argmax(-1) == y[:30])
+    assert history.history["val_label_accuracy"][-1] == pytest.approx(right, abs=1e-6)
+    assert 0 < history.history["domain_told_apart"][-1] <= 1
+    assert seen == pytest.approx([2 / (1 + np.exp(-10 * p)) - 1 for p in (0.5, 0.75)], abs=1e-6)
+
+
+def test_features_may_have_batch_normalization_and_a_list_of_one_input():
+    (x, y), target = domains()
+    keras.utils.set_random_seed(0)
+    given = keras.Input((8, 8, 1))
+    h = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, name="conv")(given)))
+    network = keras_pcp.DANN(keras.Model([given], L.GlobalAveragePooling2D()(h)), L.Dense(3), L.Dense(1))
+    network.compile("adam")
+    target = (target * 40 + 100).clip(0, 255).astype("uint8")
+    x = (x * 40 + 100).clip(0, 255).astype("uint8")
+    labels = keras_pcp.PseudoLabels(0.99999)
+    samples = network.validation_data((x, y), target, pseudo_labels=labels)
+    assert len(samples()[0]) == 2 * 96  # also samples of which no label is sure, for batch normalization
+    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, deliver=network.classifier, validation_data=samples)
+    pairs = tf.data.Dataset.from_tensor_slices((target, y)).batch(16)  # its labels are not looked at
+    network.fit((x, y), pairs, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
+    assert pruning.report.reached
 
 
 def test_the_discrepancy_is_that_of_its_formula():
@@ -256,11 +317,15 @@ def test_training_with_the_discrepancy_prunes_too(tmp_path):
     pruning = keras_pcp.ProgressivePruning(
         max_macs=0.5, deliver=network.classifier, validation_data=network.validation_data((x, y), target)
     )
-    network.fit((x, y), target, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
+    history = network.fit((x, y), target, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
     assert pruning.report.reached
     network.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert np.allclose(loaded.predict(x, verbose=0)["label"], network.classifier.predict(x, verbose=0))
+    alone = dann(domain_head=keras_pcp.MeanDiscrepancy())
+    alone.compile(keras.optimizers.SGD(0.05, momentum=0.9), domain_weight=0.0)
+    without = alone.fit((x, y), target, batch_size=32, epochs=4, verbose=0)
+    assert history.history["domain_loss"][-1] < without.history["domain_loss"][-1]
 
 
 def test_bad_networks_and_data_are_refused():
@@ -274,10 +339,24 @@ def test_bad_networks_and_data_are_refused():
         ({"batch_size": 33}, "batch_size"),
         ({"batch_size": 512}, "half a batch"),
         ({"source": (x, np.eye(3)[y])}, "class numbers"),
+        ({"source": (x, y, np.ones(96))}, "sample weights"),
         ({"target": (target, y)}, "target must be"),
+        ({"target": target[:, 1:]}, "one shape"),
+        ({"source": (x[:, 1:], y), "target": target[:, 1:]}, "network takes"),
+        ({"target": tf.data.Dataset.from_tensor_slices(target).batch(8).repeat()}, "without an end"),
+        ({"target": tf.data.Dataset.from_tensor_slices({"x": target}).batch(8)}, "one array"),
+        ({"target": [1.0, 2.0]}, "target must be"),
+        ({"validation_data": network.validation_data((x, y), target)}, "is for ProgressivePruning"),
     ]:
         with pytest.raises(InvalidArgumentError, match=message):
             network.fit(**{"source": (x, y), "target": target, **options})
+    for options in (
+        {"loss_weights": [1, 1]},
+        {"weighted_metrics": ["accuracy"]},
+        {"metrics": {"domain": ["accuracy"]}},
+    ):
+        with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+            network.compile("sgd", **options)
     with pytest.raises(InvalidArgumentError, match="target_weight"):
         network.validation_data((x, y), target, target_weight=1.5)
     pruning = keras_pcp.ProgressivePruning(max_macs=0.5, deliver=features(), validation_data=(x, y))

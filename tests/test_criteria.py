@@ -194,6 +194,30 @@ def test_gradients_are_slopes_of_the_mean_loss_without_penalties(doubles):
         np.testing.assert_allclose(statistics.squared_gradients[index], np.square(slow).mean(axis=0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("criterion", ["group_fisher", "obd", TaylorGate(1)])
+def test_a_sample_of_weight_2_counts_as_two_samples(criterion, doubles):
+    model = small()
+    (x, y), _ = problem(model, samples=3)
+    graph = keras_pcp.build_graph(model)
+    twice = x[[0, 1, 1, 2, 2, 2]], y[[0, 1, 1, 2, 2, 2]]
+    weighted = keras_pcp.score_channels(model, graph, criterion, data=(x, y, np.array([1.0, 2, 3])))
+    repeated = keras_pcp.score_channels(model, graph, criterion, data=twice)
+    for name, scores in repeated.items():
+        np.testing.assert_allclose(weighted[name] / weighted[name].sum(), scores / scores.sum(), rtol=1e-6)
+
+
+def test_gate_gradients_tell_how_outputs_of_one_sample_compare():
+    model = build("two_in_two_out")
+    data, _ = problem(model, samples=4)
+    graph = keras_pcp.build_graph(model)
+    alone = Statistics(model, graph, (*data, [np.array([1.0, 1, 1, 1]), np.zeros(4)]))
+    scaled = Statistics(model, graph, (*data, [np.array([2.0, 3, 0, 5]), np.zeros(4)]))
+    assert scaled.sample_weights.tolist() == [2, 3, 0, 5]
+    for name, gates in alone.gate_gradients.items():
+        np.testing.assert_allclose(scaled.gate_gradients[name][[0, 1, 3]], gates[[0, 1, 3]], rtol=1e-5, atol=1e-9)
+        assert not scaled.gate_gradients[name][2].any()
+
+
 def test_gradients_are_weighted_like_the_loss_and_none_where_the_loss_does_not_reach():
     i = keras.Input((3,))
     used, unused = L.Dense(4, name="used"), L.Dense(2)

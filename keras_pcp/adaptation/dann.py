@@ -30,7 +30,9 @@ def build_dann(
 ) -> keras.Model:
     """Builds a domain-adversarial network: two heads on the same features, one behind a gradient reversal.
 
-    It is an ordinary functional model that shares its layers with `features` and the heads.
+    It is an ordinary functional model that shares its layers with `features` and the heads. To prune it with batches of your
+    own, give the domain output sample weight 0 in `validation_data`: else attempts, and criteria that use gradients, see
+    the (reversed) domain loss. `DANN.validation_data` does so.
 
     Args:
         features: functional model with one output.
@@ -100,25 +102,42 @@ class DANN:
     """
 
     def __init__(self, features: keras.Model, label_head: Any, domain_head: Any, *, weight: float = 1.0):
-        if isinstance(getattr(features, "input", None), list | dict):
+        count = len(keras.tree.flatten(getattr(features, "input", None)))
+        if count != 1:
             raise InvalidArgumentError(
-                f"DANN needs features with one input, got {len(features.input)}; use build_dann and batches of your own"
+                f"DANN needs features with one input, got {count}; use build_dann and batches of your own"
             )
         self.features, self.model = features, build_dann(features, label_head, domain_head, weight=weight)
         self.classifier = keras.Model(self.model.input, self.model.output["label"], name="classifier")
         self.adversarial = not isinstance(domain_head, MeanDiscrepancy)
 
-    def compile(self, optimizer: Any, *, loss: Any = None, domain_weight: float = 1.0, **options: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any,
+        *,
+        loss: Any = None,
+        domain_weight: float = 1.0,
+        metrics: Any = ("accuracy",),
+        **options: Any,
+    ) -> None:
         """Compiles `model`.
 
         Args:
             optimizer: as for `keras.Model.compile`.
             loss: of the labels; None: sparse categorical cross-entropy of logits.
             domain_weight: weight of the domain loss.
-            **options: others of `keras.Model.compile`.
+            metrics: of the labels, each sample with its weight; pseudo-labels count, too.
+            **options: others of `keras.Model.compile`, except weights of losses and metrics of outputs.
+
+        Raises:
+            InvalidArgumentError: an option would give the domain output a say in what is pruned.
         """
+        for name in ("loss_weights", "weighted_metrics"):
+            if name in options:
+                raise InvalidArgumentError(f"DANN sets {name}; use domain_weight, and metrics for those of the labels")
+        if isinstance(metrics, dict):
+            raise InvalidArgumentError(f"metrics are those of the labels, a list; got outputs {sorted(metrics)}")
         domain_loss = keras.losses.BinaryCrossentropy(from_logits=True) if self.adversarial else discrepancy_loss
-        told_apart = [keras.metrics.BinaryAccuracy("told_apart", threshold=0.0)]
         self.model.compile(
             optimizer,
             loss={
@@ -126,7 +145,7 @@ class DANN:
                 "domain": domain_loss,
             },
             loss_weights={"label": 1.0, "domain": domain_weight},
-            weighted_metrics={"label": ["accuracy"], "domain": told_apart if self.adversarial else []},
+            weighted_metrics={"label": list(metrics), "domain": [told_apart] if self.adversarial else []},
             **options,
         )
 
@@ -139,6 +158,7 @@ class DANN:
         epochs: int = 1,
         pseudo_labels: PseudoLabels | None = None,
         pseudo_weight: float = 1.0,
+        validation_data: tuple | None = None,
         seed: int = 0,
         **options: Any,
     ) -> keras.callbacks.History:
@@ -154,6 +174,7 @@ class DANN:
             epochs: passes through the larger of the two.
             pseudo_labels: how target samples get labels; None: they get none.
             pseudo_weight: weight of their loss.
+            validation_data: (x, y), labelled samples evaluated after each epoch, without the domain loss.
             seed: for the order of the samples.
             **options: others of `keras.Model.fit`, such as `callbacks`, `verbose` and `initial_epoch`.
 
@@ -169,10 +190,33 @@ class DANN:
             )
         if not pseudo_weight >= 0:
             raise InvalidArgumentError(f"pseudo_weight must be at least 0, got {pseudo_weight!r}")
-        batches = _Batches(self, _labelled(source), _unlabelled(target), batch_size, pseudo_labels, pseudo_weight, seed)
+        if validation_data is not None:
+            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
+                raise InvalidArgumentError(
+                    f"DANN.fit takes validation_data=(x, y), got {type(validation_data).__name__}; the function that "
+                    "DANN.validation_data returns is for ProgressivePruning"
+                )
+            x, y = _labelled(validation_data, "validation_data")
+            validation_data = _joined(x, y, np.ones(len(x)), x[:0], y[:0], np.ones(0), 0.0)
+        batches = _Batches(self, *self.checked(source, target), batch_size, pseudo_labels, pseudo_weight, seed)
         renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin_epoch())
         callbacks = [renewal, *keras.tree.flatten(options.pop("callbacks", None) or [])]
-        return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **{"shuffle": False, **options})
+        options = {"shuffle": False, "validation_data": validation_data, **options}
+        return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **options)
+
+    def checked(self, source: Any, target: Any) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Returns ((x, y), x of the target) as arrays.
+
+        Raises:
+            InvalidArgumentError: they do not fit each other or the network.
+        """
+        (x, y), target = _labelled(source, "source"), _unlabelled(target)
+        if target.shape[1:] != x.shape[1:]:
+            raise InvalidArgumentError(f"source and target need inputs of one shape, got {x.shape} and {target.shape}")
+        wanted = keras.tree.flatten(self.classifier.inputs)[0].shape
+        if len(wanted) != x.ndim or any(a not in (None, b) for a, b in zip(wanted[1:], x.shape[1:], strict=True)):
+            raise InvalidArgumentError(f"the network takes inputs of shape {wanted}, got {x.shape}")
+        return (x, y), target
 
     def validation_data(
         self,
@@ -188,7 +232,9 @@ class DANN:
 
         Sample weights make every drop `(1 - target_weight)` times that on the source plus `target_weight` times that on
         the pseudo-labels. The domain output has weight 0, so neither attempts nor gradients see it. The pseudo-labels are
-        made anew at every moment of pruning. While none of them is sure enough, the source alone counts.
+        made anew at every moment of pruning. While none of them is sure enough, the source alone counts. Whatever looks at
+        inputs alone (statistics of batch normalization, criteria on features such as `"thinet"`) sees samples of both
+        domains, as training does; only the target with `target_weight=1`, only the source with 0.
 
         Args:
             source, target: as in `fit`; keep them apart from the training and test samples.
@@ -206,8 +252,9 @@ class DANN:
             raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
         if samples is not None and samples < 1:
             raise InvalidArgumentError(f"samples must be at least 1 or None, got {samples!r}")
-        x, y, _ = take_samples(_labelled(source), samples, seed, "source")
-        target, pseudo_labels = _unlabelled(target), pseudo_labels or PseudoLabels()
+        source, target = self.checked(source, target)
+        x, y, _ = take_samples(source, samples, seed, "source")
+        pseudo_labels = pseudo_labels or PseudoLabels()
         pseudo_labels.check(len(target))
         x_target, place, _ = take_samples((target, np.arange(len(target))), samples, seed, "target")
         return _Mixed(self.classifier, (x, y), x_target, place, target_weight, pseudo_labels)
@@ -227,10 +274,12 @@ class _Mixed:
         labels, weights = self.labels.assign(self.classifier.predict(theirs, verbose=0))
         self.history.append(self.labels.judged(labels, weights, self.place))
         share = self.weight if weights.any() else 0.0
-        used = weights * share > 0  # the others would only take time
-        theirs, labels, weights = theirs[used], labels[used], weights[used]
+        if share == 1:
+            x, y = x[:0], y[:0]
+        elif self.weight == 0:
+            theirs, labels, weights = theirs[:0], labels[:0], weights[:0]
         total = len(x) + len(theirs)
-        ours = np.full(len(x), (1 - share) * total / len(x))
+        ours = np.full(len(x), (1 - share) * total / max(len(x), 1))
         return _joined(x, y, ours, theirs, labels, weights * share * total / max(weights.sum(), 1e-9), 0.0)
 
 
@@ -293,22 +342,44 @@ def _joined(x, y, weights, x_target, labels, target_weights, domain_weight: floa
     )
 
 
-def _labelled(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    x, y, _ = take_samples(source, None, 0, "source")
+def told_apart(y_true, y_pred):
+    """Metric: whether the domain of each sample is told right by the sign of its logit."""
+    return keras.ops.mean(keras.ops.cast((y_pred > 0) == (y_true > 0.5), "float32"), axis=-1)
+
+
+def _labelled(data: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    _check_finite(data, name)
+    x, y, weight = take_samples(data, None, 0, name)
+    if not isinstance(x, np.ndarray):
+        raise InvalidArgumentError(f"{name} must have one array of inputs, got {type(x).__name__}")
+    if weight is not None:
+        raise InvalidArgumentError(f"{name} has sample weights, which DANN has no use for; give (x, y) alone")
     y = np.asarray(y).reshape(len(x), -1)
     if y.shape[1] != 1 or not np.array_equal(y, y.astype(int)):
-        raise InvalidArgumentError(f"source labels must be class numbers, one per sample, got shape {y.shape}")
+        raise InvalidArgumentError(f"{name}: labels must be class numbers, one per sample, got shape {y.shape}")
     return x, y[:, 0].astype(int)
 
 
+def _check_finite(data: Any, name: str) -> None:
+    """A dataset without an end would be read for ever; tf.data gives -1 as its size."""
+    size = getattr(data, "cardinality", lambda: 0)()
+    if int(size) == -1:
+        raise InvalidArgumentError(f"{name} is a dataset without an end; leave out .repeat(), DANN repeats as needed")
+
+
 def _unlabelled(target: Any) -> np.ndarray:
+    _check_finite(target, "target")
     if hasattr(target, "shape"):  # an array or a tensor
         return np.asarray(target)
     if isinstance(target, tuple | list) or not hasattr(target, "__iter__"):
         raise InvalidArgumentError(
             f"target must be an array of inputs or a dataset of batches of them, got {type(target).__name__}"
         )
-    batches = [np.asarray(batch[0] if isinstance(batch, tuple | list) else batch) for batch in target]
+    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in target]
     if not batches:
         raise InvalidArgumentError("target is empty")
-    return np.concatenate(batches)
+    if any(isinstance(batch, dict) or np.ndim(batch) == 0 for batch in batches):
+        raise InvalidArgumentError(
+            f"target must be a dataset of batches of one array of inputs, got {type(batches[0]).__name__}"
+        )
+    return np.concatenate([np.asarray(batch) for batch in batches])

@@ -12,6 +12,8 @@ import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError
 
+_MOST_BALANCE = 10
+
 
 @dataclass
 class PseudoLabels:
@@ -20,7 +22,8 @@ class PseudoLabels:
     Attributes:
         threshold: probability of the most probable class, in [0, 1), from which a label is used. 0.9 is ours.
         refresh_every: epochs after which training gets new labels, at least 1. Pruning gets new ones at every moment.
-        balanced: whether labels are weighted so that every class that occurs counts the same.
+        balanced: whether labels are weighted so that every class that occurs counts the same; but one label counts at most
+            ten times as much as one of the most frequent class, so that a single wrong one cannot rule.
         true_labels: int array (samples,) of the true classes of the target samples, for the record only: nothing is chosen
             by them.
         history: one entry for each time that labels were made for training: `passed`, the share of the samples that are
@@ -63,7 +66,8 @@ class PseudoLabels:
         weights = (probable.max(axis=1) >= self.threshold).astype("float32")
         if self.balanced and weights.any():
             counts = np.bincount(labels, weights, probable.shape[1])
-            weights = weights * (weights.sum() / np.count_nonzero(counts) / np.maximum(counts, 1))[labels]
+            weights /= np.maximum(counts, counts.max() / _MOST_BALANCE)[labels]
+            weights *= counts.sum() / weights.sum()
         return labels, weights.astype("float32")
 
     def check(self, count: int) -> None:

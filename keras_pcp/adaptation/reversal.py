@@ -80,7 +80,8 @@ class ReversalSchedule(keras.callbacks.Callback):
     """Raises the weight of every `GradientReversal` in the model from 0 to `maximum` over the training.
 
     With p, the part of the training that is done, the weight is `maximum * (2 / (1 + exp(-gamma * p)) - 1)`, set before
-    each step. Where the number of steps is not known, p moves once an epoch.
+    each step. Where the number of steps is not known, p moves once an epoch. A training that goes on with `initial_epoch`
+    goes on with its weight.
 
     Args:
         maximum: the weight that is approached, above 0.
@@ -99,7 +100,6 @@ class ReversalSchedule(keras.callbacks.Callback):
             raise InvalidArgumentError(f"need maximum > 0 and gamma > 0, got {maximum!r} and {gamma!r}")
         self.maximum, self.gamma = maximum, gamma
         self.layers: list[GradientReversal] = []
-        self.first: int | None = None
         self.epoch = 0
 
     def at(self, done: float) -> float:
@@ -111,11 +111,9 @@ class ReversalSchedule(keras.callbacks.Callback):
         self.layers = [layer for layer in internals.layers_of(self.model) if isinstance(layer, GradientReversal)]
         if not self.layers:
             raise InvalidArgumentError(f"model {self.model.name!r} has no GradientReversal layer to schedule")
-        self.first = None
 
     def on_epoch_begin(self, epoch, logs=None):
         """Sets the weight."""
-        self.first = epoch if self.first is None else self.first
         self.epoch = epoch
         self.set(0, 1)
 
@@ -126,7 +124,7 @@ class ReversalSchedule(keras.callbacks.Callback):
 
     def set(self, step: int, steps: int) -> None:
         """Sets the weight for a step of the present epoch."""
-        done = (self.epoch - self.first + step / steps) / max(1, self.params["epochs"] - self.first)
+        done = (self.epoch + step / steps) / max(1, self.params["epochs"])
         for layer in self.layers:
             layer.weight.assign(self.at(done))
 

@@ -16,8 +16,9 @@ class GroupFisher:
     """Keeps channels whose removal raises the loss much for what it frees: s_c = sum_n (dL_n/dm_c)^2 / freed_c.
 
     m_c is a mask of value 1 on channel c wherever a kernel reads it, so dL_n/dm_c sums over all coupled readers before
-    the square is taken. Half of the sum approximates the loss increase, with the Fisher information as Hessian and the
-    gradient taken as 0. Takes one backward pass per sample; needs data and a compiled model.
+    the square is taken; with sample weights, the squares are weighted by them. Half of the sum approximates the loss
+    increase, with the Fisher information as Hessian and the gradient taken as 0. Takes one backward pass per sample; needs
+    data and a compiled model.
 
     Differs from the paper: scores are computed anew when asked for; the paper accumulates them over 25 (classification)
     or 10 (detection) training steps and removes one channel each time.
@@ -37,7 +38,7 @@ class GroupFisher:
             raise InvalidArgumentError(f"per must be 'macs', 'memory' or None, got {self.per!r}")
 
     def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-        importance = np.square(statistics.gate_gradients[group.name]).sum(axis=0)
+        importance = statistics.sample_weights @ np.square(statistics.gate_gradients[group.name])
         if self.per is None:
             return importance
         by_macs = self.per == "macs"

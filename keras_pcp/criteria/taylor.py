@@ -33,9 +33,9 @@ def taylor(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 class TaylorGate:
     """Keeps channels that the loss depends on: the mean over mini-batches of (dL/dz_c)^2 for a gate z_c = 1.
 
-    dL/dz_c is the mean over a mini-batch of `Statistics.gate_gradients`. With `batch_size=1` the score is the one of
-    `group_fisher`, divided by the number of samples. Takes one backward pass per sample; needs data and a compiled
-    model.
+    dL/dz_c is the mean over a mini-batch of `Statistics.gate_gradients`; with sample weights both means are weighted. With
+    `batch_size=1` the score is the one of `group_fisher`, divided by the number of samples. Takes one backward pass per
+    sample; needs data and a compiled model.
 
     Differs from the paper: there the gate follows batch normalization; here it stands where the channel is read, which
     is the same where only ReLU and pooling lie in between. Channels joined by sums share one gate, where the paper
@@ -56,5 +56,10 @@ class TaylorGate:
 
     def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
         gates = statistics.gate_gradients[group.name]
+        total = np.zeros(group.num_channels)
         starts = range(0, len(gates), self.batch_size)
-        return np.mean([np.square(gates[i : i + self.batch_size].mean(axis=0)) for i in starts], axis=0)
+        for rows in (slice(i, i + self.batch_size) for i in starts):
+            weights = statistics.sample_weights[rows]
+            if weights.any():
+                total += weights.mean() * np.square(weights @ gates[rows] / weights.sum())
+        return total / len(starts)
