@@ -7,9 +7,9 @@ discrepancy (MMD). Then the DANN is pruned in a further `fit`. All ways of pruni
 pseudo-labels and the domain loss; they differ in the samples that attempts and the criterion see (source labels; source
 labels and pseudo-labels; for comparison, true target labels) or in the strategy. Two rows are not like this: `no_pseudo`
 has no pseudo-labels in recovery either; `adapt_after` prunes the network that was trained on the source alone, by the
-source, and then trains it as DANN from the start, so it sees more images than the others. 512 training images of each
-domain are held out to choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file
-are skipped.
+source, and then trains it as DANN from the start, so it sees more images than the others. `dann_pseudo` is what the same
+further `fit` makes of the DANN without pruning. 512 training images of each domain are held out to choose by. True target
+labels choose nothing but the rows `oracle`. Rows that are in the output file are skipped.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import numpy as np
 import tensorflow as tf
 from rows import read, write
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from trained_model import accuracy
 
 import keras_pcp
@@ -32,7 +34,7 @@ from image_data import hold_out
 from prune_across_domains import digit_network
 
 HELD_OUT = 512
-KINDS = ("source_only", "dann", "mmd")
+KINDS = ("source_only", "dann", "mmd", "dann_pseudo")
 METHODS = ("no_pseudo", "source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
 
 
@@ -53,24 +55,46 @@ def steps(epochs: int, data: dict) -> int:
     return epochs * -(-max(len(data["source"][0]), len(data["target"])) // 64)
 
 
-def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> tuple[keras_pcp.DANN, float]:
-    """Trains a network, or loads it if that was done before; returns it and the seconds."""
+def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.DANN:
+    """Trains a network, or loads it if that was done before."""
     keras.utils.set_random_seed(seed)
     dann = digit_network(data["classes"], keras_pcp.MeanDiscrepancy() if kind == "mmd" else None)
     file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{args.rate}_{seed}.weights.h5"
-    started = time.perf_counter()
     if file.exists():
         dann.model.load_weights(file)
     else:
         train(args, dann, kind, data, seed)
         dann.model.save_weights(file)
-    return dann, time.perf_counter() - started
+    return dann
+
+
+def go_on(args: argparse.Namespace, dann: keras_pcp.DANN, kind: str, data: dict, seed: int, labels, callbacks) -> None:
+    """The further `fit`, in which a network is pruned."""
+    compiled(dann, kind, args.rate / 5, steps(args.prune_epochs, data))
+    if kind == "dann":
+        dann.model.get_layer("reversal").weight.assign(1.0)
+    dann.fit(
+        data["source"], data["target"], epochs=args.prune_epochs, seed=seed, callbacks=callbacks, verbose=0,
+        pseudo_labels=labels,
+    )  # fmt: skip
+
+
+def unpruned(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.DANN:
+    """Returns a network as it is before pruning, or after a further `fit` without pruning."""
+    dann = trained(args, kind.removesuffix("_pseudo"), data, seed)
+    if kind.endswith("_pseudo"):
+        go_on(args, dann, "dann", data, seed, keras_pcp.PseudoLabels(args.threshold), [])
+    return dann
+
+
+def criterion_of(args: argparse.Namespace, method: str) -> str:
+    return "l1" if method == "uniform" else args.criterion
 
 
 def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed: int) -> tuple:
     """Prunes in a `fit`; returns the network, the report and the pseudo-labels."""
     kind = "source_only" if method == "adapt_after" else "dann"
-    dann, _ = trained(args, kind, data, seed)
+    dann = trained(args, kind, data, seed)
     source, unlabelled = data["source_val"], data["target_val"][0]
     weight = 0.0 if method in ("no_pseudo", "source", "adapt_after") else 0.5
     true_labels = data["target_val"][1]
@@ -80,17 +104,12 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
         method, keras_pcp.Progressive
     )
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=target, deliver=dann.classifier, criterion="l1" if method == "uniform" else args.criterion,
+        max_macs=target, deliver=dann.classifier, criterion=criterion_of(args, method),
         begin=0.0, end=0.3, validation_data=validation, strategy=strategy(seed=seed),
     )  # fmt: skip
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
-    compiled(dann, kind, args.rate / 5, steps(args.prune_epochs, data))
-    if kind == "dann":
-        dann.model.get_layer("reversal").weight.assign(1.0)
-    dann.fit(
-        data["source"], data["target"], epochs=args.prune_epochs, seed=seed, callbacks=[pruning], verbose=0,
-        pseudo_labels=None if method in ("no_pseudo", "adapt_after") else recovery,
-    )  # fmt: skip
+    uses_labels = method not in ("no_pseudo", "adapt_after")
+    go_on(args, dann, kind, data, seed, recovery if uses_labels else None, [pruning])
     if method == "adapt_after":
         train(args, dann, "dann", data, seed)
     return dann, pruning.report, recovery
@@ -108,11 +127,10 @@ def measured(dann: keras_pcp.DANN, data: dict) -> dict[str, float]:
     apart = [dann.features.predict(x, batch_size=500, verbose=0) for x, _ in (data["source_test"], data["target_test"])]
     domain = np.repeat([0, 1], [len(a) for a in apart])
     values = np.concatenate(apart)
-    values = values / np.maximum(values.std(axis=0), 1e-6)
     order = np.random.default_rng(0).permutation(len(values))
     half = len(order) // 2
-    judge = LogisticRegression(max_iter=200).fit(values[order[:half]], domain[order[:half]])
-    told = judge.score(values[order[half:]], domain[order[half:]])
+    judge = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    told = judge.fit(values[order[:half]], domain[order[:half]]).score(values[order[half:]], domain[order[half:]])
     return {
         "target_acc": accuracy(dann.classifier, *data["target_test"]),
         "source_acc": accuracy(dann.classifier, *data["source_test"]),
@@ -158,43 +176,42 @@ def main():
     fields = (
         "source",
         "target",
-        "criterion",
-        "threshold",
         "epochs",
         "prune_epochs",
         "rate",
+        "threshold",
+        "criterion",
         "method",
         "macs_limit",
         "seed",
     )
     done = {tuple(r[f] for f in fields) for r in read(args.out)}
-    given = tuple(getattr(args, f) for f in fields[:7])
-    common = {
-        "suite": "adaptation", "source": args.source, "target": args.target, "criterion": args.criterion,
-        "epochs": args.epochs, "prune_epochs": args.prune_epochs, "rate": args.rate, "threshold": args.threshold,
+    common = {"suite": "adaptation"} | {f: getattr(args, f) for f in fields[:6]}
+    source = {
         "command": "python " + " ".join(sys.argv),
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
-    }  # fmt: skip
-    for seed in map(int, args.seeds.split(",")):
-        for kind in filter(None, args.kinds.split(",")):
-            if (*given, kind, 1.0, seed) not in done:
-                dann, seconds = trained(args, kind, data, seed)
-                row = {"method": kind, "macs_limit": 1.0, "macs": 1.0, "seed": seed, "seconds": round(seconds, 1)}
-                write(common | row | measured(dann, data), args.out)
-                keras.backend.clear_session()
-        for target in map(float, args.targets.split(",")):
-            for method in filter(None, args.methods.split(",")):
-                if (*given, method, target, seed) not in done:
-                    started = time.perf_counter()
-                    dann, report, labels = prune(args, method, target, data, seed)
-                    row = {
-                        "method": method, "macs_limit": target, "seed": seed,
-                        "macs": round(report.after["macs"] / report.before["macs"], 4),
-                        "seconds": round(time.perf_counter() - started, 1), "pseudo_labels": labels.history[-1:],
-                        "widths": {name: now for name, (_, now) in report.widths.items()},
-                    }  # fmt: skip
-                    write(common | row | measured(dann, data), args.out)
-                    keras.backend.clear_session()
+    }
+    limits = [(1.0, args.kinds), *((float(limit), args.methods) for limit in args.targets.split(","))]
+    cases = [
+        (int(s), limit, m) for s in args.seeds.split(",") for limit, found in limits for m in found.split(",") if m
+    ]
+    for seed, limit, method in cases:
+        criterion = criterion_of(args, method) if limit < 1 else None
+        row = common | {"criterion": criterion, "method": method, "macs_limit": limit, "seed": seed}
+        if tuple(row[f] for f in fields) in done:
+            continue
+        started = time.perf_counter()
+        if limit == 1:
+            dann, more = unpruned(args, method, data, seed), {"macs": 1.0}
+        else:
+            dann, report, labels = prune(args, method, limit, data, seed)
+            more = {
+                "macs": round(report.after["macs"] / report.before["macs"], 4),
+                "seconds": round(time.perf_counter() - started, 1), "pseudo_labels": labels.history[-1:],
+                "widths": {name: now for name, (_, now) in report.widths.items()},
+            }  # fmt: skip
+        write(row | more | source | measured(dann, data), args.out)
+        keras.backend.clear_session()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ def main():
     args = make_parser(__doc__).parse_args()
     data = prepared(args)
     networks = {
-        "trained on the source": trained(args, "source_only", data, 0)[0],
-        "DANN": trained(args, "dann", data, 0)[0],
+        "trained on the source": trained(args, "source_only", data, 0),
+        "DANN": trained(args, "dann", data, 0),
         "DANN, pruned to half": prune(args, "pseudo", 0.5, data, 0)[0],
     }
     figure = Figure(figsize=(10, 3.5), layout="constrained")

@@ -97,33 +97,37 @@ def adaptation() -> str:
     """Mean and range over the seeds of the accuracy on the target, before pruning and after."""
     found: dict[tuple, list[dict]] = {}
     for row in rows("adaptation"):
-        key = (row["source"], row["target"], -row["macs_limit"], ADAPTATION.index(row["method"]))
+        how = (row["epochs"], row["prune_epochs"], row["threshold"], row["criterion"])  # never averaged together
+        key = (row["source"], row["target"], -row["macs_limit"], ADAPTATION.index(row["method"]), row["rate"], how)
         found.setdefault(key, []).append(row)
     body = []
-    for (source, target, limit, method), group in sorted(found.items()):
+    for (source, target, limit, method, rate, _), group in sorted(found.items()):
         acc = [r["target_acc"] for r in group]
         means = {k: statistics.mean(r[k] for r in group) for k in ("macs", "source_acc", "proxy_a_distance")}
         body.append(
-            [f"{source} to {target}", f"{-limit:g}", ADAPTATION[method], f"{means['macs']:.3f}",
+            [f"{source} to {target}", f"{-limit:g}", ADAPTATION[method], f"{rate:g}", f"{means['macs']:.3f}",
              f"{statistics.mean(acc):.4f}", f"{min(acc):.4f} to {max(acc):.4f}", f"{means['source_acc']:.4f}",
              f"{means['proxy_a_distance']:.2f}", str(len(acc))]
         )  # fmt: skip
-    header = ["domains", "limit", "method", "MACs", "target test", "range", "source test", "A-distance", "seeds"]
+    header = [
+        "domains",
+        "limit",
+        "method",
+        "rate",
+        "MACs",
+        "target test",
+        "range",
+        "source test",
+        "A-distance",
+        "seeds",
+    ]
     return table(header, body)
 
 
 ADAPTATION = [
-    "source_only",
-    "mmd",
-    "dann",
-    "no_pseudo",
-    "source",
-    "pseudo",
-    "oracle",
-    "random_widths",
-    "uniform",
+    "source_only", "mmd", "dann", "dann_pseudo", "no_pseudo", "source", "pseudo", "oracle", "random_widths", "uniform",
     "adapt_after",
-]
+]  # fmt: skip
 
 
 def fit_time() -> str:
