@@ -62,6 +62,11 @@ class Evaluator:
                 f"input {self.model.input_shape}, output {self.model.output_shape}): {error}"
             ) from error
         if not np.isfinite(found.loss):
+            if not all(np.isfinite(p).all() for p in tree.flatten(self._predicted())):
+                raise InvalidArgumentError(
+                    f"model {self.model.name!r} gives outputs that are no finite numbers on validation_data; if its training "
+                    "has diverged, train it again with a smaller learning rate"
+                )
             raise InvalidArgumentError(
                 f"the loss on validation_data is {found.loss}; check that the labels (y: {_shapes(self.y)}, from "
                 f"{_bounds(self.y)}) fit the model's output {self.model.output_shape}"

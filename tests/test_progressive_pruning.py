@@ -352,6 +352,13 @@ def test_bad_input_is_refused_before_training_and_the_model_is_as_it_was(options
     assert int(model.optimizer.iterations) == 0
 
 
+def test_a_model_that_has_diverged_is_told():
+    model = compiled()
+    model.layers[-1].bias.assign(np.full(model.layers[-1].bias.shape, np.nan))
+    with pytest.raises(InvalidArgumentError, match="diverged"):
+        model.fit(*data(), epochs=4, verbose=0, callbacks=[pruning()])
+
+
 def test_a_fit_that_is_too_short_is_told_so_at_the_start():
     model = compiled()
     before = state_of(model)
