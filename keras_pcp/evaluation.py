@@ -64,7 +64,7 @@ class Evaluator:
         if not np.isfinite(found.loss):
             if not all(np.isfinite(p).all() for p in tree.flatten(self._predicted())):
                 raise InvalidArgumentError(
-                    f"model {self.model.name!r} gives outputs that are no finite numbers on validation_data; if its training "
+                    f"model {self.model.name!r} gives outputs that are not finite on validation_data; if its training "
                     "has diverged, train it again with a smaller learning rate"
                 )
             raise InvalidArgumentError(
