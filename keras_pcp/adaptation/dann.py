@@ -70,7 +70,10 @@ def build_dann(
             f"domain_head must give one logit per sample, (batch, 1), but gives {tuple(domain.shape)}; let it end with "
             "Dense(1)"
         )
-    return keras.Model(features.input, {"label": label_head(shared), "domain": domain}, name=name)
+    outputs = {"label": label_head(shared), "domain": domain}
+    # Until some release Keras looked for losses by the names of the last layers, not by the keys of the outputs.
+    named = {key: keras.layers.Identity(name=key, dtype=output.dtype)(output) for key, output in outputs.items()}
+    return keras.Model(features.input, named, name=name)
 
 
 class DANN:
@@ -138,6 +141,7 @@ class DANN:
         if isinstance(metrics, dict):
             raise InvalidArgumentError(f"metrics are those of the labels, a list; got outputs {sorted(metrics)}")
         domain_loss = keras.losses.BinaryCrossentropy(from_logits=True) if self.adversarial else discrepancy_loss
+        told = [keras.metrics.MeanMetricWrapper(told_apart, "told_apart")]
         self.model.compile(
             optimizer,
             loss={
@@ -145,7 +149,7 @@ class DANN:
                 "domain": domain_loss,
             },
             loss_weights={"label": 1.0, "domain": domain_weight},
-            weighted_metrics={"label": list(metrics), "domain": [told_apart] if self.adversarial else []},
+            weighted_metrics={"label": list(metrics), "domain": told if self.adversarial else []},
             **options,
         )
 
