@@ -8,16 +8,23 @@ All methods run in the same `fit` with the same callback, images, augmentation (
 optimizer, learning-rate schedule and distillation; only the strategy and the criterion differ. 5,000 training images (a
 sixth of the data, if that is less) are held out: widths are chosen by them. The test images are evaluated for the record
 only. Rows that are in the output file already are skipped, so an interrupted run goes on where it stopped.
+
+Method `torch_pruning` needs `--against`, a Python with torch and torch-pruning (pip install torch torch-pruning numpy).
+There the same weights are pruned in equal parts of every layer, and tuned on the same images in the same order, without
+refit and distillation.
 """
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from hand_over import hand_over
 from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
@@ -82,6 +89,24 @@ def run(args, method, criterion, target, seed, data):
     }  # fmt: skip
 
 
+def run_torch_pruning(args, criterion, target, seed, data):
+    """Prunes and tunes once with Torch-Pruning; returns the row."""
+    (x, y), val, test = data
+    keras.utils.set_random_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
+        hand_over(opened(args), images, args.epochs, val, test, Path(folder))
+        options = {"criterion": criterion, "target": target, "epochs": args.epochs, "rate": args.rate, "seed": seed}
+        command = [args.against, str(Path(__file__).with_name("torch_accuracy.py")), folder]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return {
+        "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": "torch_pruning",
+        "criterion": criterion, "target": target, "seed": seed, **found, "epochs": args.epochs, "attempt_macs": 0,
+        "attempt_seconds": 0, "rounds": 0, "tag": args.tag, "command": "python " + " ".join(sys.argv),
+    }  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -98,6 +123,7 @@ def main():
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--tag", default="", help="tells rows with other options apart")
+    parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()
     data = prepared(args)
@@ -108,7 +134,11 @@ def main():
             for criterion in args.criteria.split(","):
                 for method in args.methods.split(","):
                     if (Path(args.model).stem, method, criterion, target, seed, args.tag) not in done:
-                        write(run(args, method, criterion, target, seed, data), args.out)
+                        if method == "torch_pruning":
+                            row = run_torch_pruning(args, criterion, target, seed, data)
+                        else:
+                            row = run(args, method, criterion, target, seed, data)
+                        write(row, args.out)
                         keras.backend.clear_session()
 
 

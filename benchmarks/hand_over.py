@@ -1,0 +1,70 @@
+"""Hands a trained Keras classifier and the images of its fine-tuning over to PyTorch, for `torch_accuracy.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.trace import trace
+
+L = keras.layers
+
+
+def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """Lists what a network of a few kinds of layers computes, and its weights in the layout of PyTorch.
+
+    Returns:
+        Steps, each a dict with `kind`, `inputs` and `output` (numbers of tensors), and {"step name": array}.
+    """
+    traced, steps, arrays = trace(model), [], {}
+    maps = {}  # shapes (height, width, channels) of what was flattened
+    for number, call in enumerate(c for c in traced.calls if not isinstance(c.operation, L.InputLayer)):
+        layer = call.operation
+        step: dict[str, Any] = {"inputs": call.inputs, "output": call.outputs[0]}
+        if isinstance(layer, L.Conv2D) and layer.padding == "same":
+            step |= {"kind": "conv", "strides": layer.strides[0]}
+            arrays[f"{number} weight"] = layer.kernel.numpy().transpose(3, 2, 0, 1)
+        elif isinstance(layer, L.Dense):
+            kernel, shape = layer.kernel.numpy(), maps.get(call.inputs[0])
+            if shape:  # PyTorch flattens channels first
+                kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+            step |= {"kind": "dense"}
+            arrays[f"{number} weight"] = kernel.T
+        elif isinstance(layer, L.BatchNormalization):
+            step |= {"kind": "norm", "epsilon": layer.epsilon}
+            names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+            arrays |= {f"{number} {theirs}": getattr(layer, ours).numpy() for theirs, ours in names.items()}
+        elif isinstance(layer, L.Flatten):
+            step |= {"kind": "flatten"}
+            maps[call.outputs[0]] = traced.tensors[call.inputs[0]].shape[1:]
+        elif isinstance(layer, L.ReLU) or getattr(layer, "activation", None) is keras.activations.relu:
+            step |= {"kind": "relu"}
+        elif isinstance(layer, L.Add):
+            step |= {"kind": "add"}
+        elif isinstance(layer, L.GlobalAveragePooling2D):
+            step |= {"kind": "mean"}
+        elif isinstance(layer, L.MaxPooling2D) and layer.pool_size == layer.strides:
+            step |= {"kind": "pool", "size": layer.pool_size[0]}
+        else:
+            raise SystemExit(f"layer {layer.name!r} ({type(layer).__name__}) is not carried over to PyTorch")
+        if isinstance(layer, L.Conv2D | L.Dense):
+            if layer.activation is not keras.activations.linear:
+                raise SystemExit(f"layer {layer.name!r} has an activation, which is not carried over to PyTorch")
+            if layer.use_bias:
+                arrays[f"{number} bias"] = layer.bias.numpy()
+        steps.append(step | {"name": str(number)})
+    return steps, arrays
+
+
+def hand_over(model: keras.Model, images: Any, epochs: int, val: tuple, test: tuple, folder: Path) -> None:
+    """Writes `network.json`, `weights.npz`, `val.npz`, `test.npz` and the batches of each epoch into a folder."""
+    steps, arrays = steps_of(model)
+    (folder / "network.json").write_text(json.dumps(steps))
+    np.savez(folder / "weights.npz", **arrays)
+    for name, (x, y) in (("val", val), ("test", test)):
+        np.savez(folder / f"{name}.npz", x=x.transpose(0, 3, 1, 2), y=y)
+    for epoch in range(epochs):
+        x, y = (np.stack(a) for a in zip(*((x.numpy(), y.numpy()) for x, y in images), strict=True))
+        np.savez(folder / f"train{epoch}.npz", x=x.transpose(0, 1, 4, 2, 3), y=y)
