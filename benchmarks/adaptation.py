@@ -153,7 +153,7 @@ def prepared(args: argparse.Namespace) -> dict:
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Returns the options, which `plot_domains.py` has too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, or digits")
+    parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, a folder, or digits")
     parser.add_argument("--target", default="mnist_m", help="likewise; with _m behind it, blended with photographs")
     parser.add_argument("--data-dir")
     parser.add_argument("--kinds", default=",".join(KINDS))

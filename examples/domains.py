@@ -1,5 +1,7 @@
 """Pairs of data sets of the same classes that look different, for domain adaptation."""
 
+from pathlib import Path
+
 import numpy as np
 from image_data import Arrays, load
 
@@ -15,8 +17,11 @@ def load_domains(source: str, target: str, data_dir: str | None = None) -> tuple
     """
     found = []
     for name in (source, target):
-        sets = [(_colour_images(x), y) for x, y in load(name.removesuffix("_m"), data_dir, SIZE)]
-        if name.endswith("_m"):
+        is_blended = name.endswith("_m") and not Path(name).is_dir()
+        sets = [
+            (_colour_images(x), y) for x, y in load(name.removesuffix("_m") if is_blended else name, data_dir, SIZE)
+        ]
+        if is_blended:
             sets = [(blended(x, part), y) for (x, y), part in zip(sets, ("train", "test"), strict=True)]
         found.append(sets)
     return found[0][0], found[1][0], found[0][1], found[1][1]

@@ -1,4 +1,6 @@
-"""Image-classification data for the examples and benchmarks, from scikit-learn or tensorflow-datasets."""
+"""Image-classification data for the examples and benchmarks: scikit-learn, tensorflow-datasets, or folders of images."""
+
+from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +12,13 @@ def load(name: str, data_dir: str | None = None, size: int = 64) -> tuple[Arrays
 
     Args:
         name: `"digits"`, the 1,797 real handwritten 8x8 digits that ship with scikit-learn, or the name of an
-            image-classification set of tensorflow-datasets, such as `"mnist"`, `"fashion_mnist"` or `"cifar10"`.
+            image-classification set of tensorflow-datasets, such as `"mnist"`, `"fashion_mnist"` or `"cifar10"`; or a
+            folder that holds one folder of images for each class, of which a fifth is for the test.
         data_dir: where tensorflow-datasets looks for prepared data before it downloads.
         size: height and width for sets whose images differ in size.
     """
+    if Path(name).is_dir():
+        return _folder(name, size)
     if name == "digits":
         return _digits()
     import tensorflow as tf
@@ -34,6 +39,19 @@ def load(name: str, data_dir: str | None = None, size: int = 64) -> tuple[Arrays
     for split in splits:
         pairs = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False).map(prepare)))
         found.append((np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], "int64")))
+    return found[0], found[1]
+
+
+def _folder(name: str, size: int) -> tuple[Arrays, Arrays]:
+    import keras
+
+    parts = keras.utils.image_dataset_from_directory(
+        name, image_size=(size, size), batch_size=None, validation_split=0.2, subset="both", seed=0, verbose=False
+    )
+    found = []
+    for part in parts:
+        pairs = list(part.as_numpy_iterator())
+        found.append((np.stack([x for x, _ in pairs]) / np.float32(255), np.array([y for _, y in pairs], "int64")))
     return found[0], found[1]
 
 
