@@ -107,7 +107,7 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     pruning = keras_pcp.ProgressivePruning(
         max_macs=target, deliver=dann.classifier, criterion=criterion_of(args, method),
         begin=0.0, end=0.05, validation_data=validation, strategy=strategy,
-        reconstruction_data=(images, np.zeros(len(images))),
+        reconstruction_data=images,
     )  # fmt: skip
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
     uses_labels = method not in ("no_pseudo", "adapt_after")

@@ -48,9 +48,10 @@ class ProgressivePruning(keras.callbacks.Callback):
             every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
-        reconstruction_data: some samples of the training data, (x, y). If given, the layers that read pruned channels are
-            refit by least squares after each round, see `reconstruct`, and attempts are measured with the layers that
-            read the channels making up for them as far as they can.
+        reconstruction_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
+            used). If given, the layers that read pruned channels are refit by least squares after each round, see
+            `reconstruct`, and attempts are measured with the layers that read the channels making up for them as far as
+            they can.
         deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
             and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
             `validation_data` gives them sample weight 0.

@@ -35,7 +35,7 @@ from keras_pcp.patches import (
     penalized_gram,
     window_of,
 )
-from keras_pcp.samples import take_samples
+from keras_pcp.samples import take_samples, with_any_labels
 from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, trace
 
 
@@ -76,7 +76,7 @@ def reconstruct(
             end restores kernels, but not biases.
         graph: `build_graph(model)`.
         selection: the selection with which `pruned` was pruned.
-        data: samples as for `score_channels`; labels are not used.
+        data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
         samples: at most so many samples are used, 10 positions of each map; all are run at once.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
             above 0. The more samples there are, the less it matters.
@@ -106,7 +106,7 @@ def reconstruct(
         raise InvalidArgumentError(
             "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
         )
-    x, _, _ = take_samples(data, samples, seed)
+    x, _, _ = take_samples(with_any_labels(data), samples, seed)
     plan = _Plan(model, graph, selection, whole)
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []

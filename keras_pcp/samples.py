@@ -42,6 +42,11 @@ def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") 
     return (*tree.map_structure(lambda a: a[:samples], arrays), None)[:3]
 
 
+def with_any_labels(data: Any) -> Any:
+    """Adds labels to an array of inputs alone, for those who do not look at labels; other data stays as it is."""
+    return (data, np.zeros(len(data))) if hasattr(data, "shape") and np.ndim(data) else data
+
+
 def _unpacked(data: Any, name: str) -> tuple:
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise InvalidArgumentError(

@@ -25,7 +25,7 @@ from keras_pcp.live import shrink
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import reconstruct
-from keras_pcp.samples import count_samples, take_samples
+from keras_pcp.samples import count_samples, take_samples, with_any_labels
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
@@ -79,7 +79,8 @@ class Search:
         self.done = self.state.selection
         self._validation_data, self.refit_on = validation_data, reconstruction_data
         if self.refit_on is not None:
-            self.refit_on = take_samples(self.refit_on, _REFIT_SAMPLES, strategy.seed, "reconstruction_data")
+            data = with_any_labels(self.refit_on)
+            self.refit_on = take_samples(data, _REFIT_SAMPLES, strategy.seed, "reconstruction_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None

@@ -294,7 +294,12 @@ def test_features_may_have_batch_normalization_and_a_list_of_one_input():
     labels = keras_pcp.PseudoLabels(0.99999)
     samples = network.validation_data((x, y), target, pseudo_labels=labels)
     assert len(samples()[0]) == 2 * 96  # also samples of which no label is sure, for batch normalization
-    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, deliver=network.classifier, validation_data=samples)
+    pruning = keras_pcp.ProgressivePruning(
+        max_macs=0.5,
+        deliver=network.classifier,
+        validation_data=samples,
+        reconstruction_data=np.concatenate([x, target]),
+    )
     pairs = tf.data.Dataset.from_tensor_slices((target, y)).batch(16)  # its labels are not looked at
     network.fit((x, y), pairs, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
     assert pruning.report.reached

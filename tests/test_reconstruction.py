@@ -288,6 +288,9 @@ def test_what_copies_of_channels_did_is_done_by_those_that_stay():
     assert list(found.errors) == ["second", "head"]
     assert all(after < 1e-7 < before for before, after in found.errors.values())
     assert found.left == {}
+    again = keras_pcp.prune_model(model, graph, selection)
+    keras_pcp.reconstruct(model, again, graph, selection, data[0], ridge=1e-9)  # labels are not needed
+    assert all(np.array_equal(a, b) for a, b in zip(again.get_weights(), pruned.get_weights(), strict=True))
 
 
 def test_nothing_else_changes():
