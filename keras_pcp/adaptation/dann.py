@@ -71,7 +71,7 @@ def build_dann(
             "Dense(1)"
         )
     outputs = {"label": label_head(shared), "domain": domain}
-    # Until some release Keras looked for losses by the names of the last layers, not by the keys of the outputs.
+    # Keras 3.8 finds the metrics of an output by the name of its layer, not by the key of the output.
     named = {key: keras.layers.Identity(name=key, dtype=output.dtype)(output) for key, output in outputs.items()}
     return keras.Model(features.input, named, name=name)
 
@@ -202,13 +202,13 @@ class DANN:
                 )
             x, y = _labelled(validation_data, "validation_data")
             validation_data = _joined(x, y, np.ones(len(x)), x[:0], y[:0], np.ones(0), 0.0)
-        batches = _Batches(self, *self.checked(source, target), batch_size, pseudo_labels, pseudo_weight, seed)
+        batches = _Batches(self, *self._checked(source, target), batch_size, pseudo_labels, pseudo_weight, seed)
         renewal = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin_epoch())
         callbacks = [renewal, *keras.tree.flatten(options.pop("callbacks", None) or [])]
         options = {"shuffle": False, "validation_data": validation_data, **options}
         return self.model.fit(batches, epochs=epochs, callbacks=callbacks, **options)
 
-    def checked(self, source: Any, target: Any) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    def _checked(self, source: Any, target: Any) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         """Returns ((x, y), x of the target) as arrays.
 
         Raises:
@@ -256,7 +256,7 @@ class DANN:
             raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
         if samples is not None and samples < 1:
             raise InvalidArgumentError(f"samples must be at least 1 or None, got {samples!r}")
-        source, target = self.checked(source, target)
+        source, target = self._checked(source, target)
         x, y, _ = take_samples(source, samples, seed, "source")
         pseudo_labels = pseudo_labels or PseudoLabels()
         pseudo_labels.check(len(target))
