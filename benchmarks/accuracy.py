@@ -72,6 +72,7 @@ def run(args, method, criterion, target, seed, data):
     started = time.perf_counter()
     images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
     compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning], verbose=args.verbose)
+    keras_pcp.recalibrate(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
     cost = keras_pcp.count_cost(model)
     return {

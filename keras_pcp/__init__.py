@@ -20,6 +20,7 @@ from keras_pcp.graph import build_graph
 from keras_pcp.inspection import Inspection, inspect_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import masked
+from keras_pcp.recalibration import recalibrate
 from keras_pcp.reconstruction import Reconstruction, reconstruct
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
@@ -66,6 +67,7 @@ __all__ = [
     "masked",
     "measure_latency",
     "prune_model",
+    "recalibrate",
     "reconstruct",
     "register_rule",
     "schedules",

@@ -251,18 +251,18 @@ class _Run:
                 search.run_round(min(1.0, reached + self.round_share))
             self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
             if search.refit_on is not None:
-                self.shrink_now()
+                self.shrink_now(more=search.progress() < near)
         self.report.attempt_macs = search.attempt_macs
         self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
         self.shrink_now()
         self.clock.expect_retrace()
         self.tell()
 
-    def shrink_now(self) -> None:
+    def shrink_now(self, more: bool = False) -> None:
         """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
         search, report = self.search, self.report
         with self.clock.measuring("surgery"):
-            changed = search.prune()
+            changed = search.prune(more)
         if not changed:
             return
         if self.step not in report.shrinks:

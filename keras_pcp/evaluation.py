@@ -15,9 +15,10 @@ from keras import tree
 
 from keras_pcp import internals
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.recalibration import batch_normalizations, estimate_statistics, state_of
 from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
-from keras_pcp.trace import trace
+from keras_pcp.trace import tensor_sizes, trace
 
 _BATCH = 256
 _CHUNK, _LEAST_CHUNKS = 16, 8
@@ -125,9 +126,7 @@ class Evaluator:
 
     def _bytes_per_sample(self) -> int:
         """Returns the size of all tensors of the model for one sample."""
-        largest = max(max(np.shape(a)[1:], default=1) for a in tree.flatten(self.x))
-        tensors = trace(self.model).tensors
-        return 4 * sum(math.prod(largest if d is None else d for d in t.shape[1:]) for t in tensors)
+        return 4 * sum(tensor_sizes(trace(self.model), self.x))
 
     def samples(self, part: slice) -> slice:
         """Returns the slice of the samples for a slice of the chunks."""
@@ -192,22 +191,11 @@ class Evaluator:
     @contextmanager
     def recalibrated(self) -> Iterator[None]:
         """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
-        layers = [a for a in internals.layers_of(self.model) if isinstance(a, keras.layers.BatchNormalization)]
-        # Seeds, spectral normalization and layers of the user's own change their variables in such a pass, too.
-        variables = {id(v): v for v in (*self.model.weights, *self.model.non_trainable_variables)}.values()
-        saved = [(v, v.numpy()) for v in variables] if layers else []
-        momenta = [(layer, layer.momentum) for layer in layers]
+        saved = [(v, v.numpy()) for v in state_of(self.model)] if batch_normalizations(self.model) else []
         try:
-            starts = range(0, min(self.count, RECALIBRATION_SAMPLES) if layers else 0, _RECALIBRATION_BATCH)
-            for number, start in enumerate(starts):
-                for layer in layers:
-                    layer.momentum = number / (number + 1)  # so that the moving statistics become the mean over batches
-                rows = slice(start, min(start + _RECALIBRATION_BATCH, RECALIBRATION_SAMPLES))
-                self.model(_rows(self.x, rows), training=True)
+            estimate_statistics(self.model, _rows(self.x, slice(RECALIBRATION_SAMPLES)), _RECALIBRATION_BATCH)
             yield
         finally:
-            for layer, momentum in momenta:
-                layer.momentum = momentum
             for variable, value in saved:
                 variable.assign(value)
 

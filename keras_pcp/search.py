@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.attempts import Comparison, Values
-from keras_pcp.channels import CONSUME, Selection
+from keras_pcp.channels import CONSUME, ChannelGraph, Selection
 from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
@@ -29,9 +29,12 @@ from keras_pcp.samples import count_samples, take_samples, with_any_labels
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
+from keras_pcp.trace import tensor_sizes, trace
 
-# Samples for the least-squares refit.
-_REFIT_SAMPLES = 512
+# Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
+_REFIT_SAMPLES, _REFIT_BYTES = 2048, 2**30
+# Samples for a refit that will be done again, and for what attempts count on.
+_FEW_SAMPLES = 512
 
 Criteria = str | Criterion | Sequence[str | Criterion]
 
@@ -43,6 +46,15 @@ def criteria_of(criterion: Criteria) -> list[Criterion]:
     if not found:
         raise InvalidArgumentError("criterion is empty; give one or several")
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """The model as it was before some rounds: a copy, its graph, and what had been removed by then."""
+
+    model: keras.Model
+    graph: ChannelGraph
+    done: Selection
 
 
 class Search:
@@ -81,9 +93,12 @@ class Search:
         if self.refit_on is not None:
             data = with_any_labels(self.refit_on)
             self.refit_on = take_samples(data, _REFIT_SAMPLES, strategy.seed, "reconstruction_data")
+            most = _REFIT_BYTES // (4 * max(tensor_sizes(trace(model), self.refit_on[0])))
+            self.refit_on = take_samples(self.refit_on, max(1, most), strategy.seed, "reconstruction_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None
+        self._origin: _Origin | None = None
         self._draw()
         self.evaluator.check()
         self.attempt_macs = 0.0
@@ -126,21 +141,34 @@ class Search:
                 "and multiple_of, freeze fewer layers, or raise the limit"
             )
 
-    def prune(self) -> bool:
-        """Makes the model physically smaller, and refits it if asked to; returns whether there was anything to do."""
+    def prune(self, more: bool = False) -> bool:
+        """Makes the model physically smaller, and refits it if asked to; returns whether there was anything to do.
+
+        Args:
+            more: whether another round comes before the model is trained. Each refit begins from the model as it was
+                before the first of such rounds, so that errors do not add up, and the last one takes the most samples.
+        """
         if self.state.selection == self.done:
             return False
-        graph, selection = self.live_graph, self.to_remove()
-        before = None if self.refit_on is None else prune_model(self.model, graph, Selection())
-        shrink(self.model, graph, selection)
-        if before is not None:
-            reconstruct(before, self.model, graph, selection, self.refit_on, samples=_REFIT_SAMPLES)
+        if self.refit_on is not None and self._origin is None:
+            self._origin = _Origin(prune_model(self.model, self.live_graph, Selection()), self.live_graph, self.done)
+        shrink(self.model, self.live_graph, self.to_remove())
         self.done = self.state.selection
+        if self._origin:
+            self._refit(self._origin, _FEW_SAMPLES if more else None)
+            self._origin = self._origin if more else None
         self.live_graph = narrowed(self.graph, self.done)
         self._live_macs = count_cost(self.live_graph).macs
         self.evaluator.forget()
         self._comparison = None
         return True
+
+    def _refit(self, origin: "_Origin", samples: int | None) -> None:
+        selection = self.done.after(origin.done)
+        small = prune_model(origin.model, origin.graph, selection)
+        reconstruct(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
+        for variable, value in zip(self.model.weights, small.get_weights(), strict=True):
+            variable.assign(value)
 
     def to_remove(self) -> Selection:
         """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
@@ -195,8 +223,9 @@ class Search:
     def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
         if self._compensation is None:
             kernels = {s.weight for group in self.live_graph for s in group.slices_of(CONSUME)}
-            self._compensation = Compensation(self.model, kernels, self.refit_on[0], seed=self.strategy.seed)
-            self.attempt_macs += self._live_macs * count_samples(self.refit_on[0])
+            x = take_samples(self.refit_on, _FEW_SAMPLES, self.strategy.seed)[0]
+            self._compensation = Compensation(self.model, kernels, x, seed=self.strategy.seed)
+            self.attempt_macs += self._live_macs * count_samples(x)
         return self._compensation.values(masks)
 
     def _relative(self, selection: Selection) -> Selection:
@@ -275,7 +304,7 @@ def search_widths(
     if file and file.exists():
         search.state = _resumed(file, identity)
         if reconstruction_data is not None:
-            search.prune()
+            search.prune(more=True)
     share = 1 / strategy.rounds_needed(search.graph, search.bounds)
     bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
     while (reached := search.progress()) < 1:
@@ -283,7 +312,7 @@ def search_widths(
         if file:
             _write(file, {**identity, "state": search.state.to_json()})
         if reconstruction_data is not None:
-            search.prune()
+            search.prune(more=True)
         latest = search.state.rounds[-1]
         values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
         bar.update(min(100, int(100 * search.progress())), values)

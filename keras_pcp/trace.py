@@ -1,5 +1,6 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,12 @@ def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:
     place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
     args, kwargs = tree.map_structure(lambda v: place.get(id(v), v), (call.args, call.kwargs))
     return Step(call, args, kwargs)
+
+
+def tensor_sizes(traced: Trace, x: Any) -> list[int]:
+    """Returns how many numbers each tensor holds for one sample; extents not known are taken as the largest of `x`."""
+    largest = max(max(np.shape(a)[1:], default=1) for a in tree.flatten(x))
+    return [math.prod(largest if d is None else d for d in t.shape[1:]) for t in traced.tensors]
 
 
 def arrange_inputs(traced: Trace, x: Any) -> list[Any]:

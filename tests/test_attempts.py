@@ -301,3 +301,46 @@ def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
     assert search.prune()
     assert not search.prune()
     search.run_round(0.2)
+
+
+def test_rounds_without_training_between_them_end_with_one_refit_from_where_they_began(monkeypatch):
+    model, some = compiled(), data(600, 2)
+    search = Search(
+        model, Limits(max_macs=0.4), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=some
+    )
+    asked, graph = [], search.graph
+
+    def reconstruct(*args, samples, **options):
+        asked.append(samples)
+        return keras_pcp.reconstruct(*args, samples=samples, **options)
+
+    monkeypatch.setattr("keras_pcp.search.reconstruct", reconstruct)
+    for targets in ((0.3, 0.5), (0.7, 1.0)):
+        whole, graph, done = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), search.live_graph, search.done
+        search.run_round(targets[0])
+        search.prune(more=True)
+        search.run_round(targets[1])
+        search.prune()
+        selection = search.done.after(done)
+        expected = keras_pcp.prune_model(whole, graph, selection)
+        assert not same_weights(model, expected)
+        keras_pcp.reconstruct(whole, expected, graph, selection, some, samples=600)
+        assert same_weights(model, expected)
+        graph = search.live_graph
+        for w in model.trainable_weights:
+            w.assign(1.1 * w)  # instead of training
+    assert asked == [512, None, 512, None]
+
+
+def same_weights(a, b):
+    return all(np.allclose(v, w, atol=1e-5) for v, w in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
+    monkeypatch.setattr("keras_pcp.search._REFIT_BYTES", 4 * 8 * 8 * 16 * 20)
+    model = compiled()
+    largest = max(np.prod(t.shape[1:]) for t in trace(model).tensors)
+    search = Search(
+        model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=data(600, 2)
+    )
+    assert len(search.refit_on[0]) == 8 * 8 * 16 * 20 // largest < 600

@@ -18,7 +18,7 @@ blocks
 graph contributions
 cost statistics
 criteria selection masks live
-inspection reconstruction compensation surgery strategies delivery recording
+inspection reconstruction recalibration compensation surgery strategies delivery recording
 evaluation report recovery
 plots attempts
 search adaptation

@@ -1,0 +1,89 @@
+"""Re-estimates the statistics of batch normalization, which lag behind the weights in a short training.
+
+With Keras's momentum of 0.99, the moving statistics after 100 steps are still for a third those from before the training.
+Means over batches of the present model are not. They are what Wu & Johnson, Rethinking "Batch" in BatchNorm, arXiv
+2105.07576, call PreciseBN; EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares pruned networks only after that.
+"""
+
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_pcp import internals
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.samples import count_samples, take_samples, with_any_labels
+
+L = keras.layers
+
+
+def recalibrate(
+    model: keras.Model, data: Any, *, samples: int = 2048, batch_size: int = 128, seed: int = 0
+) -> list[str]:
+    """Replaces the moving statistics of batch normalization by their means over batches of data.
+
+    Call it after a short fit, or on what `prune_model` and `reconstruct` returned. The model is run in training mode;
+    nothing but these statistics changes. Layers with `trainable=False` keep theirs.
+
+    Args:
+        model: any built model.
+        data: (x, y), an array of inputs alone, or a dataset of (x, y): training samples as the model sees them in
+            training. Labels are not used.
+        samples: at most so many are used; a last batch that is not full is left out.
+        batch_size: samples in a batch.
+        seed: for the draw of samples.
+
+    Returns:
+        The names of the layers whose statistics were replaced.
+
+    Raises:
+        InvalidArgumentError: there are no samples, or a number is below 1.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(name="bn")])
+        >>> keras_pcp.recalibrate(model, np.array([[1.0], [3.0], [5.0], [7.0]]), batch_size=2)
+        ['bn']
+        >>> layer = model.get_layer("bn")
+        >>> float(layer.moving_mean[0]), float(layer.moving_variance[0])  # of the batches: means 2, 6, variances 1
+        (4.0, 1.0)
+    """
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
+    x = take_samples(with_any_labels(data), samples, seed)[0]
+    layers = [layer for layer in batch_normalizations(model) if layer.trainable]
+    statistics = {id(v) for layer in layers for v in layer.non_trainable_variables}
+    before = [(v, v.numpy()) for v in state_of(model)]
+    try:
+        estimate_statistics(model, x, batch_size)
+        before = [(v, value) for v, value in before if id(v) not in statistics]
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+    return [layer.name for layer in layers]
+
+
+def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
+    """Returns the batch normalization layers of a model, those in nested models included."""
+    return [layer for layer in internals.layers_of(model) if isinstance(layer, L.BatchNormalization)]
+
+
+def state_of(model: keras.Model) -> list[keras.Variable]:
+    """Returns all variables that a run in training mode may change: seeds and layers of the user's own have some, too."""
+    return list({id(v): v for v in (*model.weights, *model.non_trainable_variables)}.values())
+
+
+def estimate_statistics(model: keras.Model, x: Any, batch_size: int) -> None:
+    """Runs the model in training mode on batches, so that the moving statistics become the means over the batches."""
+    count, layers = count_samples(x), batch_normalizations(model)
+    momenta = [(layer, layer.momentum) for layer in layers]
+    try:
+        for number in range(max(1, count // batch_size) if layers else 0):
+            for layer in layers:
+                layer.momentum = number / (number + 1)
+            rows = slice(number * batch_size, (number + 1) * batch_size)
+            model(tree.map_structure(lambda a, rows=rows: a[rows], x), training=True)
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
