@@ -1,7 +1,6 @@
 """Prunes and tunes with Torch-Pruning what `hand_over.py` wrote; `accuracy.py --against` runs it with another Python.
 
-Needs torch, torch-pruning and numpy. Prints one JSON line. Batch normalization has PyTorch's usual momentum, whose moving
-statistics follow pruning sooner than with Keras's.
+Needs torch, torch-pruning and numpy. Prints one JSON line.
 """
 
 import argparse
@@ -107,6 +106,18 @@ def tuned(model: nn.Module, folder: Path, epochs: int, rate: float) -> int:
     return images
 
 
+def recalibrate(model: nn.Module, folder: Path, count: int = 16) -> None:
+    """Sets the statistics of batch normalization to their means over some of the training batches."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.momentum = None  # a cumulative mean
+    model.train()
+    with torch.no_grad():
+        for batch in torch.tensor(np.load(folder / "train0.npz")["x"][:count]):
+            model(batch)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -134,6 +145,7 @@ def main():
     here = tp.utils.count_ops_and_params(model, example)
     before = accuracy(model, test)
     images = tuned(model, args.folder, args.epochs, args.rate)
+    recalibrate(model, args.folder)
     row = {
         "macs": round(here[0] / full[0], 4), "params": round(here[1] / full[1], 4), "acc_unpruned": unpruned,
         "acc_before_tuning": before, "val_acc": accuracy(model, val), "acc": accuracy(model, test),

@@ -197,7 +197,7 @@ class _Run:
         end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
         search = self.search
         removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
-        least = max(1, math.ceil(removed / _LARGEST_MOMENT))
+        least = max(1, math.ceil(removed / _LARGEST_MOMENT)) if search.refit_on is None else 1
         if end - begin < least or total < 2:
             unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
             need = math.ceil((least + 1) / (self.callback.end - self.callback.begin))
@@ -207,7 +207,8 @@ class _Run:
                 f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
             )
         rounds = search.strategy.rounds_needed(search.graph, search.bounds)
-        count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
+        usual = 1 if search.refit_on is not None else min(4, end - begin)
+        count = min(max(least, usual, (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
         moments = [begin + (end - begin) * i // count for i in range(count)]
         self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]

@@ -60,7 +60,7 @@ def reconstruct(
     selection: Selection,
     data: Any,
     *,
-    samples: int = 256,
+    samples: int | None = 2048,
     ridge: float = 0.1,
     seed: int = 0,
 ) -> Reconstruction:
@@ -77,7 +77,8 @@ def reconstruct(
         graph: `build_graph(model)`.
         selection: the selection with which `pruned` was pruned.
         data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
-        samples: at most so many samples are used, 10 positions of each map; all are run at once.
+        samples: at most so many samples are used (None: all), 10 positions of each map; all are run at once, so where
+            maps are large and memory is not, take fewer.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
             above 0. The more samples there are, the less it matters.
         seed: for the draw of samples and positions.

@@ -48,7 +48,9 @@ def test_nothing_else_changes_and_layers_that_are_frozen_keep_theirs():
     model.fit(data, np.zeros((16, 4)), verbose=0)
 
     def state():
-        found = {v.path: v.numpy() for v in (*model.weights, *model.non_trainable_variables, *model.optimizer.variables)}
+        found = {
+            v.path: v.numpy() for v in (*model.weights, *model.non_trainable_variables, *model.optimizer.variables)
+        }
         return {k: v for k, v in found.items() if not k.startswith("open/moving")}
 
     before, moving = state(), model.get_layer("open").moving_mean.numpy()
