@@ -25,7 +25,7 @@ from keras_pcp.strategies.state import Strategy
 
 # A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
 _STEPS_PER_SHRINK = 64
-# At most this share of the model is removed between two training steps.
+# At most this share of the model is removed between two training steps, unless a refit makes up for it.
 _LARGEST_MOMENT = 0.25
 
 
@@ -197,7 +197,8 @@ class _Run:
         end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
         search = self.search
         removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
-        least = max(1, math.ceil(removed / _LARGEST_MOMENT)) if search.refit_on is None else 1
+        refit = search.refit_on is not None
+        least = 1 if refit else max(1, math.ceil(removed / _LARGEST_MOMENT))
         if end - begin < least or total < 2:
             unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
             need = math.ceil((least + 1) / (self.callback.end - self.callback.begin))
@@ -207,8 +208,9 @@ class _Run:
                 f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
             )
         rounds = search.strategy.rounds_needed(search.graph, search.bounds)
-        usual = 1 if search.refit_on is not None else min(4, end - begin)
-        count = min(max(least, usual, (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
+        few = 1 if refit and self.steps_per_epoch else min(4, end - begin)
+        wanted = max((end - begin) // _STEPS_PER_SHRINK, few)
+        count = min(max(least, wanted), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
         moments = [begin + (end - begin) * i // count for i in range(count)]
         self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
