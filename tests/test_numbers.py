@@ -10,7 +10,7 @@ from zoo import ZOO, build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
 from keras_pcp.channels import ChannelGraph, ChannelGroup, CostTerm, Extent, Selection, WeightInfo
-from keras_pcp.cost import Limits
+from keras_pcp.cost import Limits, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError, LimitError
 from keras_pcp.schedules import cubic, linear
 from keras_pcp.strategies.controls import LayerByLayer, OneShot, RandomWidths
@@ -131,6 +131,9 @@ def test_limits_out_of_range_are_refused(value):
         (lambda g, s: Selection({"a": np.ones(3)}), "boolean"),
         (lambda g, s: Selection({"a": np.array([True, False])}).then(Selection({"a": np.ones(2, bool)})), "1 channels"),
         (lambda g, s: Progressive(step=0.0), "step"),
+        (lambda g, s: Progressive(step=1.0), "step"),
+        (lambda g, s: Progressive(step=0), "step"),
+        (lambda g, s: Progressive(step=True), "step"),
         (lambda g, s: Progressive(groups_per_round=0), "groups_per_round"),
     ],
 )
@@ -285,6 +288,21 @@ def test_the_three_ways_to_select():
     assert chosen(select="joint") == ("a", "b", "c")
     assert chosen(select="threshold", max_drop=0.031) == ("a", "b")
     assert chosen(select="threshold", max_drop=0.0) == ("a",)
+
+
+def test_an_attempt_may_be_a_number_of_channels_whatever_they_cost():
+    graph = graph_of(group("a", 10), group("b", 20), group("c", 4))
+    drops, bounds = {"a": 0.01, "b": 0.02, "c": 0.03}, {"macs": 17.0}
+    strategy = Progressive(step=3, groups_per_round=2)
+    assert strategy.rounds_needed(graph, bounds) == 3  # 17 channels have to go, 6 in a round
+    for target in (0.01, 0.9):
+        state = one_round(graph, strategy, Oracle(graph, drops), bounds, target)
+        assert {a.group: len(a.removed) for a in state.rounds[0].attempts} == {"a": 3, "b": 3, "c": 3}
+    pairs = one_round(graph, Progressive(step=3, multiple_of=2), Oracle(graph, drops), bounds, 0.5)
+    assert {a.group: len(a.removed) for a in pairs.rounds[0].attempts} == {"a": 4, "b": 4, "c": 2}  # c keeps two
+    while progress(count_cost(graph, state.selection), count_cost(graph), bounds) < 1:
+        state = one_round(graph, strategy, Oracle(graph, drops), bounds, 1.0, state)
+    assert count_cost(graph, state.selection).macs == 17
 
 
 def test_joint_selection_sees_what_was_chosen_before():

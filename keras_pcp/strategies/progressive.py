@@ -15,7 +15,8 @@ Differs from the paper:
       reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples.
-    - The number of channels in an attempt follows the schedule, and the last round stops as soon as the limit holds.
+    - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
+      as the limit holds.
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
     - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
       al., 2023, arXiv 2506.20152).
@@ -44,7 +45,8 @@ class Progressive:
     """Progressive channel pruning as a strategy: `init`, then `update` once a round.
 
     Attributes:
-        step: cost of one attempt as a fraction of the unpruned model, in (0, 1).
+        step: what one attempt removes: a float in (0, 1) is a fraction of the cost of the unpruned model, the same for
+            all groups; an int is a number of channels, at least 1.
         groups_per_round: number of groups pruned in a round, at most; None: a quarter of the groups.
         select: which groups of a round are pruned. `"topk"`: those with the smallest drops. `"threshold"`: the same, as
             long as their drops add up to at most `max_drop`. `"joint"`: one after the other, each with the smallest
@@ -62,7 +64,7 @@ class Progressive:
         seed: for the choice of samples and for random criteria.
     """
 
-    step: float = 0.01
+    step: float | int = 0.01
     groups_per_round: int | None = None
     select: str = "topk"
     max_drop: float = 0.01
@@ -75,8 +77,11 @@ class Progressive:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 < self.step < 1:
-            raise InvalidArgumentError(f"step must be in (0, 1), got {self.step!r}")
+        fixed = isinstance(self.step, int)
+        if isinstance(self.step, bool) or not (self.step >= 1 if fixed else 0 < self.step < 1):
+            raise InvalidArgumentError(
+                f"step must be a float in (0, 1) or a number of channels of at least 1, got {self.step!r}"
+            )
         for name, allowed in (("attempts", ("fast", "exact")), ("select", ("topk", "threshold", "joint"))):
             if getattr(self, name) not in allowed:
                 raise InvalidArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -101,10 +106,18 @@ class Progressive:
         return State(nothing_removed(graph))
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
-        """Returns how many rounds of steps of about `step` it takes to reach the bounds."""
-        full = count_cost(graph)
-        share = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0)
-        return max(1, int(np.ceil(share / (self.step * self.width(graph)))))
+        """Returns about how many rounds it takes to reach the bounds."""
+        full, state = count_cost(graph), State(nothing_removed(graph))
+        if isinstance(self.step, int):
+            scores = {group.name: np.zeros(group.num_channels) for group in graph}
+            attempts = self.candidates(state, scores, graph, bounds, 0.0).items()
+            gains = [_gain(full, count_cost(graph, without(state.selection, *a)), full, bounds) for a in attempts]
+            way = (
+                len(gains) / sum(gains) if gains else 0.0
+            )  # fewer channels are left later, and each of them costs less
+        else:
+            way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
+        return max(1, int(np.ceil(way / self.width(graph))))
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups pruned in a round, given all groups."""
@@ -144,7 +157,8 @@ class Progressive:
             unit = min(width_option(self.multiple_of, group.name), spare)
             gain = _gain(here, count_cost(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
             if gain > 0:
-                units = max(1, round(max(goal, 0.0) / gain))
+                wanted = self.step / unit if isinstance(self.step, int) else max(goal, 0.0) / gain
+                units = max(1, round(wanted))
                 found[group.name] = tuple(int(c) for c in ranked[: min(units * unit, spare)])
         return found
 
