@@ -75,12 +75,17 @@ def run(args, method, criterion, target, seed, data):
     keras_pcp.recalibrate(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
     cost = keras_pcp.count_cost(model)
+    untrained = keras_pcp.prune_model(unpruned, graph, report.selection)
+    before_tuning = accuracy(untrained, *test)
+    if args.reconstruction:
+        keras_pcp.reconstruct(unpruned, untrained, graph, report.selection, x[:2000])
+    keras_pcp.recalibrate(untrained, x)
     return {
         "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": method,
         "criterion": criterion, "target": target, "seed": seed, "macs": round(cost.macs / full.macs, 4),
         "params": round(cost.params / full.params, 4),
         "acc_unpruned": accuracy(unpruned, *test),
-        "acc_before_tuning": accuracy(keras_pcp.prune_model(unpruned, graph, report.selection), *test),
+        "acc_before_tuning": before_tuning, "acc_untrained": accuracy(untrained, *test),
         "val_acc": accuracy(model, *val), "acc": accuracy(model, *test), "epochs": args.epochs,
         "images": steps * args.batch, "seconds": round(seconds, 1), "attempt_macs": report.attempt_macs,
         "attempt_seconds": round(report.seconds["attempts"], 2), "rounds": len(report.rounds), "tag": args.tag,
