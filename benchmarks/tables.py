@@ -46,9 +46,11 @@ def accuracy() -> str:
     body = []
     for (model, target, tag, method, criterion), group in sorted(found.items()):
         acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in SHOWN}
+        untrained = [r["acc_untrained"] for r in group if "acc_untrained" in r]
         body.append(
             [model, f"{-target}", tag, method, criterion, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
-             f"{mean['acc_before_tuning']:.4f}", f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
+             f"{statistics.mean(untrained):.4f}" if len(untrained) == len(group) else "",
+             f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
              f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}",
              f"{mean['attempt_seconds']:.0f}"]
         )  # fmt: skip
@@ -60,14 +62,14 @@ def accuracy() -> str:
         "criterion",
         "MACs",
         "parameters",
-        "untuned",
+        "untrained",
         "validation",
         "test",
     ]
     return table([*header, "range", "seeds", "s", "of it attempts, s"], body)
 
 
-SHOWN = ("macs", "params", "acc_before_tuning", "val_acc", "acc", "seconds", "attempt_seconds")
+SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
 
 
 def attempts() -> str:

@@ -150,25 +150,29 @@ class Search:
         """
         if self.state.selection == self.done:
             return False
-        if self.refit_on is not None and self._origin is None:
-            self._origin = _Origin(prune_model(self.model, self.live_graph, Selection()), self.live_graph, self.done)
+        refit = None if self.refit_on is None else self._refit(more)
         shrink(self.model, self.live_graph, self.to_remove())
+        if refit is not None:
+            for variable, value in zip(self.model.weights, refit, strict=True):
+                variable.assign(value)
         self.done = self.state.selection
-        if self._origin:
-            self._refit(self._origin, _FEW_SAMPLES if more else None)
-            self._origin = self._origin if more else None
         self.live_graph = narrowed(self.graph, self.done)
         self._live_macs = count_cost(self.live_graph).macs
         self.evaluator.forget()
         self._comparison = None
         return True
 
-    def _refit(self, origin: "_Origin", samples: int | None) -> None:
-        selection = self.done.after(origin.done)
+    def _refit(self, more: bool) -> list[np.ndarray]:
+        """Returns the weights of the model after a refit; nothing is changed yet."""
+        origin = self._origin or _Origin(
+            prune_model(self.model, self.live_graph, Selection()), self.live_graph, self.done
+        )
+        selection = self.state.selection.after(origin.done)
         small = prune_model(origin.model, origin.graph, selection)
+        samples = _FEW_SAMPLES if more else None
         reconstruct(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
-        for variable, value in zip(self.model.weights, small.get_weights(), strict=True):
-            variable.assign(value)
+        self._origin = origin if more else None
+        return small.get_weights()
 
     def to_remove(self) -> Selection:
         """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
