@@ -197,8 +197,7 @@ class _Run:
         end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
         search = self.search
         removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
-        refit = search.refit_on is not None
-        least = 1 if refit else max(1, math.ceil(removed / _LARGEST_MOMENT))
+        least = 1 if search.refit_on is not None else max(1, math.ceil(removed / _LARGEST_MOMENT))
         if end - begin < least or total < 2:
             unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
             need = math.ceil((least + 1) / (self.callback.end - self.callback.begin))
@@ -208,9 +207,7 @@ class _Run:
                 f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
             )
         rounds = search.strategy.rounds_needed(search.graph, search.bounds)
-        few = 1 if refit and self.steps_per_epoch else min(4, end - begin)
-        wanted = max((end - begin) // _STEPS_PER_SHRINK, few)
-        count = min(max(least, wanted), max(rounds, least))
+        count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
         moments = [begin + (end - begin) * i // count for i in range(count)]
         self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
