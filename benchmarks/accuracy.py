@@ -72,14 +72,14 @@ def run(args, method, criterion, target, seed, data):
     started = time.perf_counter()
     images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
     compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning], verbose=args.verbose)
-    keras_pcp.recalibrate(model, x, samples=8192)
+    keras_pcp.recalibrate(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
     cost = keras_pcp.count_cost(model)
     untrained = keras_pcp.prune_model(unpruned, graph, report.selection)
     before_tuning = accuracy(untrained, *test)
     if args.reconstruction:
         keras_pcp.reconstruct(unpruned, untrained, graph, report.selection, x[:2000])
-    keras_pcp.recalibrate(untrained, x, samples=8192)
+    keras_pcp.recalibrate(untrained, x)
     return {
         "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": method,
         "criterion": criterion, "target": target, "seed": seed, "macs": round(cost.macs / full.macs, 4),
