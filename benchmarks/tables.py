@@ -49,7 +49,7 @@ def accuracy() -> str:
         untrained = [r["acc_untrained"] for r in group if "acc_untrained" in r]
         body.append(
             [model, f"{-target}", tag, method, criterion, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
-             f"{statistics.mean(untrained):.4f}" if len(untrained) == len(group) else "",
+             f"{statistics.mean(untrained):.4f}" if untrained else "",
              f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
              f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}",
              f"{mean['attempt_seconds']:.0f}"]
