@@ -62,10 +62,11 @@ def run(args, method, criterion, target, seed, data):
     unpruned.set_weights(model.get_weights())
     graph = keras_pcp.build_graph(unpruned)
     full, steps = keras_pcp.count_cost(graph), len(x) // args.batch * args.epochs
-    options = json.loads(args.strategy) if method == "pcp" else {}
+    options = {"seed": seed, "samples": args.samples, "signal": args.signal}
+    options |= json.loads(args.strategy) if method == "pcp" else {}
     pruning = keras_pcp.ProgressivePruning(
         max_macs=target, validation_data=val, criterion=criterion, begin=args.begin, end=args.end,
-        strategy=METHODS[method](seed=seed, samples=args.samples, **options),
+        strategy=METHODS[method](**options),
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
         reconstruction_data=(x[:2000], y[:2000]) if args.reconstruction else None,
     )  # fmt: skip
@@ -89,6 +90,7 @@ def run(args, method, criterion, target, seed, data):
         "val_acc": accuracy(model, *val), "acc": accuracy(model, *test), "epochs": args.epochs,
         "images": steps * args.batch, "seconds": round(seconds, 1), "attempt_macs": report.attempt_macs,
         "attempt_seconds": round(report.seconds["attempts"], 2), "rounds": len(report.rounds), "tag": args.tag,
+        "signal": args.signal,
         "widths": {name: now for name, (_, now) in report.widths.items()},
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
         "command": "python " + " ".join(sys.argv),
@@ -122,17 +124,20 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--signal", default=Progressive.signal, help="what attempts are compared by, in all methods")
     parser.add_argument("--distillation", type=float, default=0.5, help="weight; 0: none")
     parser.add_argument("--reconstruction", action="store_true", help="refit readers of pruned channels")
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--images", type=int, help="training images to use; default: all")
     parser.add_argument("--tag", default="", help="tells rows with other options apart")
     parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()
-    data = prepared(args)
+    train, *held_out = prepared(args)
+    data = (tuple(array[: args.images] for array in train), *held_out)
     fields = ("model", "method", "criterion", "target", "seed", "tag")
     done = {tuple(r[f] for f in fields) for r in read(args.out)}
     for seed in map(int, args.seeds.split(",")):

@@ -73,7 +73,9 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     x, y = (np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
 
     def search(attempts):
-        strategy = keras_pcp.Progressive(samples=None, attempts=attempts, confidence=args.confidence)
+        strategy = keras_pcp.Progressive(
+            samples=None, attempts=attempts, confidence=args.confidence, signal=args.signal
+        )
         return Search(model, Limits(max_macs=args.target), (x, y), args.criterion, strategy, (), "error")
 
     exact, fast = search("exact"), search("fast")
@@ -93,6 +95,7 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     return {
         "suite": "attempts", "model": Path(name).stem, "data": args.data, "groups": len(exact.graph),
         "samples": len(x), "criterion": args.criterion, "target": args.target, "confidence": args.confidence,
+        "signal": args.signal,
         "rounds": rounds, "same": same, "macs": round(exact.state.rounds[-1].macs / exact.full.macs, 4),
         "exact_passes": round(exact.attempt_macs / one, 3), "fast_passes": round(fast.attempt_macs / one, 3),
         "exact_seconds": round(seconds["exact"], 1), "fast_seconds": round(seconds["fast"], 1),
@@ -130,6 +133,7 @@ def main():
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--criterion", default="l1")
     parser.add_argument("--confidence", type=float, default=keras_pcp.Progressive.confidence)
+    parser.add_argument("--signal", default=keras_pcp.Progressive.signal)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--width", type=int, default=8, help="of the residual networks trained here")
     parser.add_argument("--epochs", type=int, default=2)

@@ -34,14 +34,20 @@ class Evaluator:
     """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
 
     The metric is the mean of the compiled metrics for which higher is better (accuracy, AUC, IoU ...), and minus the
-    loss where there is none. They are told by their names. The loss is without regularization terms. Both are those that
-    `judge` was compiled with: the model itself, or the one that it is a copy of.
+    loss where there is none or the signal is "loss". They are told by their names. The loss is without regularization
+    terms. Both are those that `judge` was compiled with: the model itself, or the one that it is a copy of.
     """
 
     def __init__(
-        self, model: keras.Model, validation_data: Any, samples: int | None, seed: int, judge: keras.Model | None = None
+        self,
+        model: keras.Model,
+        validation_data: Any,
+        samples: int | None,
+        seed: int,
+        judge: keras.Model | None = None,
+        signal: str = "metric",
     ):
-        self.model, self.judge = model, judge or model
+        self.model, self.judge, self.signal = model, judge or model, signal
         self.outputs = list(getattr(internals.functional_of(model), "output_names", ()))
         arrays = take_samples(validation_data, samples, seed, "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
@@ -94,7 +100,7 @@ class Evaluator:
         self.judge.reset_metrics()
         results = self.judge.compute_metrics(None, y, predicted, weight)
         prefixes = [f"{name}_".lower() for name in self.outputs] if len(self.outputs) > 1 else []
-        metrics = [v for k, v in _flat(results) if _higher_is_better(k, prefixes)]
+        metrics = [v for k, v in _flat(results) if self.signal == "metric" and _higher_is_better(k, prefixes)]
         return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
 
     @cached_property

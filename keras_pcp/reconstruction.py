@@ -36,7 +36,10 @@ from keras_pcp.patches import (
     window_of,
 )
 from keras_pcp.samples import take_samples, with_any_labels
-from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, trace
+from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
+
+# Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
+REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def reconstruct(
     selection: Selection,
     data: Any,
     *,
-    samples: int | None = 2048,
+    samples: int | None = REFIT_SAMPLES,
     ridge: float = 0.1,
     seed: int = 0,
 ) -> Reconstruction:
@@ -77,8 +80,8 @@ def reconstruct(
         graph: `build_graph(model)`.
         selection: the selection with which `pruned` was pruned.
         data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
-        samples: at most so many samples are used (None: all), 10 positions of each map; all are run at once, so where
-            maps are large and memory is not, take fewer.
+        samples: at most so many samples are used (None: all), 10 positions of each map. All are run at once, so there are
+            fewer if the largest tensor of all of them took more than 1 GiB.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
             above 0. The more samples there are, the less it matters.
         seed: for the draw of samples and positions.
@@ -107,7 +110,7 @@ def reconstruct(
         raise InvalidArgumentError(
             "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
         )
-    x, _, _ = take_samples(with_any_labels(data), samples, seed)
+    x = inputs_at_once(model, data, samples, seed)
     plan = _Plan(model, graph, selection, whole)
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []
@@ -128,6 +131,13 @@ def reconstruct(
     for variable, value in values:
         variable.assign(value)
     return Reconstruction(errors, left)
+
+
+def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int) -> Any:
+    """Draws inputs for a model, as `take_samples`; so few that its largest tensor does not take more than 1 GiB."""
+    drawn = take_samples(with_any_labels(data), samples, seed)
+    most = _BYTES_AT_ONCE // (4 * max(tensor_sizes(trace(model), drawn[0])))
+    return take_samples(drawn, max(1, most), seed)[0]
 
 
 class _Plan:

@@ -24,15 +24,12 @@ from keras_pcp.graph import build_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
-from keras_pcp.reconstruction import reconstruct
+from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
 from keras_pcp.samples import count_samples, take_samples, with_any_labels
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
-from keras_pcp.trace import tensor_sizes, trace
 
-# Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
-_REFIT_SAMPLES, _REFIT_BYTES = 2048, 2**30
 # Samples for a refit that will be done again, and for what attempts count on.
 _FEW_SAMPLES = 512
 
@@ -92,9 +89,7 @@ class Search:
         self._validation_data, self.refit_on = validation_data, reconstruction_data
         if self.refit_on is not None:
             data = with_any_labels(self.refit_on)
-            self.refit_on = take_samples(data, _REFIT_SAMPLES, strategy.seed, "reconstruction_data")
-            most = _REFIT_BYTES // (4 * max(tensor_sizes(trace(model), self.refit_on[0])))
-            self.refit_on = take_samples(self.refit_on, max(1, most), strategy.seed, "reconstruction_data")
+            self.refit_on = take_samples(data, REFIT_SAMPLES, strategy.seed, "reconstruction_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None
@@ -108,7 +103,8 @@ class Search:
     def _draw(self) -> None:
         data = self._validation_data() if callable(self._validation_data) else self._validation_data
         self._comparison = None
-        self.evaluator = Evaluator(self.model, data, self.strategy.samples, self.strategy.seed, self.judge)
+        strategy = self.strategy
+        self.evaluator = Evaluator(self.model, data, strategy.samples, strategy.seed, self.judge, strategy.signal)
 
     def renew_data(self) -> None:
         """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""
@@ -169,7 +165,7 @@ class Search:
         )
         selection = self.state.selection.after(origin.done)
         small = prune_model(origin.model, origin.graph, selection)
-        samples = _FEW_SAMPLES if more else None
+        samples = _FEW_SAMPLES if more else REFIT_SAMPLES
         reconstruct(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
         self._origin = origin if more else None
         return small.get_weights()
@@ -227,7 +223,7 @@ class Search:
     def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
         if self._compensation is None:
             kernels = {s.weight for group in self.live_graph for s in group.slices_of(CONSUME)}
-            x = take_samples(self.refit_on, _FEW_SAMPLES, self.strategy.seed)[0]
+            x = inputs_at_once(self.model, self.refit_on, _FEW_SAMPLES, self.strategy.seed)
             self._compensation = Compensation(self.model, kernels, x, seed=self.strategy.seed)
             self.attempt_macs += self._live_macs * count_samples(x)
         return self._compensation.values(masks)

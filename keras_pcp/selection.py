@@ -89,6 +89,9 @@ def select_by_cost(
 ) -> Selection:
     """Removes the fewest channels, by `select_by_ratio`, with which all limits hold.
 
+    Where several groups would lose their next channel at the same ratio, as groups of 16, 32 and 64 channels do, the first
+    ones in the order of the graph keep it as far as the limits allow.
+
     Args:
         graph: channel graph.
         scores: {group name: float array (num_channels,)}, higher = keep.
@@ -114,7 +117,12 @@ def select_by_cost(
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if holds(graph, select(middle), bounds) else (middle, high)
-    return select(high)
+    found, wider = select(high), select(low).keep
+    for name, mask in wider.items():
+        candidate = Selection({**found.keep, name: mask})
+        if not np.array_equal(mask, found.keep[name]) and holds(graph, candidate, bounds):
+            found = candidate
+    return found
 
 
 def holds(graph: ChannelGraph, selection: Selection, bounds: Mapping[str, float]) -> bool:

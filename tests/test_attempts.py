@@ -15,6 +15,7 @@ from keras_pcp.cost import Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import Evaluator, _higher_is_better
 from keras_pcp.masks import consumer_masks, masked, with_zeros
+from keras_pcp.reconstruction import inputs_at_once
 from keras_pcp.recording import Recording, Rerun
 from keras_pcp.search import Search
 from keras_pcp.strategies.progressive import Progressive
@@ -329,7 +330,7 @@ def test_rounds_without_training_between_them_end_with_one_refit_from_where_they
         graph = search.live_graph
         for w in model.trainable_weights:
             w.assign(1.1 * w)  # instead of training
-    assert asked == [512, None, 512, None]
+    assert asked == [512, 2048, 512, 2048]
 
 
 def same_weights(a, b):
@@ -337,10 +338,38 @@ def same_weights(a, b):
 
 
 def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
-    monkeypatch.setattr("keras_pcp.search._REFIT_BYTES", 4 * 8 * 8 * 16 * 20)
+    monkeypatch.setattr("keras_pcp.reconstruction._BYTES_AT_ONCE", 4 * 8 * 8 * 16 * 20)
     model = compiled()
     largest = max(np.prod(t.shape[1:]) for t in trace(model).tensors)
-    search = Search(
-        model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=data(600, 2)
-    )
-    assert len(search.refit_on[0]) == 8 * 8 * 16 * 20 // largest < 600
+    few = 8 * 8 * 16 * 20 // largest
+    assert len(inputs_at_once(model, data(600, 2), 512, 0)) == few < 512
+    graph = keras_pcp.build_graph(model)
+    masks = {g.name: np.arange(g.num_channels) > 0 for g in graph}
+    pruned = keras_pcp.prune_model(model, graph, keras_pcp.Selection(masks))
+    lengths = set()
+    draw = keras_pcp.reconstruction.draw
+    monkeypatch.setattr("keras_pcp.reconstruction.draw", lambda rng, n, *rest: (lengths.add(n), draw(rng, n, *rest))[1])
+    keras_pcp.reconstruct(model, pruned, graph, keras_pcp.Selection(masks), data(600, 2))
+    assert lengths == {few}
+
+
+def test_with_the_loss_as_signal_metrics_do_not_matter():
+    found = []
+    for metrics, signal in ((["accuracy"], "loss"), (None, "metric"), (["accuracy"], "metric")):
+        keras.backend.clear_session()  # so that names of layers are the same
+        model = compiled(metrics=metrics)
+        search = Search(model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(signal=signal), (), "error")
+        search.run_round(0.3)
+        found.append(search.state.rounds[0])
+    loss, without_metrics, metric = found
+    assert loss == without_metrics
+    assert loss.before.metric == pytest.approx(-loss.before.loss)
+    assert all(a.drop == pytest.approx(a.loss_increase, abs=1e-6) for a in loss.attempts)
+    assert metric.before.metric != loss.before.metric
+    assert metric.before.loss == pytest.approx(loss.before.loss)
+
+
+@pytest.mark.parametrize("strategy", [Progressive, keras_pcp.OneShot, keras_pcp.RandomWidths])
+def test_an_unknown_signal_is_refused_at_once(strategy):
+    with pytest.raises(InvalidArgumentError, match=r"signal must be one of .*got 'auc'"):
+        strategy(signal="auc")

@@ -91,6 +91,24 @@ def test_min_channels_multiples_and_parts_are_kept(scope, ratio):
     assert kept["a"] >= 20 - int((20 if scope == "local" else 32) * ratio)
 
 
+def test_select_by_cost_lets_groups_that_round_alike_keep_a_channel_each_as_far_as_it_goes():
+    x = keras.Input((8,))
+    model = keras.Model(x, L.Dense(2)(L.Dense(8, name="b")(L.Dense(8, name="a")(x))))
+    graph = keras_pcp.build_graph(model)
+    scores = {name: np.arange(8.0) for name in "ab"}
+
+    def widths(limit):
+        found = keras_pcp.select_by_cost(graph, scores, max_macs=limit, scope="local")
+        return [int(found.keep[name].sum()) for name in "ab"]
+
+    def cost(a, b):
+        return 8 * a + a * b + 2 * b
+
+    assert [widths(cost(*w)) for w in ((6, 6), (6, 5), (5, 5))] == [[6, 6], [6, 5], [5, 5]]
+    assert widths(cost(6, 5) - 1) == [5, 6]
+    assert widths(cost(5, 6) - 1) == [5, 5]
+
+
 def test_select_by_cost_removes_as_little_as_possible():
     graph = graph_of(group("a", 10), group("b", 10), factors=[3, 1])
     scores = {"a": np.arange(10.0), "b": np.arange(10.0)}

@@ -14,7 +14,7 @@ from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import check_reachable, count_cost
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import holds, lowest_removed, select_by_cost, select_by_ratio, smallest
-from keras_pcp.strategies.state import Observation, Round, State, nothing_removed
+from keras_pcp.strategies.state import SIGNALS, Observation, Round, State, check_options, nothing_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,12 @@ class _Control(ABC):
     """What all controls share: rounds without attempts, each of which prunes to `chosen`."""
 
     samples: int | None = 1024
+    signal: str = "metric"
     recalibrate: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        check_options(self, signal=SIGNALS)
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
         """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
@@ -58,7 +62,7 @@ class OneShot(_Control):
 
     Attributes:
         scope: `"global"` or `"local"` (uniform), as in `select_by_cost`.
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, signal, recalibrate, seed: as in `Progressive`.
     """
 
     scope: str = "local"
@@ -76,7 +80,7 @@ class RandomWidths(_Control):
 
     Attributes:
         draws: number of drawn configurations, which are compared on the validation samples before any recovery.
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, signal, recalibrate, seed: as in `Progressive`.
 
     References:
         Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022. Its text is not public;
@@ -86,6 +90,7 @@ class RandomWidths(_Control):
     draws: int = 10
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.draws, int) or self.draws < 1:
             raise InvalidArgumentError(f"draws must be an int of at least 1, got {self.draws!r}")
 
@@ -106,7 +111,7 @@ class LayerByLayer(_Control):
     One round visits one group, with scores of the model as it is then, so that training may go on in between.
 
     Attributes:
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, signal, recalibrate, seed: as in `Progressive`.
     """
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:

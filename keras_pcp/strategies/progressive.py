@@ -14,7 +14,8 @@ Differs from the paper:
       quarter of the groups), number of validation samples, begin and end of pruning within the training. So is the
       reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
-    - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples.
+    - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples. With
+      `signal="loss"`, which is ours, the loss alone is compared.
     - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
       as the limit holds.
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
@@ -35,7 +36,17 @@ from keras_pcp.cost import Cost, check_reachable, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import check_widths, least_width, removal_order, smallest, width_option
 from keras_pcp.strategies.racing import Measured, race
-from keras_pcp.strategies.state import Attempt, Evaluation, Observation, Round, State, nothing_removed, without
+from keras_pcp.strategies.state import (
+    SIGNALS,
+    Attempt,
+    Evaluation,
+    Observation,
+    Round,
+    State,
+    check_options,
+    nothing_removed,
+    without,
+)
 
 Candidates = Mapping[str, tuple[int, ...]]
 
@@ -52,6 +63,9 @@ class Progressive:
             long as their drops add up to at most `max_drop`. `"joint"`: one after the other, each with the smallest
             drop of the model without those chosen before it; takes up to `groups_per_round` times the attempts.
         max_drop: for `"threshold"`: what the drops of a round may add up to; at least one group is pruned.
+        signal: what attempts are compared by. `"metric"`: the fall of the compiled metrics for which higher is better, and
+            the rise of the loss where that is equal. `"loss"`: the rise of the loss, which differs less by chance; then
+            every metric and drop in options and reports is minus the loss, and in its units.
         min_channels: channels that every group keeps at least; or {group name: channels}.
         multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs); or {group name:
             multiple}.
@@ -68,6 +82,7 @@ class Progressive:
     groups_per_round: int | None = None
     select: str = "topk"
     max_drop: float = 0.01
+    signal: str = "metric"
     min_channels: int | Mapping[str, int] = 1
     multiple_of: int | Mapping[str, int] = 1
     attempts: str = "fast"
@@ -82,9 +97,7 @@ class Progressive:
             raise InvalidArgumentError(
                 f"step must be a float in (0, 1) or a number of channels of at least 1, got {self.step!r}"
             )
-        for name, allowed in (("attempts", ("fast", "exact")), ("select", ("topk", "threshold", "joint"))):
-            if getattr(self, name) not in allowed:
-                raise InvalidArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        check_options(self, select=("topk", "threshold", "joint"), signal=SIGNALS, attempts=("fast", "exact"))
         for name in ("confidence", "max_drop"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgumentError(f"{name} must be at least 0, got {getattr(self, name)!r}")
@@ -112,9 +125,7 @@ class Progressive:
             scores = {group.name: np.zeros(group.num_channels) for group in graph}
             attempts = self.candidates(state, scores, graph, bounds, 0.0).items()
             gains = [_gain(full, count_cost(graph, without(state.selection, *a)), full, bounds) for a in attempts]
-            way = (
-                len(gains) / sum(gains) if gains else 0.0
-            )  # fewer channels are left later, and each of them costs less
+            way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
         else:
             way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
         return max(1, int(np.ceil(way / self.width(graph))))

@@ -7,12 +7,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.strategies.racing import Measured, worth
+
+# What measurements are compared by: the compiled metrics, and the loss where they are equal; or the loss alone.
+SIGNALS = ("metric", "loss")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model reaches on the validation samples: `metric` (higher = better) and `loss`."""
+    """What the model reaches on the validation samples: `metric` (higher = better; minus the loss if that is the signal)
+    and `loss`.
+    """
 
     metric: float
     loss: float
@@ -116,11 +122,13 @@ class Strategy(Protocol):
 
     Attributes:
         samples: validation samples to use; None: all.
+        signal: one of `SIGNALS`.
         recalibrate: whether statistics of batch normalization are re-estimated for the measurements of a round.
         seed: for the draw of samples and for random criteria.
     """
 
     samples: int | None
+    signal: str
     recalibrate: bool
     seed: int
 
@@ -134,6 +142,13 @@ class Strategy(Protocol):
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
     ) -> State:
         """Runs one round, meant to bring `keras_pcp.cost.progress` to about `target`."""
+
+
+def check_options(strategy: Any, **allowed: Collection[str]) -> None:
+    """Raises InvalidArgumentError unless each of these attributes of a strategy is one of what it may be."""
+    for name, values in allowed.items():
+        if getattr(strategy, name) not in values:
+            raise InvalidArgumentError(f"{name} must be one of {values}, got {getattr(strategy, name)!r}")
 
 
 def without(selection: Selection, name: str, removed: Collection[int]) -> Selection:
