@@ -35,17 +35,20 @@ class ProgressivePruning(keras.callbacks.Callback):
     Rounds of attempting, selecting and pruning are spread over the part of the training between `begin` and `end`.
     The model is made physically smaller in place, so later steps are faster. `report` records every round.
 
+    If training stops before `end`, limits may be missed: a warning tells, and `report.reached` is False. Another `fit` of
+    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
+
     Args:
         max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
             absolute. At least one limit is needed; all that are given will hold.
-        max_params: number of parameters, likewise.
-        max_bytes: bytes of the weights, likewise.
+        max_params: number of all weights, trainable or not, likewise.
+        max_bytes: bytes of the weights in their own types, likewise.
         validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches; or
             a function without arguments that returns them, which is called again before each moment of pruning. Keep them
             apart from training and test data: the widths are chosen by them.
         criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
-            of which each attempt takes the best. Criteria that read gradients or features do so on `validation_data`, in
-            every round.
+            of which each attempt of `Progressive` takes the best (controls take the first). Criteria that read gradients
+            or features do so on `validation_data`, in every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
         reconstruction_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
@@ -58,13 +61,16 @@ class ProgressivePruning(keras.callbacks.Callback):
         frozen_layers: names of layers whose output channels must stay.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
-        end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery.
+        end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between
+            the two there must be a step for each quarter of the model that goes (one step with `reconstruction_data`);
+            an epoch, where the data does not tell its number of steps.
         schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
 
     Raises:
         InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, or the
             training is too short (when `fit` starts, before the first step).
-        LimitError: the limits cannot be reached; says what can.
+        LimitError: the limits cannot be reached (says what can), or MACs cannot be counted for want of fixed input sizes.
+        PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
 
     `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch. After each shrink, `EarlyStopping`,
@@ -121,13 +127,17 @@ class ProgressivePruning(keras.callbacks.Callback):
         self.begin, self.end, self.schedule = begin, end, schedule
         self.report: PruningReport | None = None
         self._run: _Run | None = None
+        self._pruned: keras.Model | None = None
 
     def on_train_begin(self, logs=None):
         """Checks everything and builds the graph, before the first step."""
         if self._run:  # of a fit that was interrupted
             self._run.teaching.close()
-        self._run = _Run(self)
-        self.report = self._run.report
+        limits = self.limits
+        if self.report and self._pruned is self.model:  # fractions are of the model as it was in the first fit
+            limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self.report.limits.items()})
+        self._run = _Run(self, limits)
+        self.report, self._pruned = self._run.report, self.model
 
     def on_epoch_begin(self, epoch, logs=None):
         """Lays out the moments of pruning in the first epoch."""
@@ -159,14 +169,14 @@ class ProgressivePruning(keras.callbacks.Callback):
 class _Run:
     """The state of one `fit`: made when it starts, dropped when it ends."""
 
-    def __init__(self, callback: ProgressivePruning):
+    def __init__(self, callback: ProgressivePruning, limits: Limits):
         started = time.perf_counter()
         self.callback, self.model = callback, callback.model
         self.verbose = bool((callback.params or {}).get("verbose", 0))
         check_live(self.model)
         self.draws_before = len(getattr(callback.validation_data, "history", []))
         self.search = Search(
-            self.model, callback.limits, callback.validation_data, callback.criterion, callback.strategy,
+            self.model, limits, callback.validation_data, callback.criterion, callback.strategy,
             callback.frozen_layers, callback.on_unknown, callback.deliver,
             callback.reconstruction_data,
         )  # fmt: skip
@@ -196,6 +206,9 @@ class _Run:
         begin = math.floor(self.callback.begin * total)
         end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
         search = self.search
+        if search.progress() >= 1:
+            self.points = []
+            return
         removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
         least = 1 if search.refit_on is not None else max(1, math.ceil(removed / _LARGEST_MOMENT))
         if end - begin < least or total < 2:
@@ -289,7 +302,7 @@ class _Run:
             warnings.warn(
                 f"training ended at step {self.step}, before pruning reached its limits "
                 f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.report.limits.items())}). "
-                "Call fit again with the callback, or let training go on longer",
+                "Call fit again with this callback, or let training go on longer",
                 stacklevel=2,
             )
 

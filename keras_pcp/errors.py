@@ -2,7 +2,7 @@
 
 
 class PruningError(Exception):
-    """Base class of every error that keras_pcp raises on purpose."""
+    """Base class of the errors that keras_pcp raises (not of ImportError for an extra that is not installed)."""
 
 
 class UnsupportedModelError(PruningError, ValueError):
@@ -18,4 +18,4 @@ class LimitError(PruningError, ValueError):
 
 
 class ExportError(PruningError, RuntimeError):
-    """An exported file does not compute what the Keras model computes."""
+    """A model cannot be converted, or the converted file does not compute what the Keras model computes."""

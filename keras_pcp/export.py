@@ -99,9 +99,17 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
 
     Args:
         path: a LiteRT file.
-        runs: number of timed runs; a fifth as many warm-up runs come first.
-        threads: number of threads.
+        runs: at least 1: number of timed runs; a fifth as many warm-up runs come first.
+        threads: at least 1: number of threads.
+
+    Raises:
+        InvalidArgumentError: there is no such file, or `runs` or `threads` is out of range.
     """
+    for name, value in (("runs", runs), ("threads", threads)):
+        if value < 1:
+            raise InvalidArgumentError(f"{name} must be at least 1, got {value!r}")
+    if not Path(path).is_file():
+        raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
     interpreter = _interpreter(Path(path).read_bytes(), threads)
     for detail in interpreter.get_input_details():
         interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))

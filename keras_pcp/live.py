@@ -37,7 +37,17 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 
     Raises:
         InvalidArgumentError: graph or selection does not fit the model.
-        UnsupportedModelError: the optimizer or the distribution strategy is not supported; nothing has changed then.
+        UnsupportedModelError: the optimizer or the distribution strategy is not supported, or layers are hidden in blocks
+            (see `inline_blocks`); nothing has changed then.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(3, name="hidden")(x)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> keras_pcp.shrink(model, graph, keras_pcp.Selection({"hidden": np.array([True, False, True])}))
+        >>> model.get_layer("hidden").units, model.count_params()  # 4 * 2 + 2 + 2 * 2 + 2
+        (2, 16)
     """
     check_selection(graph, selection)
     _check_strategy(model)

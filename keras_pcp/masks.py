@@ -1,7 +1,7 @@
 """Attempts without surgery: a model that computes as if pruned, because what would read the channels is zero.
 
-Zeroing the rows of every consumer that reads a channel equals removing the channel, whatever lies in between, and
-needs no retracing because weights are variables.
+Zeroing the rows of every consumer that reads a channel equals removing the channel, whatever lies in between (about, where
+a group is not `exact`), and needs no retracing because weights are variables.
 """
 
 from collections.abc import Iterator, Mapping

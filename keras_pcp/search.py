@@ -275,6 +275,8 @@ def search_widths(
         InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint belongs to
             another search.
         LimitError: the limits cannot be reached.
+        PruningError: no group can give more channels, though the limits are not reached yet.
+        UnsupportedModelError: the model has no functional graph, or a layer without a rule.
 
     Example:
         >>> import keras, numpy as np, keras_pcp

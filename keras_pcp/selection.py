@@ -100,9 +100,21 @@ def select_by_cost(
         min_channels: channels that every group keeps at least; or {group name: channels}.
         multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
+    Returns:
+        A `Selection`.
+
     Raises:
         LimitError: the limits cannot be reached; the message names the least reachable cost and what is frozen.
         InvalidArgumentError: an argument is out of range.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, name="hidden")(x)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> scores = keras_pcp.score_channels(model, graph, "l1")
+        >>> len(keras_pcp.select_by_cost(graph, scores, max_macs=0.5).removed()["hidden"])
+        8
     """
     _check(graph, scores, min_channels, multiple_of)
     bounds = Limits(max_macs, max_params, max_bytes).absolute(count_cost(graph))

@@ -25,6 +25,9 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
         graph: `build_graph(model)`.
         selection: channels to keep, at least one in every group.
 
+    Returns:
+        The smaller model.
+
     Raises:
         InvalidArgumentError: graph or selection does not fit the model.
         UnsupportedModelError: the model cannot be rebuilt from its config.
@@ -58,8 +61,22 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
         graph: `build_graph(original)`.
         selection: the selection with which it was pruned.
 
+    Returns:
+        The wider model, not compiled.
+
     Raises:
         InvalidArgumentError: the weights of `pruned` do not have the shapes that the selection gives.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(3, name="hidden")(x)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> selection = keras_pcp.Selection({"hidden": np.array([True, False, True])})
+        >>> small = keras_pcp.prune_model(model, graph, selection)
+        >>> wide = keras_pcp.widen_model(small, model, graph, selection)
+        >>> wide.get_layer("hidden").units, bool(np.allclose(wide(np.ones((1, 4))), small(np.ones((1, 4)))))
+        (3, True)
     """
     check_selection(graph, selection)
     masks = weight_masks(graph, selection)

@@ -76,5 +76,10 @@ def test_unknown_sizes_need_samples(tmp_path):
 
 
 def test_latency_is_a_positive_time(tmp_path):
-    keras_pcp.export_litert(build("residual"), tmp_path / "m.tflite")
-    assert 0 < keras_pcp.measure_latency(tmp_path / "m.tflite", runs=10) < 1000
+    path = tmp_path / "m.tflite"
+    with pytest.raises(InvalidArgumentError, match="there is no file"):
+        keras_pcp.measure_latency(path)
+    keras_pcp.export_litert(build("residual"), path)
+    assert 0 < keras_pcp.measure_latency(path, runs=10) < 1000
+    with pytest.raises(InvalidArgumentError, match="runs must be at least 1, got 0"):
+        keras_pcp.measure_latency(path, runs=0)

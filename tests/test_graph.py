@@ -180,7 +180,7 @@ def test_a_registered_rule_is_used():
 
     keras_pcp.register_rule(Doubled)(lambda site: site.inputs[0])
     assert widths(after_conv(Doubled())) == {"conv": 6}
-    with pytest.raises(TypeError, match="layer classes"):
+    with pytest.raises(keras_pcp.errors.InvalidArgumentError, match="classes of Keras layers"):
         keras_pcp.register_rule("Doubled")(lambda site: None)
 
 

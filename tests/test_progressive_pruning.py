@@ -429,6 +429,31 @@ def test_a_failure_in_mid_round_leaves_the_model_whole_and_usable():
     model.fit(*data(), verbose=0)
 
 
+def test_another_fit_with_the_same_callback_goes_on_to_the_same_limits():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if callback.report.shrinks:
+                self.model.stop_training = True
+
+    model = compiled()
+    full = keras_pcp.count_cost(model).macs
+    callback = pruning(max_macs=0.3)
+    with pytest.warns(UserWarning, match="Call fit again with this callback"):
+        model.fit(*data(), epochs=4, verbose=0, callbacks=[callback, Stop()])
+    between = keras_pcp.count_cost(model).macs
+    assert 0.3 * full < between < full
+    model.fit(*data(), epochs=4, verbose=0, callbacks=[callback])
+    after = keras_pcp.count_cost(model).macs
+    assert 0.2 * full < after <= 0.3 * full
+    assert callback.report.reached
+    assert callback.report.limits == {"macs": int(0.3 * full)}
+    model.fit(*data(), epochs=1, steps_per_epoch=1, verbose=0, callbacks=[callback])  # nothing is left to do
+    assert keras_pcp.count_cost(model).macs == after
+    other = compiled(network(8))
+    other.fit(*data(), epochs=4, verbose=0, callbacks=[callback])
+    assert callback.report.limits["macs"] == pytest.approx(0.3 * callback.report.before["macs"])
+
+
 def test_stopping_before_the_limit_warns():
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

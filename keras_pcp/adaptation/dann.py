@@ -36,7 +36,7 @@ def build_dann(
 
     Args:
         features: functional model with one output.
-        label_head: layer or model from features to one output per class.
+        label_head: layer or model from features to one output per class: logits, unless `compile` is given another loss.
         domain_head: layer or model from features to one logit, (batch, 1), of being target; or `MeanDiscrepancy`, which is
             not adversarial and gets no reversal.
         weight: of the gradient reversal.

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.labels import Labels
 
 Outputs = Labels | None | Sequence[Labels | None]
@@ -176,6 +177,12 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 
     A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
 
+    Args:
+        *layer_classes: classes of Keras layers.
+
+    Raises:
+        InvalidArgumentError: something else is given.
+
     Example:
         >>> import keras, keras_pcp
         >>> class Doubled(keras.layers.Layer):
@@ -189,7 +196,7 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for cls in layer_classes:
             if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
-                raise TypeError(f"register_rule takes Keras layer classes, got {cls!r}")
+                raise InvalidArgumentError(f"register_rule takes classes of Keras layers, got {cls!r}")
             _LAYER_RULES[cls] = rule
         return rule
 

@@ -79,7 +79,7 @@ class RandomWidths(_Control):
     """Draws random widths that just meet the bounds; the criterion says which channels stay; keeps the best draw.
 
     Attributes:
-        draws: number of drawn configurations, which are compared on the validation samples before any recovery.
+        draws: at least 1: number of drawn configurations, which are compared on the validation samples before any recovery.
         samples, signal, recalibrate, seed: as in `Progressive`.
 
     References:

@@ -67,8 +67,8 @@ class Progressive:
             the rise of the loss where that is equal. `"loss"`: the rise of the loss, which differs less by chance; then
             every metric and drop in options and reports is minus the loss, and in its units.
         min_channels: channels that every group keeps at least; or {group name: channels}.
-        multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs); or {group name:
-            multiple}.
+        multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs), so widths that are
+            multiples stay multiples; or {group name: multiple}.
         attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"`, which
             stops measuring an attempt as soon as its place is clear. Where a metric is no mean over samples (AUC, IoU
             ...), it is measured exactly all the same.
@@ -76,6 +76,13 @@ class Progressive:
         samples: validation samples for the attempts; None: all.
         recalibrate: re-estimate batch normalization statistics before the attempts of a round; they are put back.
         seed: for the choice of samples and for random criteria.
+
+    Raises:
+        InvalidArgumentError: an option is out of range.
+
+    Example:
+        >>> strategy = Progressive(groups_per_round=2, multiple_of=8, signal="loss")
+        >>> # ProgressivePruning(max_macs=0.5, validation_data=..., strategy=strategy)
     """
 
     step: float | int = 0.01
