@@ -141,8 +141,19 @@ class ChannelGraph:
     """What is coupled with what in a model, what is frozen and why, and what everything costs.
 
     Made by `keras_pcp.build_graph`; iterate over it to get the groups, `graph["name"]` gives one, `print(graph)` shows
-    the report of `keras_pcp.inspection`. `blocks` names the layers that were opened to see what they hide; a model with
-    blocks is pruned as `inline_blocks(model)`.
+    the report of `keras_pcp.inspection`.
+
+    Attributes:
+        model_name: name of the model.
+        groups: {name: group}, in the order of execution.
+        frozen: what is never pruned, and why.
+        weights: what is known of each weight, by its index in `model.weights`.
+        widths: every number outside the weights that follows a selection.
+        macs: what the multiply-accumulates are summed from.
+        notes: remarks for the reader of the report.
+        uncounted: names of layers whose multiply-accumulates are not counted.
+        blocks: names of the layers that were opened to see what they hide; a model with blocks is pruned as
+            `inline_blocks(model)`.
     """
 
     model_name: str

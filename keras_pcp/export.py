@@ -104,6 +104,15 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
 
     Raises:
         InvalidArgumentError: there is no such file, or `runs` or `threads` is out of range.
+
+    Example:
+        >>> import keras, keras_pcp, tempfile
+        >>> x = keras.Input((8, 8, 3))
+        >>> model = keras.Model(x, keras.layers.Conv2D(4, 3)(x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = keras_pcp.export_litert(model, folder + "/model.tflite")
+        ...     keras_pcp.measure_latency(file.path, runs=10) > 0
+        True
     """
     for name, value in (("runs", runs), ("threads", threads)):
         if value < 1:

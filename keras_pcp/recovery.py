@@ -41,6 +41,10 @@ class Distillation:
             `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits;
             for others, `FeatureDistillation` with a loss that suits them.
 
+    Raises:
+        InvalidArgumentError: `weight` is out of range, or the loss compares inner layers.
+        PruningError: no loss is given and Keras is older than 3.12.
+
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
 

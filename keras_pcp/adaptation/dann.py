@@ -182,6 +182,9 @@ class DANN:
             seed: for the order of the samples.
             **options: others of `keras.Model.fit`, such as `callbacks`, `verbose` and `initial_epoch`.
 
+        Returns:
+            What `keras.Model.fit` returns.
+
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.
             UnsupportedModelError: the model is spread over several devices, each of which would see one domain only.
@@ -248,6 +251,9 @@ class DANN:
             samples: of each domain, at most; None: all. With the same number for `Progressive(samples=...)` or more, drops
                 are weighted as said; on a part of them only about so.
             seed: for the draw of samples.
+
+        Returns:
+            A function that `ProgressivePruning` calls for the samples.
 
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.

@@ -90,6 +90,10 @@ class ReversalSchedule(keras.callbacks.Callback):
     Raises:
         InvalidArgumentError: an argument is out of range, or (when `fit` starts) the model has no such layer.
 
+    Example:
+        >>> round(ReversalSchedule().at(0.25), 3), round(ReversalSchedule(maximum=0.5).at(1.0), 3)
+        (0.848, 0.5)
+
     References:
         Ganin et al. 2016, section 5.2.2.
     """

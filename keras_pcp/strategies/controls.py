@@ -1,5 +1,6 @@
 """Controls: simpler ways to choose widths, run by the same code on the same data as what they are compared with.
 
+They stand in its place: `ProgressivePruning(max_macs=0.5, validation_data=..., strategy=OneShot(scope="global"))`.
 Recovery, data and costs are those of `Progressive`. NetAdapt (Yang et al., ECCV 2018, arXiv 1804.03230) without the short
 training of every candidate is `Progressive(groups_per_round=1, step=0.025)`: its first step, kept constant here.
 """

@@ -49,7 +49,16 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the evaluation before it, all attempts, the groups that were pruned, and the cost after it."""
+    """One round.
+
+    Attributes:
+        before: the evaluation before it.
+        attempts: all of its attempts, best first (with `select="joint"` those of each group chosen, one after the other).
+        chosen: names of the groups that were pruned.
+        macs, params: cost of the model after it.
+        widths: {group name: channels left after it}.
+        step: training step at which it was run.
+    """
 
     before: Evaluation
     attempts: tuple[Attempt, ...]
