@@ -140,7 +140,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         self.report, self._pruned = self._run.report, self.model
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Lays out the moments of pruning in the first epoch."""
+        """Lays out the moments of pruning in the first epoch; prunes if a moment has come."""
         self._run.begin_epoch(epoch, self.params)
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -190,15 +190,19 @@ class _Run:
         self.report.seconds["other"] += time.perf_counter() - started
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
-        """Lays out the moments of pruning once the length of the training is known."""
+        """Lays out the moments of pruning once the length of the training is known; prunes if one has come.
+
+        Where the data does not tell its number of steps that is the only place for it: at the end of an epoch other
+        callbacks would take what was measured before for that of the pruned model.
+        """
         if self.points is None:
             epochs = params["epochs"] - epoch
             self.steps_per_epoch = params.get("steps")
             self.plan(epochs * (self.steps_per_epoch or 1))
             if self.callback.distillation:
                 self.teaching.enter_context(self.callback.distillation.teaching(self.model))
-            with self.teaching_ended_by_errors():
-                self.take_due()
+        with self.teaching_ended_by_errors():
+            self.take_due()
         self.epoch_start = self.step
 
     def plan(self, total: int) -> None:
@@ -223,22 +227,34 @@ class _Run:
         count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
         self.round_share = 1 / max(rounds, count)
         moments = [begin + (end - begin) * i // count for i in range(count)]
+        if self.carried_out(moments[-1]) >= total:
+            raise InvalidArgumentError(
+                f"this fit runs {self.model.steps_per_execution} of its {total} steps at a time (steps_per_execution), so "
+                f"pruning at step {moments[-1]} would come after the last step; train for longer or lower it"
+            )
         self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
+
+    def carried_out(self, step: int) -> int:
+        """Returns after which step a moment is carried out: at the end of an execution."""
+        if not self.steps_per_epoch:
+            return step
+        at_once = getattr(self.model, "steps_per_execution", 1)
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.steps_per_epoch + min(self.steps_per_epoch, math.ceil(rest / at_once) * at_once)
 
     def end_step(self, batch: int) -> None:
         """Prunes after a step if a moment has come."""
         self.clock.end_step()
         if self.steps_per_epoch:
-            self.step = self.epoch_start + batch + 1
+            # With several steps in one execution Keras counts as if the last execution had all of them.
+            self.step = self.epoch_start + min(batch + 1, self.steps_per_epoch)
             with self.teaching_ended_by_errors():
                 self.take_due()
 
     def end_epoch(self) -> None:
-        """Prunes where the data does not tell its number of steps."""
+        """Counts epochs where the data does not tell its number of steps."""
         if not self.steps_per_epoch:
             self.step = self.epoch_start + 1
-            with self.teaching_ended_by_errors():
-                self.take_due()
 
     @contextmanager
     def teaching_ended_by_errors(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -34,8 +34,10 @@ class Evaluator:
     """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
 
     The metric is the mean of the compiled metrics for which higher is better (accuracy, AUC, IoU ...), and minus the
-    loss where there is none or the signal is "loss". They are told by their names. The loss is without regularization
-    terms. Both are those that `judge` was compiled with: the model itself, or the one that it is a copy of.
+    loss where there is none or the signal is "loss". They are told by their names, and those that only a `train_step` of
+    the model's own brings up to date are left out. Positions that the model masks do not count, as in Keras. The loss is
+    without regularization terms. Both are those that `judge` was compiled with: the model itself, or the one that it is a
+    copy of.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Evaluator:
         signal: str = "metric",
     ):
         self.model, self.judge, self.signal = model, judge or model, signal
-        self.outputs = list(getattr(internals.functional_of(model), "output_names", ()))
+        self.prefixes = _output_names(internals.functional_of(model))
         arrays = take_samples(validation_data, samples, seed, "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
         order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
@@ -83,6 +85,9 @@ class Evaluator:
     def evaluate(self) -> Evaluation:
         """Returns metric and loss of the model as it is now."""
         predicted = self._predicted()
+        if self.masks:
+            flat = zip(tree.flatten(predicted), self.masks, strict=True)
+            predicted = tree.pack_sequence_as(predicted, [internals.with_mask(p, mask) for p, mask in flat])
         with self.metrics_put_back():
             metric, loss = self.judged(self.y, predicted, self.weight)
         return Evaluation(float(metric), float(loss))
@@ -97,11 +102,39 @@ class Evaluator:
         with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]):
             loss = self.judge.compute_loss(x=None, y=y, y_pred=predicted, sample_weight=weight, training=False)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
+        idle = self.idle
         self.judge.reset_metrics()
         results = self.judge.compute_metrics(None, y, predicted, weight)
-        prefixes = [f"{name}_".lower() for name in self.outputs] if len(self.outputs) > 1 else []
-        metrics = [v for k, v in _flat(results) if self.signal == "metric" and _higher_is_better(k, prefixes)]
+        found = {k: v for k, v in results.items() if self.signal == "metric" and k not in idle}
+        metrics = [v for k, v in _flat(found) if _higher_is_better(k, self.prefixes)]
         return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
+
+    @cached_property
+    def masks(self) -> list[Any]:
+        """The mask of each output on all samples, or None where it has none; empty if no output has one."""
+        if all(internals.mask_of(t) is None for t in self._run(slice(1))):
+            return []
+        parts = [[internals.mask_of(t) for t in self._run(slice(i, i + _BATCH))] for i in range(0, self.count, _BATCH)]
+        return [None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _run(self, rows: slice) -> list[Any]:
+        return tree.flatten(self.model(_rows(self.x, rows), training=False))
+
+    @cached_property
+    def idle(self) -> set[str]:
+        """Names of metrics that `compute_metrics` leaves as they are: own ones of a model with an own `train_step`."""
+        own = [m for m in self.judge.metrics if m.name not in ("loss", "compile_metrics")]
+        if not own:
+            return set()
+        rows = slice(_BATCH)
+        predicted = self.predict(_rows(self.x, rows))
+        with self.metrics_put_back():
+            self.judge.reset_metrics()
+            before = [[v.numpy() for v in m.variables] for m in own]
+            self.judge.compute_metrics(None, _rows(self.y, rows), predicted, _rows(self.weight, rows))
+            after = [[v.numpy() for v in m.variables] for m in own]
+        same = [all(map(np.array_equal, old, new)) for old, new in zip(before, after, strict=True)]
+        return {m.name for m, unchanged in zip(own, same, strict=True) if unchanged}
 
     @cached_property
     def chunk(self) -> int:
@@ -114,9 +147,10 @@ class Evaluator:
         """Slices of the chunks, about equal and of at most 256 samples each; a rest that makes no chunk is left out.
 
         Empty if metric and loss on all samples are not the means of those on the chunks: AUC and IoU, for example, and
-        whatever is weighted by sample.
+        whatever is weighted by sample or masked. That is found by comparing them, also on outputs that belong to other
+        samples: a perfect AUC is a mean by chance.
         """
-        if any(np.ptp(w) > 0 for w in tree.flatten(self.weight) if w is not None):
+        if self.masks or any(np.ptp(w) > 0 for w in tree.flatten(self.weight) if w is not None):
             return []
         chunks = self.count // self.chunk
         fitting = max(_LEAST_CHUNKS, _PART_BYTES // (self.chunk * self._bytes_per_sample()))
@@ -124,11 +158,14 @@ class Evaluator:
         ends = np.linspace(0, chunks, math.ceil(chunks / size) + 1).round().astype(int).tolist()
         parts = [slice(*ends) for ends in itertools.pairwise(ends)]
         rows = self.samples(slice(0, chunks))
-        predicted = self._predicted()
-        with self.metrics_put_back():
-            whole = [float(v) for v in self.judged(*(_rows(a, rows) for a in (self.y, predicted, self.weight)))]
-        found = [self.judge_chunks([_rows(predicted, self.samples(part))], part)[0] for part in parts]
-        return parts if np.allclose(np.concatenate(found).mean(axis=0), whole, rtol=1e-3, atol=1e-5) else []
+        own = self._predicted()
+        for predicted in (own, tree.map_structure(lambda p: np.roll(p, 1, axis=0), own)):
+            with self.metrics_put_back():
+                whole = [float(v) for v in self.judged(*(_rows(a, rows) for a in (self.y, predicted, self.weight)))]
+            found = [self.judge_chunks([_rows(predicted, self.samples(part))], part)[0] for part in parts]
+            if not np.allclose(np.concatenate(found).mean(axis=0), whole, rtol=1e-3, atol=1e-5):
+                return []
+        return parts
 
     def _bytes_per_sample(self) -> int:
         """Returns the size of all tensors of the model for one sample."""
@@ -204,6 +241,15 @@ class Evaluator:
         finally:
             for variable, value in saved:
                 variable.assign(value)
+
+
+def _output_names(functional: keras.Model | None) -> list[str]:
+    """Returns what the results of a model's outputs may begin with, the longest first."""
+    if functional is None:
+        return []
+    names = set(functional.output_names) if len(functional.outputs) > 1 else set()
+    names |= set(functional.output) if isinstance(functional.output, Mapping) else set()
+    return sorted((f"{name}_".lower() for name in names), key=len, reverse=True)
 
 
 def _higher_is_better(key: str, prefixes: list[str]) -> bool:

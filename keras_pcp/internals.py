@@ -9,6 +9,7 @@
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
+| `Tensor._keras_mask`                           | give a loss the mask of an output that was computed elsewhere |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
@@ -99,6 +100,19 @@ def saved_by_structure(model: keras.Model) -> bool:
 def call_arguments(node: Any) -> tuple[tuple, dict]:
     """Returns the positional and keyword arguments of a call, KerasTensors included."""
     return node.arguments.args, node.arguments.kwargs
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that came with an output of a model, or None: which positions losses and metrics look at."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(value: Any, mask: Any) -> Any:
+    """Returns a value as a tensor that carries a mask."""
+    tensor = keras.ops.convert_to_tensor(value)
+    if mask is not None:
+        tensor._keras_mask = keras.ops.convert_to_tensor(mask)
+    return tensor
 
 
 def producing_operation(tensor: keras.KerasTensor) -> Any:

@@ -1,6 +1,7 @@
 """What helps a pruned model back on its feet while it trains on."""
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,20 +95,32 @@ class Distillation:
         self.check(model)
         teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
         teacher.trainable = False
-        own, usual = vars(model).get("compute_loss"), model.compute_loss
+        own, usual, used = vars(model).get("compute_loss"), model.compute_loss, []
 
         def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
             loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
             if not training:
                 return loss
+            if x is None:
+                raise InvalidArgumentError(
+                    f"distillation needs the inputs, but train_step of model {model.name!r} calls compute_loss without x; "
+                    "write compute_loss(x=x, y=y, y_pred=y_pred, ...) there"
+                )
+            used.append(True)
             pairs = zip(tree.flatten(teacher(x, training=False)), tree.flatten(y_pred), strict=True)
             distilled = sum(self.loss.compute_loss(taught, learned) for taught, learned in pairs)
             return (1 - self.weight) * loss + self.weight * distilled
 
+        steps = int(model.optimizer.iterations)
         model.compute_loss = compute_loss
         internals.forget_traces([model])
         try:
             yield
+            if not used and int(model.optimizer.iterations) > steps:
+                warnings.warn(
+                    f"nothing was distilled, because train_step of model {model.name!r} does not call compute_loss",
+                    stacklevel=2,
+                )
         finally:
             if vars(model).get("compute_loss") is compute_loss:
                 del model.compute_loss

@@ -97,7 +97,7 @@ class PruningReport:
             "frozen": [list(f) for f in self.frozen],
             "draws": list(self.draws),
         }
-        data = json.loads(json.dumps(data))
+        data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
         if path is not None:
             Path(path).write_text(json.dumps(data, indent=1) + "\n")
         return data

@@ -53,6 +53,10 @@ def _unpacked(data: Any, name: str) -> tuple:
             f"{name} must be (x, y) or (x, y, sample_weight), or a dataset of such batches; "
             f"got {type(data).__name__}" + (f" of length {len(data)}" if isinstance(data, tuple | list) else "")
         )
+    if data[1] is None:
+        raise InvalidArgumentError(
+            f"{name} has no labels: its second part is None; labelled samples are needed: (x, y)"
+        )
     return tuple(part for part in data if part is not None)
 
 

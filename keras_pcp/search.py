@@ -297,7 +297,12 @@ def search_widths(
     )  # fmt: skip
     identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
     identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
-    identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(search.evaluator.x))}
+    samples = (search.evaluator.x, search.evaluator.y, search.evaluator.weight)
+    compiled = model.get_compile_config() or {}
+    identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(samples))}
+    identity["loss and metrics"] = str(
+        {key: compiled.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
+    )
     if search.refit_on is not None:
         identity["reconstruction_data"] = _digest(tree.flatten(search.refit_on[0]))
     file = Path(checkpoint) if checkpoint else None
@@ -329,9 +334,9 @@ def _copied(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _digest(arrays: list[np.ndarray]) -> str:
+def _digest(arrays: list[np.ndarray | None]) -> str:
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in (a for a in arrays if a is not None):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

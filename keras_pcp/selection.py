@@ -130,6 +130,7 @@ def select_by_cost(
         middle = (low + high) / 2
         low, high = (low, middle) if holds(graph, select(middle), bounds) else (middle, high)
     found, wider = select(high), select(low).keep
+    check_reachable(graph, found, bounds)  # what stays may cost more than the cheapest channels
     for name, mask in wider.items():
         candidate = Selection({**found.keep, name: mask})
         if not np.array_equal(mask, found.keep[name]) and holds(graph, candidate, bounds):

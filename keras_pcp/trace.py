@@ -49,6 +49,7 @@ class Trace:
         operations: every operation once, in order of first appearance; nested models and input layers included.
         tensors: every KerasTensor once, in order of first appearance.
         inputs, outputs: indices in `tensors` of the model's own inputs and outputs.
+        names: keys of the inputs, for a model that takes a dict.
     """
 
     calls: tuple[Call, ...]
@@ -56,6 +57,7 @@ class Trace:
     tensors: tuple[keras.KerasTensor, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
 
 def trace(model: keras.Model) -> Trace:
@@ -139,8 +141,9 @@ def tensor_sizes(traced: Trace, x: Any) -> list[int]:
 def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
     """Brings a batch of arrays into the order, types and ranks of the model's inputs."""
     tensors = [traced.tensors[i] for i in traced.inputs]
-    by_name = isinstance(x, Mapping) and all(t.name in x for t in tensors)
-    arrays = [x[t.name] for t in tensors] if by_name else tree.flatten(x)
+    given = isinstance(x, Mapping)
+    names = next((n for n in (traced.names, [t.name for t in tensors]) if given and n and all(k in x for k in n)), None)
+    arrays = [x[name] for name in names] if names else tree.flatten(x)
     found = []
     for array, tensor in zip(arrays, tensors, strict=True):
         missing = len(tensor.shape) - np.ndim(array) == 1 and tensor.shape[-1] == 1
@@ -157,7 +160,9 @@ class _Tracer:
         """Lists calls and tensors of a model."""
         functional = self.open(model)
         inputs, outputs = self.indices(functional.inputs), self.indices(functional.outputs)
-        return Trace(tuple(self.calls), tuple(self.operations), tuple(self.tensors), inputs, outputs)
+        structure = functional.input
+        names = tuple(sorted(structure)) if isinstance(structure, Mapping) and len(structure) == len(inputs) else ()
+        return Trace(tuple(self.calls), tuple(self.operations), tuple(self.tensors), inputs, outputs, names)
 
     def open(self, model: keras.Model) -> keras.Model:
         """Visits the calls of a model and returns its functional graph."""

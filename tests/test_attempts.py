@@ -373,3 +373,102 @@ def test_with_the_loss_as_signal_metrics_do_not_matter():
 def test_an_unknown_signal_is_refused_at_once(strategy):
     with pytest.raises(InvalidArgumentError, match=r"signal must be one of .*got 'auc'"):
         strategy(signal="auc")
+
+
+def test_masked_positions_do_not_count():
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 50, (64, 12))
+    x[np.arange(12) >= rng.integers(2, 6, (64, 1))] = 0  # padding
+    y = np.where(x == 0, 2, x % 3)
+    tokens = keras.Input((12,), dtype="int32")
+    hidden = L.Dense(8, activation="relu")(L.Embedding(50, 8, mask_zero=True)(tokens))
+    model = compiled(keras.Model(tokens, L.Dense(3)(hidden)))
+    model.fit(x, y, epochs=3, verbose=0)
+    evaluator = Evaluator(model, (x, y), None, 0)
+    found = evaluator.evaluate()
+    assert (found.loss, found.metric) == pytest.approx(tuple(model.evaluate(x, y, batch_size=64, verbose=0)), abs=1e-5)
+    assert evaluator.parts == []
+    assert found.metric != pytest.approx((model.predict(x, verbose=0).argmax(-1) == y).mean(), abs=1e-3)
+
+
+def test_results_of_outputs_in_a_dict_are_told_by_the_name_of_the_metric():
+    i = keras.Input((8,))
+    model = keras.Model(i, {"box": L.Dense(4)(i), "iou": L.Dense(1)(i)})
+    model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"box": ["mae"], "iou": ["mae"]})
+    x = np.random.default_rng(0).normal(size=(32, 8))
+    found = Evaluator(model, (x, {"box": x[:, :4], "iou": x[:, 4:5]}), None, 0).evaluate()
+    assert found.metric == pytest.approx(-found.loss)  # "iou_mae" is no accuracy
+    model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"iou": [keras.metrics.BinaryAccuracy(name="acc")]})
+    y = (x[:, 4:5] > 0).astype(float)
+    found = Evaluator(model, (x, {"box": x[:, :4], "iou": y}), None, 0).evaluate()
+    predicted = model.predict(x, verbose=0)["iou"] > 0.5
+    assert found.metric == pytest.approx((predicted == y).mean())
+
+
+class OwnStep(keras.Model):
+    """With metrics that only its own train_step and test_step bring up to date."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    @property
+    def metrics(self):
+        return [self.own]
+
+
+def test_metrics_that_compute_metrics_leaves_alone_are_left_out():
+    i = keras.Input((8,))
+    model = OwnStep(i, L.Dense(4)(i))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(0).normal(size=(32, 8))
+    evaluator = Evaluator(model, (x, np.arange(32) % 4), None, 0)
+    found = evaluator.evaluate()
+    assert evaluator.idle == {"accuracy"}
+    assert found.metric == pytest.approx(-found.loss)
+
+
+def test_a_metric_that_is_a_mean_by_chance_is_not_raced():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(512, 1))
+    i = keras.Input((1,))
+    model = keras.Model(i, L.Dense(1, activation="sigmoid", kernel_initializer="ones")(i))
+    y = (x > 0).astype(int)
+    model.compile("sgd", "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
+    evaluator = Evaluator(model, (x, y), None, 0)
+    assert evaluator.evaluate().metric == pytest.approx(1.0, abs=1e-3)
+    assert evaluator.parts == []
+    model.compile("sgd", "binary_crossentropy", metrics=["accuracy"])
+    assert Evaluator(model, (x, y), None, 0).parts
+
+
+def test_more_entries_in_a_dict_of_inputs_are_passed_over():
+    a, b = keras.Input((8,), name="first"), keras.Input((8,), name="second")
+    model = keras.Model({"a": a, "b": b}, L.Dense(4)(L.Dense(16)(L.Concatenate()([a, b]))))
+    model = compiled(model)
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(64, 8)) for name in ("b", "id", "a")}
+    search = Search(model, Limits(max_macs=0.5), (x, np.arange(64) % 4), "l1", Progressive(), (), "error")
+    search.run_round(1.0)
+    traced = trace(model)
+    assert [v.numpy().tolist() for v in arrange_inputs(traced, {k: x[k][:1] for k in x})] == [
+        x[k][:1].astype("float32").tolist() for k in "ab"
+    ]
+
+
+def test_a_checkpoint_belongs_to_its_labels_and_metrics(tmp_path):
+    keras.backend.clear_session()  # so that names of layers are the same
+    model, (x, y) = compiled(), data(64, 1)
+    options = {"max_macs": 0.5, "checkpoint": tmp_path / "search.json", "verbose": False}
+    keras_pcp.search_widths(model, validation_data=(x, y), **options)
+    with pytest.raises(InvalidArgumentError, match="its samples differ"):
+        keras_pcp.search_widths(model, validation_data=(x, 3 - y), **options)
+    keras.backend.clear_session()
+    other = compiled(metrics=[])
+    with pytest.raises(InvalidArgumentError, match="its loss and metrics differ"):
+        keras_pcp.search_widths(other, validation_data=(x, y), **options)
+
+
+def test_missing_labels_are_named():
+    with pytest.raises(InvalidArgumentError, match="validation_data has no labels"):
+        Evaluator(compiled(), (data(64, 1)[0], None), None, 0)

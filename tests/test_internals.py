@@ -136,3 +136,12 @@ def test_resized_variables_are_found_again_and_stay_excluded_from_weight_decay()
     assert optimizer._use_weight_decay(model.get_layer("out").kernel) is True
     internals.rekey(keys)
     assert optimizer._get_variable_index(kernel) == 0
+
+
+def test_losses_see_a_mask_that_is_attached():
+    x = np.array([[1, 2, 0], [3, 0, 0]])
+    assert np.array_equal(internals.mask_of(L.Embedding(4, 2, mask_zero=True)(x)), x != 0)
+    assert internals.mask_of(L.Embedding(4, 2)(x)) is None
+    predicted = internals.with_mask(np.array([[1.0], [9.0]], "float32"), np.array([True, False]))
+    assert float(keras.losses.MeanAbsoluteError()(np.zeros((2, 1)), predicted)) == 1
+    assert float(keras.losses.MeanAbsoluteError()(np.zeros((2, 1)), internals.with_mask(predicted.numpy(), None))) == 5

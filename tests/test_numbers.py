@@ -481,3 +481,34 @@ def test_pruning_leaves_the_original_untouched():
 
 def test_the_zoo_is_large_enough():
     assert len(ZOO) >= 18
+
+
+def unequal():
+    """A group whose channels differ in what they cost: the first four are read four times, and one of these is frozen.
+
+    The least cost is 2 * 8 + 5 * 50 = 266, with the best channel it is 2 * 8 + 8 * 50 = 416.
+    """
+    x = keras.Input((8,))
+    h = L.Dense(16, name="h")(x)
+    model = keras.Model(x, L.Dense(50)(L.Concatenate()([h, h[:, :4], h[:, :4], h[:, :4]])))
+    model.compile(loss="mse")
+    kernel = model.get_layer("h").kernel
+    kernel.assign(np.ones(kernel.shape) * np.arange(16, 0, -1.0))  # and those have the highest scores
+    return model
+
+
+def test_a_limit_that_the_best_channels_cannot_meet_is_an_error():
+    model = unequal()
+    graph = keras_pcp.build_graph(model)
+    scores = keras_pcp.score_channels(model, graph, "l1")
+    with pytest.raises(LimitError, match="cannot get below 416"):
+        keras_pcp.select_by_cost(graph, scores, max_macs=326)
+
+
+@pytest.mark.parametrize("strategy", [OneShot(), RandomWidths()])
+def test_controls_end_where_the_best_channels_cannot_meet_a_limit(strategy):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(32, 8)), rng.normal(size=(32, 50))
+    options = {"max_macs": 326, "validation_data": samples, "strategy": strategy, "verbose": False}
+    with pytest.raises(LimitError, match="cannot get below 416"):
+        keras_pcp.search_widths(unequal(), **options)

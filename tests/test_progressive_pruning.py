@@ -461,3 +461,39 @@ def test_stopping_before_the_limit_warns():
 
     with pytest.warns(UserWarning, match="before pruning reached"):
         compiled().fit(*data(), epochs=20, verbose=0, callbacks=[pruning(), Stop()])
+
+
+def test_where_data_has_no_length_others_never_take_a_pruned_model_for_what_was_measured(tmp_path):
+    """A best model that is kept or restored has the loss that was measured for it."""
+    x, y = data()
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda a, b: True).batch(32)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=100, restore_best_weights=True)
+    file = tmp_path / "best.keras"
+    checkpoint = keras.callbacks.ModelCheckpoint(file, monitor="val_loss", save_best_only=True)
+    callback = pruning(max_macs=0.3, begin=0.3, end=0.8, schedule=lambda t: t**3)
+    model = compiled()
+    model.fit(batches, epochs=3, verbose=0)
+    model.compile(keras.optimizers.SGD(1e-5), model.loss, metrics=["accuracy"])  # too slow to recover
+    history = model.fit(
+        batches, epochs=6, validation_data=(x, y), verbose=0, callbacks=[callback, stopping, checkpoint]
+    )
+    assert callback.report.reached
+    after = keras_pcp.count_cost(model).macs
+    best = min(v for v, macs in zip(history.history["val_loss"], history.history["macs"], strict=True) if macs == after)
+    for kept in (model, keras.models.load_model(file)):
+        assert kept.evaluate(x, y, verbose=0)[0] == pytest.approx(best, abs=1e-4)
+
+
+def test_steps_in_one_execution_are_counted_once():
+    x, y = data(320)
+    model = compiled(steps_per_execution=8)
+    callback = pruning(begin=0.1, end=0.6)
+    model.fit(x, y, batch_size=32, epochs=10, verbose=0, callbacks=[callback])  # 10 steps an epoch: 8 and 2
+    assert set(callback.report.shrinks) <= {10 * epoch + step for epoch in range(7) for step in (0, 8)}
+    assert 40 <= callback.report.shrinks[-1] <= 60
+
+
+def test_an_execution_of_the_whole_training_leaves_no_place_for_pruning():
+    model = compiled(steps_per_execution=64)
+    with pytest.raises(InvalidArgumentError, match="64 of its 8 steps at a time"):
+        model.fit(*data(), batch_size=32, epochs=1, verbose=0, callbacks=[pruning(begin=0.1, end=0.9)])

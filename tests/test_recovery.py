@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_progressive_pruning import compiled, data
 
 import keras_pcp
@@ -128,3 +129,44 @@ def test_old_keras_is_told_what_is_missing(monkeypatch):
     monkeypatch.delattr(keras, "distillation")
     with pytest.raises(PruningError, match=r"Keras 3\.12"):
         keras_pcp.Distillation()
+
+
+class WithoutInputs(keras.Model):
+    """Its train_step gives compute_loss no inputs."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+class WithoutComputeLoss(keras.Model):
+    """Its train_step has a loss of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x, training=True), True))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_a_train_step_that_leaves_no_room_for_a_teacher_is_told():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 8)), np.arange(64) % 2
+
+    def fit(cls):
+        i = keras.Input((8,))
+        model = cls(i, keras.layers.Dense(2)(keras.layers.Dense(32)(i)))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        callback = keras_pcp.ProgressivePruning(
+            max_macs=0.5, validation_data=(x, y), distillation=keras_pcp.Distillation(0.5)
+        )
+        model.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[callback])
+
+    with pytest.raises(InvalidArgumentError, match="calls compute_loss without x"):
+        fit(WithoutInputs)
+    with pytest.warns(UserWarning, match="nothing was distilled"):
+        fit(WithoutComputeLoss)

@@ -145,6 +145,7 @@ def _meeting(
     def select(t: float) -> Selection:
         return select_by_ratio(graph, scores, {n: min(1 - u**t, 1 - 1e-9) for n, u in shares.items()}, scope="local")
 
+    check_reachable(graph, select(np.inf), bounds)  # what stays may cost more than the cheapest channels
     return _least(select, lambda selection: holds(graph, selection, bounds))
 
 
