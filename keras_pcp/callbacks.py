@@ -36,7 +36,8 @@ class ProgressivePruning(keras.callbacks.Callback):
     The model is made physically smaller in place, so later steps are faster. `report` records every round.
 
     If training stops before `end`, limits may be missed: a warning tells, and `report.reached` is False. Another `fit` of
-    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
+    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on. A new
+    callback takes fractions of the model as it is then.
 
     Args:
         max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
