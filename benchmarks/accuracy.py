@@ -138,13 +138,14 @@ def main():
     args = parser.parse_args()
     train, *held_out = prepared(args)
     data = (tuple(array[: args.images] for array in train), *held_out)
-    fields = ("model", "method", "criterion", "target", "seed", "tag")
-    done = {tuple(r[f] for f in fields) for r in read(args.out)}
+    fields = ("model", "method", "criterion", "target", "seed", "tag", "signal")
+    done = {tuple(r.get(f) for f in fields) for r in read(args.out)}
     for seed in map(int, args.seeds.split(",")):
         for target in map(float, args.targets.split(",")):
             for criterion in args.criteria.split(","):
                 for method in args.methods.split(","):
-                    if (Path(args.model).stem, method, criterion, target, seed, args.tag) not in done:
+                    signal = None if method == "torch_pruning" else args.signal
+                    if (Path(args.model).stem, method, criterion, target, seed, args.tag, signal) not in done:
                         if method == "torch_pruning":
                             row = run_torch_pruning(args, criterion, target, seed, data)
                         else:

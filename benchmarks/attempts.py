@@ -110,8 +110,9 @@ def memory(args: argparse.Namespace, name: str) -> dict:
         command = [sys.executable, __file__, *sys.argv[1:], "--child", way]
         peaks[way] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     return {
-        "suite": "memory", "model": Path(name).stem, "samples": args.samples, "plain_mib": peaks["plain"] // 1024,
-        "pruning_mib": peaks["pruning"] // 1024, "ratio": round(peaks["pruning"] / peaks["plain"], 3),
+        "suite": "memory", "model": Path(name).stem, "samples": args.samples, "refit": args.reconstruction,
+        "plain_mib": peaks["plain"] // 1024, "pruning_mib": peaks["pruning"] // 1024,
+        "ratio": round(peaks["pruning"] / peaks["plain"], 3),
         "command": "python " + " ".join(sys.argv),
     }  # fmt: skip
 
@@ -121,7 +122,8 @@ def child(args: argparse.Namespace, name: str, data: tuple) -> None:
     (x, y), val, _ = data
     model = compiled(trained(args, name, (x[:128], y[:128])), 0.01)
     strategy = keras_pcp.Progressive(samples=args.samples)
-    callbacks = [keras_pcp.ProgressivePruning(max_macs=args.target, validation_data=val, strategy=strategy)]
+    options = {"reconstruction_data": (x[:2048], y[:2048])} if args.reconstruction else {}
+    callbacks = [keras_pcp.ProgressivePruning(max_macs=args.target, validation_data=val, strategy=strategy, **options)]
     model.fit(x[:5120], y[:5120], batch_size=128, verbose=0, callbacks=callbacks if args.child == "pruning" else [])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -138,6 +140,7 @@ def main():
     parser.add_argument("--width", type=int, default=8, help="of the residual networks trained here")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--reconstruction", action="store_true", help="with --memory: pruning with the refit")
     parser.add_argument("--child", choices=["plain", "pruning"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name in args.model.split(","):

@@ -41,14 +41,15 @@ def accuracy() -> str:
     """Mean and range over the seeds for each model, target, recovery, method and criterion."""
     found: dict[tuple, list[dict]] = {}
     for row in rows("accuracy"):
-        key = (row["model"], -row["target"], row["tag"], row["method"], row["criterion"])
+        signal = "" if row["method"] == "torch_pruning" else row.get("signal", "metric")
+        key = (row["model"], -row["target"], row["tag"], row["method"], row["criterion"], signal)
         found.setdefault(key, []).append(row)
     body = []
-    for (model, target, tag, method, criterion), group in sorted(found.items()):
+    for (model, target, tag, method, criterion, signal), group in sorted(found.items()):
         acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in SHOWN}
         untrained = [r["acc_untrained"] for r in group if "acc_untrained" in r]
         body.append(
-            [model, f"{-target}", tag, method, criterion, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
+            [model, f"{-target}", tag, method, criterion, signal, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
              f"{statistics.mean(untrained):.4f}" if untrained else "",
              f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
              f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}",
@@ -60,6 +61,7 @@ def accuracy() -> str:
         "recovery",
         "method",
         "criterion",
+        "signal",
         "MACs",
         "parameters",
         "untrained",
@@ -75,24 +77,31 @@ SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
 def attempts() -> str:
     """Fast attempts against exact ones."""
     body = [
-        [r["model"], str(r["groups"]), str(r["samples"]), f"{r['confidence']:g}", f"{r['same']} of {r['rounds']}",
+        [r["model"], str(r["groups"]), str(r["samples"]), r.get("signal", "metric"), f"{r['same']} of {r['rounds']}",
          f"{r['exact_passes']:.1f}", f"{r['fast_passes']:.1f}", f"{r['fast_passes'] / r['exact_passes']:.2f}",
          f"{r['exact_seconds']:.0f}", f"{r['fast_seconds']:.0f}", f"{r['fast_seconds'] / r['exact_seconds']:.2f}"]
         for r in rows("attempts")
         if r["suite"] == "attempts"
     ]  # fmt: skip
-    header = ["model", "groups", "samples", "confidence", "same groups", "exact, passes a round", "fast, passes"]
+    header = ["model", "groups", "samples", "signal", "same groups", "exact, passes a round", "fast, passes"]
     return table([*header, "ratio", "exact, s", "fast, s", "ratio"], body)
 
 
 def memory() -> str:
     """Peak memory of fit with pruning over that of fit without."""
     body = [
-        [r["model"], str(r["samples"]), str(r["plain_mib"]), str(r["pruning_mib"]), f"{r['ratio']:.2f}"]
+        [
+            r["model"],
+            str(r["samples"]),
+            "yes" if r["refit"] else "no",
+            str(r["plain_mib"]),
+            str(r["pruning_mib"]),
+            f"{r['ratio']:.2f}",
+        ]
         for r in rows("attempts")
         if r["suite"] == "memory"
     ]
-    return table(["model", "samples", "fit, MiB", "fit with pruning, MiB", "ratio"], body)
+    return table(["model", "samples", "refit", "fit, MiB", "fit with pruning, MiB", "ratio"], body)
 
 
 def adaptation() -> str:
