@@ -71,6 +71,42 @@ def accuracy() -> str:
     return table([*header, "range", "seeds", "s", "of it attempts, s"], body)
 
 
+def differences() -> str:
+    """Test accuracy of progressive pruning minus that of each layer once, with the same criterion and seed."""
+    found: dict[tuple, dict[str, float]] = {}
+    for row in rows("accuracy"):
+        key = (row["model"], row["target"], row["tag"], row.get("signal", "metric"), row["criterion"], row["seed"])
+        found.setdefault(key, {})[row["method"]] = row["acc"]
+    groups: dict[tuple, list[float]] = {}
+    for (*key, _), by_method in sorted(found.items()):
+        if {"pcp", "layerwise"} <= set(by_method):
+            difference = by_method["pcp"] - by_method["layerwise"]
+            for criterion in (key[-1], "all"):
+                groups.setdefault((*key[:-1], criterion), []).append(difference)
+    body = [
+        [model, f"{target}", tag, signal, criterion, f"{statistics.mean(d):+.4f}",
+         f"{statistics.stdev(d) / len(d) ** 0.5:.4f}" if len(d) > 1 else "", f"{min(d):+.4f} to {max(d):+.4f}", str(len(d))]
+        for (model, target, tag, signal, criterion), d in sorted(groups.items(), key=lambda item: _all_last(item[0]))
+    ]  # fmt: skip
+    header = [
+        "model",
+        "limit",
+        "recovery",
+        "signal",
+        "criterion",
+        "mean difference",
+        "standard error",
+        "range",
+        "pairs",
+    ]
+    return table(header, body)
+
+
+def _all_last(key: tuple) -> tuple:
+    *others, criterion = key
+    return *others, criterion == "all", criterion
+
+
 SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
 
 
@@ -252,6 +288,7 @@ def torch_pruning() -> str:
 MAKERS = (
     digits,
     accuracy,
+    differences,
     attempts,
     memory,
     adaptation,
