@@ -150,7 +150,7 @@ class ProgressivePruning(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Prunes if a moment has come."""
-        self._run.end_step(batch)
+        self._run.end_execution()
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds costs to the logs."""
@@ -243,12 +243,13 @@ class _Run:
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.steps_per_epoch + min(self.steps_per_epoch, math.ceil(rest / at_once) * at_once)
 
-    def end_step(self, batch: int) -> None:
-        """Prunes after a step if a moment has come."""
+    def end_execution(self) -> None:
+        """Prunes after one step, or as many as the model runs at a time, if a moment has come."""
         self.clock.end_step()
         if self.steps_per_epoch:
-            # With several steps in one execution Keras counts as if the last execution had all of them.
-            self.step = self.epoch_start + min(batch + 1, self.steps_per_epoch)
+            # The number that Keras gives is that of the first step (3.8) or as if the last execution had all steps.
+            at_once = getattr(self.model, "steps_per_execution", 1)
+            self.step = min(self.step + at_once, self.epoch_start + self.steps_per_epoch)
             with self.teaching_ended_by_errors():
                 self.take_due()
 

@@ -388,10 +388,13 @@ def test_masked_positions_do_not_count():
     found = evaluator.evaluate()
     assert (found.loss, found.metric) == pytest.approx(tuple(model.evaluate(x, y, batch_size=64, verbose=0)), abs=1e-5)
     assert evaluator.parts == []
-    assert found.metric != pytest.approx((model.predict(x, verbose=0).argmax(-1) == y).mean(), abs=1e-3)
+    unmasked = keras.losses.sparse_categorical_crossentropy(y, model.predict(x, verbose=0), from_logits=True)
+    assert found.loss != pytest.approx(float(keras.ops.mean(unmasked)), abs=1e-3)
 
 
 def test_results_of_outputs_in_a_dict_are_told_by_the_name_of_the_metric():
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12):
+        pytest.skip("early versions know outputs by their layers only")
     i = keras.Input((8,))
     model = keras.Model(i, {"box": L.Dense(4)(i), "iou": L.Dense(1)(i)})
     model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"box": ["mae"], "iou": ["mae"]})
