@@ -86,14 +86,13 @@ def patches(window: Window, x: Any, chosen: np.ndarray) -> np.ndarray:
     x = as_floats(x)
     space = window.space(x.shape)
     taps = np.array(list(np.ndindex(window.size)), int).reshape(math.prod(window.size), len(space))
-    index = [np.arange(len(x))[:, None, None]]
-    pads = [(0, 0)]
+    index, inside = [np.arange(len(x))[:, None, None]], np.array(True)
     for axis, along in enumerate(np.unravel_index(chosen, space) if space else ()):
-        start = along[..., None] * window.strides[axis] + taps[:, axis] * window.dilation[axis]
-        front = window.along(axis, x.shape[1 + axis])[1]
-        pads.append((front, max(0, int(start.max(initial=0)) + 1 - front - x.shape[1 + axis])))
-        index.append(start)
-    found = np.pad(x, [*pads, (0, 0)])[tuple(index)]
+        extent, front = x.shape[1 + axis], window.along(axis, x.shape[1 + axis])[1]
+        place = along[..., None] * window.strides[axis] + taps[:, axis] * window.dilation[axis] - front
+        inside = inside & (place >= 0) & (place < extent)
+        index.append(np.clip(place, 0, extent - 1))
+    found = np.where(inside[..., None], x[tuple(index)], x.dtype.type(0))  # zeros at the padding
     found = np.broadcast_to(found, (*chosen.shape, len(taps), x.shape[-1]))
     found = found.reshape(chosen.size, len(taps), window.groups, -1)
     return np.moveaxis(found, 2, 0).reshape(window.groups, chosen.size, -1)

@@ -115,16 +115,16 @@ def reconstruct(
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []
     with keras.StatelessScope():
-        steps = (replay_calls(traced, arrange_inputs(traced, x)) for traced in (whole, small))
-        for before, after in zip(*steps, strict=True):
-            layer = after.call.operation
-            if not plan.reads_pruned(before.call):
+        # One network after the other, so that the tensors of one are in memory at a time.
+        goals = [_goal(step, plan, rng) for step in replay_calls(whole, arrange_inputs(whole, x))]
+        for goal, step in zip(goals, replay_calls(small, arrange_inputs(small, x)), strict=True):
+            if goal is None:
                 continue
-            reason = plan.why_not(before.call)
-            if reason:
-                left[layer.name] = reason
+            layer = step.call.operation
+            if isinstance(goal, str):
+                left[layer.name] = goal
                 continue
-            errors[layer.name], changed = _refit(before, after, plan.kept(before.call), ridge, rng)
+            errors[layer.name], changed = _refit(goal, step, ridge)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
@@ -171,15 +171,34 @@ class _Plan:
         return [masks.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
 
 
-def _refit(before: Step, after: Step, kept: list, ridge: float, rng: np.random.Generator) -> tuple[tuple, list]:
-    """Returns the shares of error before and after, and pairs of a variable of `after` and its new value."""
-    layer = after.call.operation
-    rows, outputs = _places(layer, *kept)
-    window = window_of(before.call.operation, len(before.input.shape))
-    chosen = draw(rng, len(before.input), window.space(before.input.shape), POSITIONS)
-    target = _outputs(before.call.operation, window, patches(window, before.input, chosen))[:, outputs]
-    window = window_of(layer, len(after.input.shape))
-    read = patches(window, after.input, chosen).astype(float)
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """What a layer of the original network gives, (positions, outputs), where, and which inputs and outputs stay."""
+
+    target: np.ndarray
+    chosen: np.ndarray
+    kept: list[np.ndarray]
+
+
+def _goal(step: Step, plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
+    """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
+    if not plan.reads_pruned(step.call):
+        return None
+    reason = plan.why_not(step.call)
+    if reason:
+        return reason
+    window = window_of(step.call.operation, len(step.input.shape))
+    chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
+    target = _outputs(step.call.operation, window, patches(window, step.input, chosen))
+    return _Goal(target, chosen, plan.kept(step.call))
+
+
+def _refit(goal: _Goal, step: Step, ridge: float) -> tuple[tuple, list]:
+    """Returns the shares of error before and after, and pairs of a variable of the step's layer and its new value."""
+    layer = step.call.operation
+    rows, outputs = _places(layer, *goal.kept)
+    target, window = goal.target[:, outputs], window_of(layer, len(step.input.shape))
+    read = patches(window, step.input, goal.chosen).astype(float)
     error = target - _outputs(layer, window, read)
     rows = np.tile(rows, np.prod(window.size, dtype=int))
     apart = np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0)
