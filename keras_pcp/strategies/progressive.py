@@ -15,7 +15,7 @@ Differs from the paper:
       reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples. With
-      `signal="loss"`, which is ours, the loss alone is compared.
+      `signal="loss"` the loss alone is compared, as in LAASP.
     - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
       as the limit holds.
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
