@@ -496,3 +496,13 @@ def test_an_execution_of_the_whole_training_leaves_no_place_for_pruning():
     model = compiled(steps_per_execution=64)
     with pytest.raises(InvalidArgumentError, match="64 of its 8 steps at a time"):
         model.fit(*data(), batch_size=32, epochs=1, verbose=0, callbacks=[pruning(begin=0.1, end=0.9)])
+
+
+def test_costs_that_are_unknown_are_null_in_the_report(tmp_path):
+    i = keras.Input((None, None, 1))
+    hidden = L.GlobalAveragePooling2D()(L.Conv2D(8, 3, activation="relu")(i))
+    model = compiled(keras.Model(i, L.Dense(4)(hidden)))
+    callback = pruning(max_macs=None, max_params=0.6)
+    model.fit(*data(), epochs=2, verbose=0, callbacks=[callback])
+    assert callback.report.to_json(tmp_path / "report.json")["before"]["macs"] is None
+    assert "NaN" not in (tmp_path / "report.json").read_text()
