@@ -28,7 +28,7 @@ from keras_pcp.patches import (
     kernel_array,
     kernel_matrix,
     patches,
-    penalized_gram,
+    penalized,
     window_of,
 )
 from keras_pcp.trace import Step, arrange_inputs, replay_calls, trace
@@ -94,4 +94,6 @@ def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) 
     chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
     read = patches(window, step.input, chosen).astype(float)
     mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
-    return _Reader(step.call.operation, window, np.linalg.inv(penalized_gram(read - mean, ridge)), mean)
+    apart = read - mean
+    inverse = np.linalg.inv(penalized(apart.swapaxes(1, 2) @ apart, apart.shape[1], ridge))
+    return _Reader(step.call.operation, window, inverse, mean)

@@ -109,9 +109,8 @@ def kernel_array(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(matrix, 0, 1).reshape(shape)
 
 
-def penalized_gram(read: np.ndarray, ridge: float) -> np.ndarray:
-    """Returns the second moments of what is read, (groups, rows, rows), plus `ridge` times its mean squared norm."""
-    gram = read.swapaxes(1, 2) @ read
-    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / read.shape[1]
+def penalized(gram: np.ndarray, positions: int, ridge: float) -> np.ndarray:
+    """Returns what the products of what is read add up to, (groups, rows, rows), plus `ridge` times their mean trace."""
+    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / positions
     penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
     return gram + penalty[:, None, None] * np.eye(gram.shape[2])

@@ -12,12 +12,14 @@ Differs from the paper: a ridge penalty on the change of W keeps it near the old
 tell; a bias is fitted too; the error of a residual block's shortcut is not made up for by its last convolution.
 """
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
@@ -32,14 +34,15 @@ from keras_pcp.patches import (
     kernel_array,
     kernel_matrix,
     patches,
-    penalized_gram,
+    penalized,
     window_of,
 )
-from keras_pcp.samples import take_samples, with_any_labels
+from keras_pcp.samples import count_samples, take_samples, with_any_labels
 from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
 
 # Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
 REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
+_BATCH = 256  # samples that one call of a layer takes
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def reconstruct(
         graph: `build_graph(model)`.
         selection: the selection with which `pruned` was pruned.
         data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
-        samples: at most so many samples are used (None: all), 10 positions of each map. All are run at once, so there are
-            fewer if the largest tensor of all of them took more than 1 GiB.
+        samples: at most so many samples are used (None: all), 10 positions of each map. All of them go through one layer
+            after the other, so there are fewer if the largest tensor of all of them took more than 1 GiB.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
             above 0. The more samples there are, the less it matters.
         seed: for the draw of samples and positions.
@@ -116,15 +119,15 @@ def reconstruct(
     errors, left, values = {}, {}, []
     with keras.StatelessScope():
         # One network after the other, so that the tensors of one are in memory at a time.
-        goals = [_goal(step, plan, rng) for step in replay_calls(whole, arrange_inputs(whole, x))]
-        for goal, step in zip(goals, replay_calls(small, arrange_inputs(small, x)), strict=True):
+        goals = [_goal(steps, plan, rng) for steps in _in_step(whole, x)]
+        for goal, steps in zip(goals, _in_step(small, x), strict=True):
             if goal is None:
                 continue
-            layer = step.call.operation
+            layer = steps[0].call.operation
             if isinstance(goal, str):
                 left[layer.name] = goal
                 continue
-            errors[layer.name], changed = _refit(goal, step, ridge)
+            errors[layer.name], changed = _refit(goal, steps, ridge)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
@@ -138,6 +141,17 @@ def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int
     drawn = take_samples(with_any_labels(data), samples, seed)
     most = _BYTES_AT_ONCE // (4 * max(tensor_sizes(trace(model), drawn[0])))
     return take_samples(drawn, max(1, most), seed)[0]
+
+
+def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
+    """Runs a trace on batches of samples, all of them up to a call before any goes on to the next one.
+
+    So what is done to the weights of a layer is in effect for all samples, and only the tensors that calls to come read
+    are in memory for all of them.
+    """
+    starts = range(0, count_samples(x), _BATCH)
+    batches = [tree.map_structure(operator.itemgetter(slice(i, i + _BATCH)), x) for i in starts]
+    return zip(*(replay_calls(traced, arrange_inputs(traced, batch)) for batch in batches), strict=True)
 
 
 class _Plan:
@@ -173,46 +187,93 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What a layer of the original network gives, (positions, outputs), where, and which inputs and outputs stay."""
+    """What a layer of the original network gives, (positions, outputs), and where, for each batch of samples.
 
-    target: np.ndarray
-    chosen: np.ndarray
+    Attributes:
+        targets, chosen: of each batch, what it gives and at which positions.
+        kept: which inputs and outputs of the layer stay.
+    """
+
+    targets: list[np.ndarray]
+    chosen: list[np.ndarray]
     kept: list[np.ndarray]
 
 
-def _goal(step: Step, plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
+def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
     """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
-    if not plan.reads_pruned(step.call):
+    call = steps[0].call
+    if not plan.reads_pruned(call):
         return None
-    reason = plan.why_not(step.call)
+    reason = plan.why_not(call)
     if reason:
         return reason
-    window = window_of(step.call.operation, len(step.input.shape))
-    chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
-    target = _outputs(step.call.operation, window, patches(window, step.input, chosen))
-    return _Goal(target, chosen, plan.kept(step.call))
+    window = window_of(call.operation, len(steps[0].input.shape))
+    lengths = [len(step.input) for step in steps]
+    chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
+    chosen = np.split(chosen, np.cumsum(lengths)[:-1])
+    read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
+    return _Goal([_outputs(call.operation, window, r).astype("float32") for r in read], chosen, plan.kept(call))
 
 
-def _refit(goal: _Goal, step: Step, ridge: float) -> tuple[tuple, list]:
-    """Returns the shares of error before and after, and pairs of a variable of the step's layer and its new value."""
-    layer = step.call.operation
+def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:
+    """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
+    layer = steps[0].call.operation
     rows, outputs = _places(layer, *goal.kept)
-    target, window = goal.target[:, outputs], window_of(layer, len(step.input.shape))
-    read = patches(window, step.input, goal.chosen).astype(float)
-    error = target - _outputs(layer, window, read)
+    window = window_of(layer, len(steps[0].input.shape))
     rows = np.tile(rows, np.prod(window.size, dtype=int))
-    apart = np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0)
-    change, shift = _correction(read[..., rows], apart, layer.use_bias, ridge)
-    matrix = kernel_matrix(window, _array(layer.kernel)).copy()
+    sums, energy = _Sums(), np.finfo(float).tiny
+    for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
+        read = patches(window, step.input, chosen).astype(float)
+        error = target[:, outputs] - _outputs(layer, window, read)
+        sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
+        energy += np.square(target[:, outputs], dtype=float).sum()
+    change, shift = sums.fit(layer.use_bias, ridge)
+    old = kernel_matrix(window, _array(layer.kernel))
+    matrix = old.copy()
     matrix[:, rows] += change
     changed = [(layer.kernel, kernel_array(matrix, layer.kernel.shape))]
     if layer.use_bias:
-        changed.append((layer.bias, _array(layer.bias) + shift.ravel()))
+        bias = _array(layer.bias)
+        changed.append((layer.bias, bias + shift.ravel()))
     with keras.StatelessScope(changed):  # of the type of the weights
-        left = target - _outputs(layer, window, read)
-    energy = max(np.square(target).sum(), np.finfo(float).tiny)
-    old, new = (float(np.square(e).sum() / energy) for e in (error, left))
-    return ((old, new), changed) if new < old else ((old, old), [])
+        change = (kernel_matrix(window, _array(layer.kernel)) - old)[:, rows]
+        shift = (_array(layer.bias) - bias).reshape(shift.shape) if layer.use_bias else shift
+    before, after = float(sums.ee / energy), float(sums.left(change, shift) / energy)
+    return ((before, after), changed) if after < before else ((before, before), [])
+
+
+class _Sums:
+    """Sums over positions of what a layer reads, x (groups, positions, rows), of the error e (groups, positions, outputs)
+    to make up for, and of their products: all that a least-squares fit needs, however many positions there are.
+    """
+
+    def __init__(self):
+        self.count = self.x = self.e = self.xx = self.xe = self.ee = 0
+
+    def add(self, x: np.ndarray, e: np.ndarray) -> None:
+        """Adds some positions."""
+        self.count += x.shape[1]
+        self.x, self.e = self.x + x.sum(axis=1, keepdims=True), self.e + e.sum(axis=1, keepdims=True)
+        turned = x.swapaxes(1, 2)
+        self.xx, self.xe, self.ee = self.xx + turned @ x, self.xe + turned @ e, self.ee + np.square(e).sum()
+
+    def fit(self, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Fits the error by what is read, group by group.
+
+        Returns:
+            Change of the kernel's matrix (groups, rows, outputs of a group) and of the bias (groups, 1, outputs of a
+            group).
+        """
+        x, e = self.x / self.count * bias, self.e / self.count * bias
+        turned = self.count * x.swapaxes(1, 2)
+        change = np.linalg.solve(penalized(self.xx - turned @ x, self.count, ridge), self.xe - turned @ e)
+        return change, e - x @ change
+
+    def left(self, change: np.ndarray, shift: np.ndarray) -> float:
+        """Returns the sum of the squares of the error that a change of the kernel's matrix and of the bias leaves."""
+        by_kernel = np.sum((self.xx @ change - 2 * self.xe) * change)
+        by_bias = np.sum((self.count * shift + 2 * (self.x @ change - self.e)) * shift)
+        return max(0.0, self.ee + by_kernel + by_bias)
 
 
 def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -240,15 +301,3 @@ def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
 
 def _array(variable: Any) -> np.ndarray:
     return as_floats(variable).astype(float)
-
-
-def _correction(read: np.ndarray, rest: np.ndarray, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fits what is left over by what is read, group by group.
-
-    Returns:
-        Change of the kernel's matrix (groups, rows, outputs of a group) and of the bias (groups, 1, outputs of a group).
-    """
-    means = [values.mean(axis=1, keepdims=True) * bias for values in (read, rest)]
-    read, rest = read - means[0], rest - means[1]
-    change = np.linalg.solve(penalized_gram(read, ridge), read.swapaxes(1, 2) @ rest)
-    return change, means[1] - means[0] @ change

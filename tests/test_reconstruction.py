@@ -317,21 +317,30 @@ def test_nothing_else_changes():
 )
 def test_the_refit_is_the_least_squares_solution_on_explicit_patches(bias, options, zeros, monkeypatch):
     all_positions(monkeypatch)
+    monkeypatch.setattr(reconstruction_module, "_BATCH", 7)  # of 30 samples
     rng = np.random.default_rng(0)
-    i = keras.Input((8, 7, 8))
+    i = keras.Input((8, 7, 16))
     layer = L.Conv2D(6, 3, use_bias=bias, name="second", activation="relu", **options)
-    model = keras.Model(i, layer(L.Conv2D(6, 1, name="first")(i)))
+    model = keras.Model(i, layer(L.Conv2D(12, 1, name="first")(i)))
     for w in model.weights:
         w.assign(rng.normal(size=w.shape))
     graph = keras_pcp.build_graph(model)
     selection = Selection({"first": np.arange(graph["first"].num_channels) != 1})
     pruned = keras_pcp.prune_model(model, graph, selection)
-    samples = rng.normal(size=(30, 8, 7, 8)).astype("float32")
-    keras_pcp.reconstruct(model, pruned, graph, selection, (samples, np.zeros(30)), ridge=1e-12)
+    samples = rng.normal(size=(30, 8, 7, 16)).astype("float32")
+    layer = pruned.get_layer("second")
+    before = [w.numpy() for w in layer.weights]
+    errors = keras_pcp.reconstruct(model, pruned, graph, selection, (samples, np.zeros(30)), ridge=1e-12).errors
     layers = [m.get_layer("second") for m in (model, pruned)]
     given = [m.get_layer("first")(samples).numpy() for m in (model, pruned)]
     layers[0].activation = keras.activations.linear
+    layers[1].activation = keras.activations.linear
     target, padded = layers[0](given[0]).numpy(), np.pad(given[1], [(0, 0), *zeros, (0, 0)])
+    after = [w.numpy() for w in layer.weights]
+    for weights, share in zip((before, after), errors["second"], strict=True):
+        layer.set_weights(weights)
+        rest = target - layer(given[1]).numpy()
+        assert share == pytest.approx(np.square(rest).sum() / np.square(target).sum(), rel=1e-3)
     groups, step, far = layers[1].groups, layers[1].strides[0], layers[1].dilation_rate[0]
     width, made = given[1].shape[-1] // groups, 6 // groups
     for g in range(groups):
