@@ -212,7 +212,7 @@ def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal
     chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
     chosen = np.split(chosen, np.cumsum(lengths)[:-1])
     read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
-    return _Goal([_outputs(call.operation, window, r).astype("float32") for r in read], chosen, plan.kept(call))
+    return _Goal([_outputs(call.operation, window, r).astype(r.dtype) for r in read], chosen, plan.kept(call))
 
 
 def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:

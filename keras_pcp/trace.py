@@ -121,6 +121,7 @@ def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
             if last[i] == number:
                 values.pop(i, None)
         values.update(zip(call.outputs, step.run(), strict=True))
+        step.args, step.kwargs, step.outputs = (), {}, None  # whoever still holds the step must not keep its arrays
 
 
 def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:
