@@ -65,7 +65,7 @@ def run(args, method, criterion, target, seed, data):
     options = {"seed": seed, "samples": args.samples, "signal": args.signal}
     options |= json.loads(args.strategy) if method == "pcp" else {}
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=target, validation_data=val, criterion=criterion, begin=args.begin, end=args.end,
+        max_macs=target, validation_data=val, criterion=criterion.split("+"), begin=args.begin, end=args.end,
         strategy=METHODS[method](**options),
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
         reconstruction_data=(x[:2000], y[:2000]) if args.reconstruction else None,
@@ -119,7 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--methods", default="pcp,layerwise,uniform,global,random_widths,single_layer,netadapt")
-    parser.add_argument("--criteria", default="l1", help="base criteria of each method")
+    parser.add_argument("--criteria", default="l1", help="base criteria of each method; a+b: several in each attempt")
     parser.add_argument("--targets", default="0.25,0.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
