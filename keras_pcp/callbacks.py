@@ -48,7 +48,7 @@ class ProgressivePruning(keras.callbacks.Callback):
             a function without arguments that returns them, which is called again before each moment of pruning. Keep them
             apart from training and test data: the widths are chosen by them.
         criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
-            of which each attempt of `Progressive` takes the best (controls take the first). Criteria that read gradients
+            of which each attempt of `Progressive` takes the best (controls go by one). Criteria that read gradients
             or features do so on `validation_data`, in every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
         distillation: lets the unpruned model teach the pruned one in this `fit`.

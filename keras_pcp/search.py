@@ -81,6 +81,11 @@ class Search:
         judge: keras.Model | None = None,
     ):
         self.model, self.judge, self.strategy, self.criteria = model, judge, strategy, criteria_of(criterion)
+        if strategy.one_criterion and len(self.criteria) > 1:
+            raise InvalidArgumentError(
+                f"{type(strategy).__name__} goes by one criterion, but {len(self.criteria)} are given; give one, or use "
+                "Progressive, which attempts each group with all of them"
+            )
         self.graph = self.live_graph = delivered_graph(model, deliver, on_unknown, frozen_layers)
         self.full: Cost = count_cost(self.graph)
         self.bounds = limits.absolute(self.full)

@@ -238,6 +238,18 @@ def test_several_criteria_may_be_given():
         keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), criterion=())
 
 
+@pytest.mark.parametrize("strategy", [keras_pcp.OneShot(), keras_pcp.RandomWidths(), keras_pcp.LayerByLayer()])
+def test_what_goes_by_one_criterion_refuses_several_before_training(strategy):
+    model = compiled()
+    before = model.get_weights()
+    pruning = keras_pcp.ProgressivePruning(
+        max_macs=0.5, validation_data=data(64, 1), criterion=("l1", "fpgm"), strategy=strategy
+    )
+    with pytest.raises(InvalidArgumentError, match=f"{type(strategy).__name__} goes by one criterion, but 2 are given"):
+        model.fit(*data(), epochs=1, verbose=0, callbacks=[pruning])
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
 @pytest.mark.parametrize("attempts", ["fast", "exact"])
 def test_readers_of_pruned_channels_are_refit_after_a_shrink(attempts):
     """With copies of channels, a refit gives back exactly what pruning takes, and attempts know it."""

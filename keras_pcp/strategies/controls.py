@@ -8,6 +8,7 @@ training of every candidate is `Progressive(groups_per_round=1, step=0.025)`: it
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from keras_pcp.strategies.state import SIGNALS, Observation, Round, State, check
 @dataclass(frozen=True, kw_only=True)
 class _Control(ABC):
     """What all controls share: rounds without attempts, each of which prunes to `chosen`."""
+
+    one_criterion: ClassVar[bool] = True
 
     samples: int | None = 1024
     signal: str = "metric"

@@ -28,6 +28,7 @@ Differs from the paper:
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -84,6 +85,8 @@ class Progressive:
         >>> strategy = Progressive(groups_per_round=2, multiple_of=8, signal="loss")
         >>> # ProgressivePruning(max_macs=0.5, validation_data=..., strategy=strategy)
     """
+
+    one_criterion: ClassVar[bool] = False
 
     step: float | int = 0.01
     groups_per_round: int | None = None

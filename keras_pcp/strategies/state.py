@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -134,12 +134,14 @@ class Strategy(Protocol):
         signal: one of `SIGNALS`.
         recalibrate: whether statistics of batch normalization are re-estimated for the measurements of a round.
         seed: for the draw of samples and for random criteria.
+        one_criterion: whether it goes by one criterion only; several are refused then.
     """
 
     samples: int | None
     signal: str
     recalibrate: bool
     seed: int
+    one_criterion: ClassVar[bool]
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
         """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
