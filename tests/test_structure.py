@@ -18,8 +18,8 @@ blocks
 graph contributions
 cost statistics
 criteria selection masks live
-inspection reconstruction recalibration compensation surgery strategies delivery recording
-evaluation report recovery
+inspection reconstruction recalibration surgery strategies delivery recording
+evaluation report recovery compensation
 plots attempts
 search adaptation
 callbacks export testing
