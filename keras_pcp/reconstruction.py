@@ -8,9 +8,8 @@ The second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep
    layers before it refit.
 3. W = argmin ||Y - X W||^2.
 
-Differs from the paper: 64 positions of each map instead of 10; a ridge penalty on the change of W keeps it near the old
-weights where samples are too few to tell; a bias is fitted too; the error of a residual block's shortcut is not made up for
-by its last convolution.
+Differs from the paper: a ridge penalty on the change of W keeps it near the old weights where samples are too few to
+tell; a bias is fitted too; the error of a residual block's shortcut is not made up for by its last convolution.
 """
 
 import operator
@@ -28,6 +27,7 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph import check_fits
 from keras_pcp.narrowing import weight_masks
 from keras_pcp.patches import (
+    POSITIONS,
     Window,
     as_floats,
     draw,
@@ -43,7 +43,6 @@ from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, ten
 # Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
 REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
 _BATCH = 256  # samples that one call of a layer takes
-_POSITIONS = 64  # output positions of each map that are fitted; all of a small one
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def reconstruct(
         graph: `build_graph(model)`.
         selection: the selection with which `pruned` was pruned.
         data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
-        samples: at most so many samples are used (None: all), 64 positions of each map. All of them go through one layer
+        samples: at most so many samples are used (None: all), 10 positions of each map. All of them go through one layer
             after the other, so there are fewer if the largest tensor of all of them took more than 1 GiB.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
             above 0. The more samples there are, the less it matters.
@@ -120,7 +119,7 @@ def reconstruct(
     errors, left, values = {}, {}, []
     with keras.StatelessScope():
         # One network after the other, so that the tensors of one are in memory at a time.
-        goals = [_aim(steps, plan, rng) for steps in _in_step(whole, x)]
+        goals = [_goal(steps, plan, rng) for steps in _in_step(whole, x)]
         for goal, steps in zip(goals, _in_step(small, x), strict=True):
             if goal is None:
                 continue
@@ -128,8 +127,7 @@ def reconstruct(
             if isinstance(goal, str):
                 left[layer.name] = goal
                 continue
-            rows, outputs = _places(layer, *plan.kept(whole.calls[steps[0].number]))
-            errors[layer.name], changed = goal.refit(steps, rows, outputs, ridge)
+            errors[layer.name], changed = _refit(goal, steps, ridge)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
@@ -187,78 +185,66 @@ class _Plan:
         return [masks.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
 
 
-def _aim(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> "Goal | str | None":
-    """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
-    call = steps[0].call
-    return (plan.why_not(call) or Goal.of(steps, rng)) if plan.reads_pruned(call) else None
-
-
 @dataclass(frozen=True, eq=False)
-class Goal:
-    """What a plain convolution or dense layer gives, (positions, outputs), and where, for each batch of samples.
+class _Goal:
+    """What a layer of the original network gives, (positions, outputs), and where, for each batch of samples.
 
     Attributes:
         targets, chosen: of each batch, what it gives and at which positions.
+        kept: which inputs and outputs of the layer stay.
     """
 
     targets: list[np.ndarray]
     chosen: list[np.ndarray]
+    kept: list[np.ndarray]
 
-    @classmethod
-    def of(cls, steps: Sequence[Step], rng: np.random.Generator) -> "Goal":
-        """Draws positions of what a layer gives in its calls on some batches."""
-        layer, shape = steps[0].call.operation, steps[0].input.shape
-        window = window_of(layer, len(shape))
-        lengths = [len(step.input) for step in steps]
-        chosen = np.split(draw(rng, sum(lengths), window.space(shape), _POSITIONS), np.cumsum(lengths)[:-1])
-        read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
-        return cls([_outputs(layer, window, r) for r in read], chosen)
 
-    def refit(
-        self, steps: Sequence[Step], rows: np.ndarray, outputs: np.ndarray | slice, ridge: float
-    ) -> tuple[tuple[float, float], list[tuple[Any, np.ndarray]]]:
-        """Fits a layer to the goal from what it reads in its calls on the same batches.
+def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
+    """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
+    call = steps[0].call
+    if not plan.reads_pruned(call):
+        return None
+    reason = plan.why_not(call)
+    if reason:
+        return reason
+    window = window_of(call.operation, len(steps[0].input.shape))
+    lengths = [len(step.input) for step in steps]
+    chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
+    chosen = np.split(chosen, np.cumsum(lengths)[:-1])
+    read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
+    return _Goal([_outputs(call.operation, window, r).astype(r.dtype) for r in read], chosen, plan.kept(call))
 
-        Args:
-            steps: the calls.
-            rows: which inputs of the layer are fit: boolean array along the last axis but one of its kernel.
-            outputs: which outputs in the goal are the layer's.
-            ridge: as in `reconstruct`.
 
-        Returns:
-            The shares of error before and after, and pairs of a variable of the layer and its new value.
-        """
-        layer = steps[0].call.operation
-        window = window_of(layer, len(steps[0].input.shape))
-        rows = np.tile(rows, np.prod(window.size, dtype=int))
-        sums, energy = _Sums(), np.finfo(float).tiny
-        for step, chosen, target in zip(steps, self.chosen, self.targets, strict=True):
-            read, wanted = patches(window, step.input, chosen), target[:, outputs]
-            error = wanted - _outputs(layer, window, read)
-            sums.add(
-                read if rows.all() else read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0)
-            )
-            energy += np.square(wanted).sum(dtype=float)
-        change, shift = sums.fit(layer.use_bias, ridge)
-        old = kernel_matrix(window, _array(layer.kernel))
-        matrix = old.copy()
-        matrix[:, rows] += change
-        changed = [(layer.kernel, kernel_array(matrix, layer.kernel.shape))]
-        if layer.use_bias:
-            bias = _array(layer.bias)
-            changed.append((layer.bias, bias + shift.ravel()))
-        with keras.StatelessScope(changed):  # of the type of the weights
-            change = (kernel_matrix(window, _array(layer.kernel)) - old)[:, rows]
-            shift = (_array(layer.bias) - bias).reshape(shift.shape) if layer.use_bias else shift
-        before, after = float(sums.ee / energy), float(sums.left(change, shift) / energy)
-        return ((before, after), changed) if after < before else ((before, before), [])
+def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:
+    """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
+    layer = steps[0].call.operation
+    rows, outputs = _places(layer, *goal.kept)
+    window = window_of(layer, len(steps[0].input.shape))
+    rows = np.tile(rows, np.prod(window.size, dtype=int))
+    sums, energy = _Sums(), np.finfo(float).tiny
+    for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
+        read = patches(window, step.input, chosen).astype(float)
+        error = target[:, outputs] - _outputs(layer, window, read)
+        sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
+        energy += np.square(target[:, outputs], dtype=float).sum()
+    change, shift = sums.fit(layer.use_bias, ridge)
+    old = kernel_matrix(window, _array(layer.kernel))
+    matrix = old.copy()
+    matrix[:, rows] += change
+    changed = [(layer.kernel, kernel_array(matrix, layer.kernel.shape))]
+    if layer.use_bias:
+        bias = _array(layer.bias)
+        changed.append((layer.bias, bias + shift.ravel()))
+    with keras.StatelessScope(changed):  # of the type of the weights
+        change = (kernel_matrix(window, _array(layer.kernel)) - old)[:, rows]
+        shift = (_array(layer.bias) - bias).reshape(shift.shape) if layer.use_bias else shift
+    before, after = float(sums.ee / energy), float(sums.left(change, shift) / energy)
+    return ((before, after), changed) if after < before else ((before, before), [])
 
 
 class _Sums:
     """Sums over positions of what a layer reads, x (groups, positions, rows), of the error e (groups, positions, outputs)
     to make up for, and of their products: all that a least-squares fit needs, however many positions there are.
-
-    What is added at a time is multiplied in its own type, and summed up as float64.
     """
 
     def __init__(self):
@@ -267,12 +253,9 @@ class _Sums:
     def add(self, x: np.ndarray, e: np.ndarray) -> None:
         """Adds some positions."""
         self.count += x.shape[1]
-        self.x = self.x + x.sum(axis=1, keepdims=True, dtype=float)
-        self.e = self.e + e.sum(axis=1, keepdims=True, dtype=float)
+        self.x, self.e = self.x + x.sum(axis=1, keepdims=True), self.e + e.sum(axis=1, keepdims=True)
         turned = x.swapaxes(1, 2)
-        self.xx = self.xx + (turned @ x).astype(float)
-        self.xe = self.xe + (turned @ e).astype(float)
-        self.ee += np.square(e).sum(dtype=float)
+        self.xx, self.xe, self.ee = self.xx + turned @ x, self.xe + turned @ e, self.ee + np.square(e).sum()
 
     def fit(self, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
         """Fits the error by what is read, group by group.
@@ -311,9 +294,9 @@ def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.nda
 
 def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
     """Returns a layer's outputs before its activation, (positions, outputs), from what it reads."""
-    apart = read @ kernel_matrix(window, as_floats(layer.kernel))
+    apart = read @ kernel_matrix(window, _array(layer.kernel))
     found = np.moveaxis(apart, 0, 1).reshape(read.shape[1], -1)
-    return found + as_floats(layer.bias) if layer.use_bias else found
+    return found + _array(layer.bias) if layer.use_bias else found
 
 
 def _array(variable: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.attempts import Comparison, Values
-from keras_pcp.channels import ChannelGraph, Selection
+from keras_pcp.channels import CONSUME, ChannelGraph, Selection
 from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
@@ -25,13 +25,13 @@ from keras_pcp.live import shrink
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
-from keras_pcp.samples import take_samples, with_any_labels
+from keras_pcp.samples import count_samples, take_samples, with_any_labels
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
 
-# Samples for a refit that will be done again, and for that of an attempt.
-_FEW_SAMPLES, _ATTEMPT_SAMPLES = 512, 128
+# Samples for a refit that will be done again, and for what attempts count on.
+_FEW_SAMPLES = 512
 
 Criteria = str | Criterion | Sequence[str | Criterion]
 
@@ -134,7 +134,6 @@ class Search:
             with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
                 self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
         finally:
-            self.attempt_macs += self._compensation.macs if self._compensation else 0
             self._attempts.clear()
             self._compensation = None
         if self.state.selection == before:
@@ -203,36 +202,36 @@ class Search:
         self.attempt_macs += self._live_macs * self.evaluator.count
         if selection == self.state.selection:
             return self.evaluator.evaluate()
-        with replaced(self.model, self._changed([selection])[0]):
+        with replaced(self.model, self._changed(selection)):
             return self.evaluator.evaluate()
 
     def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and as if pruned to each selection, on a part of the samples."""
         self._comparison = self._comparison or Comparison(self.evaluator, self.live_graph)
         spent = self._comparison.macs
-        changed = dict(zip(selections, self._changed(selections.values()), strict=True))
-        found = self._comparison.compare(changed, part)
+        found = self._comparison.compare({key: self._changed(s) for key, s in selections.items()}, part)
         self.attempt_macs += self._comparison.macs - spent
         return found
 
-    def _changed(self, selections: Collection[Selection]) -> list[Values]:
-        """Returns the weights that differ from those of the model as it is now, found once for each attempt of a round."""
-        new = {id(s): self._masks(s) for s in selections if id(s) not in self._attempts}
-        values = {key: with_zeros(self.model, masks) for key, masks in new.items()}
-        if new and self.refit_on is not None:
-            self._compensation = self._compensation or self._compensating()
-            values = self._compensation.values(new)
-        self._attempts |= {id(s): (s, values[id(s)]) for s in selections if id(s) in new}
-        return [self._attempts[id(s)][1] for s in selections]
+    def _changed(self, selection: Selection) -> Values:
+        """Returns the weights that differ from those of the model as it is now, once for each attempt of a round."""
+        if id(selection) not in self._attempts:
+            present = self.state.selection.keep
+            other = {n: mask for n, mask in selection.keep.items() if not np.array_equal(mask, present[n])}
+            masks = consumer_masks(self.live_graph, self._relative(Selection(other)))
+            values = with_zeros(self.model, masks)
+            if self.refit_on is not None:
+                values |= self._compensated(masks)
+            self._attempts[id(selection)] = selection, values
+        return self._attempts[id(selection)][1]
 
-    def _masks(self, selection: Selection) -> dict[int, np.ndarray]:
-        present = self.state.selection.keep
-        other = {n: mask for n, mask in selection.keep.items() if not np.array_equal(mask, present[n])}
-        return consumer_masks(self.live_graph, self._relative(Selection(other)))
-
-    def _compensating(self) -> Compensation:
-        x = inputs_at_once(self.model, self.refit_on, _ATTEMPT_SAMPLES, self.strategy.seed)
-        return Compensation(self.model, self.live_graph, x, seed=self.strategy.seed)
+    def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
+        if self._compensation is None:
+            kernels = {s.weight for group in self.live_graph for s in group.slices_of(CONSUME)}
+            x = inputs_at_once(self.model, self.refit_on, _FEW_SAMPLES, self.strategy.seed)
+            self._compensation = Compensation(self.model, kernels, x, seed=self.strategy.seed)
+            self.attempt_macs += self._live_macs * count_samples(x)
+        return self._compensation.values(masks)
 
     def _relative(self, selection: Selection) -> Selection:
         return selection.after(self.done)

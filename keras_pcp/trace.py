@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -86,15 +86,11 @@ class Step:
     Attributes:
         call: the call.
         args, kwargs: its arguments, arrays included; those of a hand-over are the tensors it hands over.
-        number: of the call in the trace.
-        values: in a replay, of all tensors that this call or a later one reads, by their index.
     """
 
     call: Call
     args: tuple
     kwargs: dict
-    number: int = 0
-    values: Mapping[int, Any] = field(default_factory=dict)
     outputs: list[Any] | None = None
 
     @property
@@ -116,26 +112,16 @@ def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
 
     What is done to the weights of a layer between two steps is in effect from then on.
     """
-    return _replay(traced, dict(zip(traced.inputs, inputs, strict=True)), 0)
-
-
-def replay_from(traced: Trace, step: Step) -> Iterator[Step]:
-    """Runs the calls of a trace anew from a step on that `replay_calls` has just yielded, and which goes on by itself."""
-    return _replay(traced, dict(step.values), step.number)
-
-
-def _replay(traced: Trace, values: dict[int, Any], start: int) -> Iterator[Step]:
+    values = dict(zip(traced.inputs, inputs, strict=True))
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
-    for number, call in enumerate(traced.calls[start:], start):
+    for number, call in enumerate(traced.calls):
         step = bound(traced, call, [values[i] for i in call.inputs])
-        step.number, step.values = number, values
         yield step
         for i in call.inputs:
             if last[i] == number:
                 values.pop(i, None)
         values.update(zip(call.outputs, step.run(), strict=True))
-        # Whoever still holds the step must not keep its arrays.
-        step.args, step.kwargs, step.values, step.outputs = (), {}, {}, None
+        step.args, step.kwargs, step.outputs = (), {}, None  # whoever still holds the step must not keep its arrays
 
 
 def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:

@@ -18,8 +18,8 @@ blocks
 graph contributions
 cost statistics
 criteria selection masks live
-inspection reconstruction recalibration surgery strategies delivery recording
-evaluation report recovery compensation
+inspection reconstruction recalibration compensation surgery strategies delivery recording
+evaluation report recovery
 plots attempts
 search adaptation
 callbacks export testing

@@ -21,7 +21,7 @@ Differs from the paper:
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
     - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
       al., 2023, arXiv 2506.20152).
-    - With `reconstruction_data`, attempts are measured with all layers that follow making up for the channels, see
+    - With `reconstruction_data`, attempts are measured with the layers that read the channels making up for them, see
       `keras_pcp.compensation`.
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
