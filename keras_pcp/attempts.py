@@ -1,6 +1,5 @@
 """Many attempts on the same samples, each computed from where it begins to differ."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from keras import tree
 from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import ChannelGraph
-from keras_pcp.cost import count_cost
+from keras_pcp.cost import call_macs
 from keras_pcp.evaluation import Evaluator
 from keras_pcp.recording import Recording, Rerun
 from keras_pcp.trace import arrange_inputs, trace
@@ -36,14 +35,12 @@ class Comparison:
         self.evaluator, self.macs = evaluator, 0.0
         self.weights = evaluator.model.weights
         self.traced = trace(open_blocks(evaluator.model).model)
-        operations = [call.operation for call in self.traced.calls if call.operation is not None]
+        self.costs = call_macs(graph, self.traced)
         self.reruns: dict[tuple[int, ...], Rerun] = {}
         self.users: dict[int, set[int]] = {}
-        for operation in operations:
+        for operation in (call.operation for call in self.traced.calls):
             for w in getattr(operation, "weights", ()):
                 self.users.setdefault(id(w), set()).add(id(operation))
-        layers, calls = count_cost(graph).layers, Counter(o.name for o in operations)
-        self.cost = {id(o): layers[o.name].macs / calls[o.name] if o.name in layers else 0.0 for o in operations}
 
     def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
@@ -59,12 +56,13 @@ class Comparison:
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
         recording = Recording(self.traced, arrange_inputs(self.traced, x))
-        self.spend([call.operation for call in self.traced.calls], rows)
+        samples = rows.stop - rows.start
+        self.macs += samples * self.costs.sum()
         outputs = [recording.outputs]
         for values in attempts.values():
             rerun = self.rerun(tuple(values))
             outputs.append(rerun.run(recording, list(values.values())))
-            self.spend(rerun.operations, rows)
+            self.macs += samples * self.costs[[number for number, _ in rerun.calls]].sum()
         before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
         return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
 
@@ -80,7 +78,3 @@ class Comparison:
         """Brings outputs into the structure that the model's loss expects."""
         structure = internals.functional_of(self.evaluator.model).output
         return tree.pack_sequence_as(structure, [np.asarray(o) for o in outputs])
-
-    def spend(self, operations: list[Any], rows: slice) -> None:
-        """Books the calls of some operations on some samples."""
-        self.macs += (rows.stop - rows.start) * sum(self.cost.get(id(o), 0.0) for o in operations)

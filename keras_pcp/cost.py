@@ -10,6 +10,7 @@ import numpy as np
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, LimitError
 from keras_pcp.graph import build_graph
+from keras_pcp.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ def _count(graph: ChannelGraph, selection: Selection) -> Cost:
     costs = {name: LayerCost(*entry) for name, entry in layers.items()}
     totals = [sum(getattr(c, k) for c in costs.values()) for k in ("macs", "params", "bytes")]
     return Cost(*totals, layers=costs, uncounted=graph.uncounted)
+
+
+def call_macs(graph: ChannelGraph, traced: Trace) -> np.ndarray:
+    """Returns, for each call of the model's trace, its MACs for one sample; those of a layer are shared by its calls."""
+    layers = _count(graph, Selection()).layers
+    names = [getattr(call.operation, "name", None) for call in traced.calls]
+    return np.array([layers[n].macs / names.count(n) if n in layers else 0.0 for n in names])
 
 
 def freed_macs(graph: ChannelGraph, name: str) -> np.ndarray:

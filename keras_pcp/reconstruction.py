@@ -224,9 +224,10 @@ def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, lis
     sums, energy = _Sums(), np.finfo(float).tiny
     for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
         read = patches(window, step.input, chosen).astype(float)
-        error = target[:, outputs] - _outputs(layer, window, read)
+        wanted = target[:, outputs]
+        error = wanted - _outputs(layer, window, read)
         sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
-        energy += np.square(target[:, outputs], dtype=float).sum()
+        energy += np.square(wanted, dtype=float).sum()
     change, shift = sums.fit(layer.use_bias, ridge)
     old = kernel_matrix(window, _array(layer.kernel))
     matrix = old.copy()

@@ -43,12 +43,12 @@ class Rerun:
         compiling: whether it is compiled once it has been run a few times.
 
     Attributes:
-        operations: those that are called, once for each call.
+        calls: for each call that is made, its number and which of its inputs are computed again.
     """
 
     def __init__(self, traced: Trace, changed: Collection[int], weights: Sequence[Any], compiling: bool = True):
         self.traced, self.weights, self.compiling, self.runs = traced, weights, compiling, 0
-        self.calls: list[tuple[int, list[bool]]] = []  # number of a call, and which of its inputs are computed again
+        self.calls: list[tuple[int, list[bool]]] = []
         new: set[int] = set()
         for number, call in enumerate(traced.calls):
             if id(call.operation) in changed or new.intersection(call.inputs):
@@ -57,8 +57,6 @@ class Rerun:
             else:
                 new.difference_update(call.outputs)  # of a nested model that is called again: as recorded once more
         self.is_new = [i in new for i in traced.outputs]
-        called = [traced.calls[number].operation for number, _ in self.calls]
-        self.operations = [operation for operation in called if operation is not None]
 
     def run(self, recording: Recording, values: Sequence[Any]) -> list[Any]:
         """Returns the outputs of the model with other values of the weights, on the inputs of a recording."""
