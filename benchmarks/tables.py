@@ -113,13 +113,23 @@ SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
 def attempts() -> str:
     """Fast attempts against exact ones."""
     body = [
-        [r["model"], str(r["groups"]), str(r["samples"]), r.get("signal", "metric"), f"{r['same']} of {r['rounds']}",
+        [r["model"], str(r["groups"]), str(r["samples"]), r.get("signal", "metric"), f"{r['confidence']:g}",
+         f"{r['same']} of {r['rounds']}",
          f"{r['exact_passes']:.1f}", f"{r['fast_passes']:.1f}", f"{r['fast_passes'] / r['exact_passes']:.2f}",
          f"{r['exact_seconds']:.0f}", f"{r['fast_seconds']:.0f}", f"{r['fast_seconds'] / r['exact_seconds']:.2f}"]
         for r in rows("attempts")
         if r["suite"] == "attempts"
     ]  # fmt: skip
-    header = ["model", "groups", "samples", "signal", "same groups", "exact, passes a round", "fast, passes"]
+    header = [
+        "model",
+        "groups",
+        "samples",
+        "signal",
+        "confidence",
+        "same groups",
+        "exact, passes a round",
+        "fast, passes",
+    ]
     return table([*header, "ratio", "exact, s", "fast, s", "ratio"], body)
 
 
