@@ -100,7 +100,7 @@ class Evaluator:
         """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
         # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
         with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]):
-            loss = self.judge.compute_loss(x=None, y=y, y_pred=predicted, sample_weight=weight, training=False)
+            loss = internals.loss_of(self.judge, None, y, predicted, weight)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
         idle = self.idle
         self.judge.reset_metrics()

@@ -10,6 +10,7 @@
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `Tensor._keras_mask`                           | give a loss the mask of an output that was computed elsewhere |
+| `Trainer._compute_loss`                        | call a loss of a model's own that has no argument `training`  |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
@@ -113,6 +114,11 @@ def with_mask(value: Any, mask: Any) -> Any:
     if mask is not None:
         tensor._keras_mask = keras.ops.convert_to_tensor(mask)
     return tensor
+
+
+def loss_of(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """Returns the compiled loss of given outputs, outside training; an own `compute_loss` need not know `training`."""
+    return model._compute_loss(x, y, y_pred, sample_weight, training=False)
 
 
 def producing_operation(tensor: keras.KerasTensor) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import CONSUME, FOLLOW, PRODUCE, ChannelGraph
 from keras_pcp.contributions import contribution_products
@@ -273,7 +274,7 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
             f"gradients need a loss, but model {model.name!r} is not compiled; call model.compile(loss=...) first"
         )
     with _stateless(model.weights, [w.value for w in model.weights]):  # builds the loss, impossible while tracing
-        model.compute_loss(batch[0], batch[1], model(batch[0], training=False), batch[2], training=False)
+        internals.loss_of(model, batch[0], batch[1], model(batch[0], training=False), batch[2])
 
     @tf.function(autograph=False)
     def compute(x, y, sample_weight):
@@ -284,7 +285,7 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
                 predicted = model(x, training=False)
             # Penalties on weights, which Keras adds to the loss, pass no gradient on.
             with _stateless(model.weights, [tf.stop_gradient(v) for v in values]):
-                loss = model.compute_loss(x, y, predicted, sample_weight, training=False)
+                loss = internals.loss_of(model, x, y, predicted, sample_weight)
         watched = [i for i, v in enumerate(values) if v.dtype.is_floating]
         found = dict(zip(watched, tape.gradient(loss, [values[i] for i in watched]), strict=True))
         gradients = [found.get(i) for i in range(len(values))]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from zoo import build, inputs_for
+from zoo import WithoutTraining, build, inputs_for
 
 from keras_pcp import internals
 from keras_pcp.errors import UnsupportedModelError
@@ -147,3 +147,13 @@ def test_losses_see_a_mask_that_is_attached():
     assert float(
         keras.losses.MeanAbsoluteError()(np.zeros((2, 1)), internals.with_mask(predicted.numpy(), None))
     ) == pytest.approx(5)
+
+
+def test_a_loss_of_a_model_s_own_need_not_know_training():
+    i = keras.Input((3,))
+    outputs = L.Dense(1)(i)
+    usual, own = keras.Model(i, outputs), WithoutTraining(i, outputs)
+    y, predicted = np.zeros((2, 1)), np.ones((2, 1))
+    for model, expected in ((usual, 1.0), (own, 2.0)):
+        model.compile(loss="mse")
+        assert float(internals.loss_of(model, None, y, predicted, None)) == pytest.approx(expected)

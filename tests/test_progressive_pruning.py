@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import Odd, conv_bn
+from zoo import Odd, WithoutTraining, conv_bn
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, LimitError, UnsupportedModelError
@@ -397,6 +397,14 @@ def test_models_that_cannot_be_pruned_are_refused():
         compiled(unknown).fit(*data(), epochs=4, verbose=0, callbacks=[pruning()])
     with pytest.raises(ValueError, match="compile"):
         network().fit(*data(), verbose=0, callbacks=[pruning()])
+
+
+def test_a_loss_of_a_model_s_own_need_not_know_training():
+    plain = network()
+    model = compiled(WithoutTraining(plain.input, plain.output))
+    full = keras_pcp.count_cost(keras_pcp.build_graph(model)).macs
+    model.fit(*data(), epochs=4, verbose=0, callbacks=[pruning(criterion="taylor")])
+    assert keras_pcp.count_cost(keras_pcp.build_graph(model)).macs <= 0.5 * full
 
 
 def test_channels_first_is_refused():

@@ -10,6 +10,13 @@ from keras import ops
 import keras_pcp
 
 
+class WithoutTraining(keras.Model):
+    """Its loss has the arguments that Keras gave one before 3.3."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return 2 * super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+
+
 class Odd(L.Layer):
     """A layer without a rule that cannot be opened, because it owns a weight."""
 
