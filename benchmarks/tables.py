@@ -40,7 +40,13 @@ def digits() -> str:
 def accuracy() -> str:
     """Mean and range over the seeds for each model, target, recovery, method and criterion."""
     found: dict[tuple, list[dict]] = {}
+    unpruned: dict[str, float] = {}
     for row in rows("accuracy"):
+        if row["acc_unpruned"] != unpruned.setdefault(row["model"], row["acc_unpruned"]):
+            raise SystemExit(
+                f"accuracy.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
+                f"{unpruned[row['model']]} and {row['acc_unpruned']} unpruned; run all of its rows with one model file"
+            )
         signal = "" if row["method"] == "torch_pruning" else row.get("signal", "metric")
         key = (row["model"], -row["target"], row["tag"], row["method"], row["criterion"], signal)
         found.setdefault(key, []).append(row)
