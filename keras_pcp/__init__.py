@@ -25,12 +25,12 @@ from keras_pcp.reconstruction import Reconstruction, reconstruct
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
 from keras_pcp.rules import register_rule
-from keras_pcp.search import search_widths
 from keras_pcp.selection import select_by_cost, select_by_ratio
 from keras_pcp.strategies.controls import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.surgery import prune_model, widen_model
 from keras_pcp.version import __version__
+from keras_pcp.width_search import search_widths
 
 __all__ = [
     "DANN",

@@ -1,16 +1,12 @@
 """Rounds of a strategy on a model, and the search for widths without training."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from keras_pcp.attempts import Comparison, Values
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection
@@ -20,13 +16,11 @@ from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.delivery import delivered_graph
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
-from keras_pcp.graph import build_graph
 from keras_pcp.live import shrink
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
 from keras_pcp.samples import count_samples, take_samples, with_any_labels
-from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
 
@@ -242,123 +236,3 @@ class Search:
             self.attempt_macs += self._live_macs * min(self.evaluator.count, RECALIBRATION_SAMPLES)
         with self.evaluator.recalibrated() if self.strategy.recalibrate else nullcontext():
             yield
-
-
-def search_widths(
-    model: keras.Model,
-    *,
-    max_macs: float | int | None = None,
-    max_params: float | int | None = None,
-    max_bytes: float | int | None = None,
-    validation_data: Any,
-    criterion: Criteria = "l1",
-    strategy: Strategy | None = None,
-    reconstruction_data: Any = None,
-    frozen_layers: Iterable[str] = (),
-    on_unknown: str = "error",
-    checkpoint: str | Path | None = None,
-    verbose: bool = True,
-) -> Selection:
-    """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
-
-    The model, which must be compiled for its loss and metrics, stays as it is. With `reconstruction_data` the rounds run
-    on a copy that gets smaller and is refit; `reconstruct` then does the same to what `prune_model` returns.
-
-    Args:
-        model: a trained, compiled model.
-        max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
-        validation_data: labelled samples for the attempts.
-        criterion, strategy, reconstruction_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
-        checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
-            With `reconstruction_data`, what was pruned until then is refit at once, so later choices may differ slightly.
-        verbose: whether to show a progress bar.
-
-    Returns:
-        The `Selection` to give to `prune_model`.
-
-    Raises:
-        InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint belongs to
-            another search.
-        LimitError: the limits cannot be reached.
-        PruningError: no group can give more channels, though the limits are not reached yet.
-        UnsupportedModelError: the model has no functional graph, or a layer without a rule.
-
-    Example:
-        >>> import keras, numpy as np, keras_pcp
-        >>> x = keras.Input((8,))
-        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, activation="relu")(x)))
-        >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-        >>> data = np.random.rand(64, 8), np.arange(64) % 2
-        >>> selection = keras_pcp.search_widths(model, max_macs=0.5, validation_data=data, verbose=False)
-        >>> keras_pcp.count_cost(keras_pcp.build_graph(model), selection).macs <= 0.5 * 160
-        True
-    """
-    limits = Limits(max_macs, max_params, max_bytes)
-    strategy = strategy or Progressive()
-    working = model if reconstruction_data is None else _copied(model)
-    search = Search(
-        working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,
-        reconstruction_data=reconstruction_data, judge=model,
-    )  # fmt: skip
-    identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
-    identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
-    samples = (search.evaluator.x, search.evaluator.y, search.evaluator.weight)
-    compiled = model.get_compile_config() or {}
-    identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(samples))}
-    identity["loss and metrics"] = str(
-        {key: compiled.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
-    )
-    if search.refit_on is not None:
-        identity["reconstruction_data"] = _digest(tree.flatten(search.refit_on[0]))
-    file = Path(checkpoint) if checkpoint else None
-    if file and not file.parent.is_dir():
-        raise InvalidArgumentError(f"the folder of checkpoint {file} does not exist; make it first")
-    if file and file.exists():
-        search.state = _resumed(file, identity)
-        if reconstruction_data is not None:
-            search.prune(more=True)
-    share = 1 / strategy.rounds_needed(search.graph, search.bounds)
-    bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
-    while (reached := search.progress()) < 1:
-        search.run_round(min(1.0, reached + share))
-        if file:
-            _write(file, {**identity, "state": search.state.to_json()})
-        if reconstruction_data is not None:
-            search.prune(more=True)
-        latest = search.state.rounds[-1]
-        values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
-        bar.update(min(100, int(100 * search.progress())), values)
-    return search.state.selection
-
-
-def _copied(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model, with its loss."""
-    copy = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
-    if getattr(model, "compiled", False):
-        copy.compile(loss=model.loss, loss_weights=(model.get_compile_config() or {}).get("loss_weights"))
-    return copy
-
-
-def _digest(arrays: list[np.ndarray | None]) -> str:
-    digest = hashlib.sha256()
-    for array in (a for a in arrays if a is not None):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _resumed(file: Path, identity: Mapping[str, Any]) -> State:
-    data = json.loads(file.read_text())
-    other = [key for key, value in identity.items() if data.get(key) != value]
-    if other:
-        raise InvalidArgumentError(
-            f"checkpoint {file} belongs to another search: its {', '.join(other)} differ (there: "
-            f"{ {k: data.get(k) for k in other} }, here: { {k: identity[k] for k in other} }). Delete it to start anew"
-        )
-    return State.from_json(data["state"])
-
-
-def _write(file: Path, data: Mapping[str, Any]) -> None:
-    """Writes a file so that it is never there in part."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(data))
-    part.replace(file)

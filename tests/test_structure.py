@@ -15,13 +15,15 @@ narrowing
 trace
 rules
 blocks
+recorder
 graph contributions
 cost statistics
 criteria selection masks live
 inspection reconstruction recalibration compensation surgery strategies delivery recording
 evaluation report recovery
 plots attempts
-search adaptation
+search adaptation clock
+session width_search
 callbacks export testing
 cli
 __init__

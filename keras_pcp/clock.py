@@ -1,0 +1,40 @@
+"""How long the pruning in a `fit` takes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+class Clock:
+    """Books the callback's own time, and what a step after a shrink takes beyond the usual step."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds, self.started, self.usual, self.retrace = seconds, 0.0, [], False
+
+    def begin_step(self) -> None:
+        """Notes the time."""
+        self.started = time.perf_counter()
+
+    def end_step(self) -> None:
+        """Books a step as usual, or what it took more as retracing."""
+        spent = time.perf_counter() - self.started
+        if self.retrace:
+            self.seconds["retracing"] += max(0.0, spent - (float(np.median(self.usual)) if self.usual else 0.0))
+            self.retrace = False
+        else:
+            self.usual = [*self.usual[-20:], spent]
+
+    def expect_retrace(self) -> None:
+        """Says that the next step retraces."""
+        self.retrace = True
+
+    @contextmanager
+    def measuring(self, what: str) -> Iterator[None]:
+        """Books the time spent in the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
