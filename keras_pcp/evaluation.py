@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,9 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp import internals
+from keras_pcp.changes import Journal, temporarily
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.recalibration import batch_normalizations, estimate_statistics, state_of
+from keras_pcp.recalibration import recalibrated
 from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import tensor_sizes, trace
@@ -220,27 +221,18 @@ class Evaluator:
             return tree.map_structure(np.asarray, self.model(x, training=False))
         return self.model.predict_on_batch(x)
 
-    @contextmanager
-    def metrics_put_back(self) -> Iterator[None]:
+    def metrics_put_back(self) -> AbstractContextManager[None]:
         """Restores the running metrics of the training in progress."""
-        saved = [(v, v.numpy()) for v in self.judge.metrics_variables]
-        try:
-            yield
-        finally:
-            self.judge.reset_metrics()
-            for variable, value in saved:
-                variable.assign(value)
 
-    @contextmanager
-    def recalibrated(self) -> Iterator[None]:
+        def keep(journal: Journal) -> None:
+            journal.keep(self.judge.metrics_variables)
+            journal.note(self.judge.reset_metrics)  # for those that are built inside the block
+
+        return temporarily(keep)
+
+    def recalibrated(self) -> AbstractContextManager[None]:
         """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
-        saved = [(v, v.numpy()) for v in state_of(self.model)] if batch_normalizations(self.model) else []
-        try:
-            estimate_statistics(self.model, _rows(self.x, slice(RECALIBRATION_SAMPLES)), _RECALIBRATION_BATCH)
-            yield
-        finally:
-            for variable, value in saved:
-                variable.assign(value)
+        return recalibrated(self.model, _rows(self.x, slice(RECALIBRATION_SAMPLES)), _RECALIBRATION_BATCH)
 
 
 def _output_names(functional: keras.Model | None) -> list[str]:

@@ -14,14 +14,16 @@
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
-| `Optimizer._trainable_variables`, `_var_key`   | find slots; keep what is stored under a variable's key       |
+| `Optimizer._trainable_variables`, `_variables`, `_var_key` | find slots; keep what is stored under a variable's key |
+| `sys._current_frames`                          | see whether a training loop is still running                 |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
 """
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from itertools import compress
 from typing import Any
 
@@ -30,6 +32,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_pcp.changes import Journal
 from keras_pcp.errors import UnsupportedModelError
 
 _NOT_SLOTS = {"_variables", "_trainable_variables", "_non_trainable_variables"}
@@ -126,23 +129,24 @@ def producing_operation(tensor: keras.KerasTensor) -> Any:
     return tensor._keras_history.operation
 
 
-def write(owner: Any, path: tuple, value: int) -> None:
+def write(owner: Any, path: tuple, value: int, journal: Journal | None = None) -> None:
     """Replaces one integer in an attribute of an operation, and in the config it is saved with.
 
     `path` starts with the attribute's name; what follows are sequence indices or the names `start` and `stop` of a
     slice.
     """
-    name, rest = path[0], path[1:]
-    setattr(owner, name, _replaced(getattr(owner, name), rest, value))
+    journal, name, rest = journal or Journal(), path[0], path[1:]
+    journal.set(owner, name, _replaced(getattr(owner, name), rest, value))
     config = getattr(owner, "_auto_config", None)
     if config is not None and name in config.config:
-        config.config[name] = _replaced(config.config[name], rest, value)
+        journal.update(config.config, {name: _replaced(config.config[name], rest, value)})
 
 
-def write_argument(node: Any, path: tuple, value: int) -> None:
+def write_argument(node: Any, path: tuple, value: int, journal: Journal | None = None) -> None:
     """Replaces one integer among the arguments of a call; `path` starts with `"args"` or `"kwargs"`."""
-    arguments = node.arguments
-    setattr(arguments, path[0], _replaced(getattr(arguments, path[0]), path[1:], value))
+    journal, arguments = journal or Journal(), node.arguments
+    journal.remember(arguments, "_flat_arguments")
+    journal.set(arguments, path[0], _replaced(getattr(arguments, path[0]), path[1:], value))
     arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
 
 
@@ -160,7 +164,7 @@ def _replaced(container: Any, path: tuple, value: int) -> Any:
     return items if isinstance(container, list) else tuple(items)
 
 
-def refresh_layer(layer: keras.Layer, node: Any) -> None:
+def refresh_layer(layer: keras.Layer, node: Any, journal: Journal) -> None:
     """Brings input specs and recorded build shapes of a layer in step with the shapes of its first call's inputs."""
     if isinstance(layer, keras.Model):
         specs = []
@@ -168,10 +172,11 @@ def refresh_layer(layer: keras.Layer, node: Any) -> None:
         specs = [s for s in tree.flatten(layer.input_spec) if s is not None]
     for spec, tensor in zip(specs, tree.flatten(node.input_tensors), strict=False):
         if spec.shape is not None:
-            spec.shape = tuple(old and new for old, new in zip(spec.shape, tensor.shape, strict=True))
-        spec.axes = {axis: tensor.shape[axis] for axis in spec.axes or {}}
+            journal.set(spec, "shape", tuple(old and new for old, new in zip(spec.shape, tensor.shape, strict=True)))
+        journal.set(spec, "axes", {axis: tensor.shape[axis] for axis in spec.axes or {}})
     if hasattr(layer, "_resolved_target_shape"):
-        layer._resolved_target_shape = tuple(-1 if d is None else d for d in node.outputs[0].shape[1:])
+        resolved = tuple(-1 if d is None else d for d in node.outputs[0].shape[1:])
+        journal.set(layer, "_resolved_target_shape", resolved)
     recorded = layer._build_shapes_dict
     if not recorded:
         return
@@ -185,7 +190,7 @@ def refresh_layer(layer: keras.Layer, node: Any) -> None:
         tensors = bound.get(key.removesuffix("_shape")) if by_name else first
         if old is not None and tensors is not None:
             new = tree.map_structure(lambda t: t.shape, tensors)
-            recorded[key] = _same_style(old, new)
+            journal.update(recorded, {key: _same_style(old, new)})
 
 
 def _same_style(old: Any, new: Any) -> Any:
@@ -195,14 +200,14 @@ def _same_style(old: Any, new: Any) -> Any:
     return type(old)(new) if isinstance(old, list | tuple) else new
 
 
-def refresh_input_layer(layer: keras.layers.InputLayer) -> None:
+def refresh_input_layer(layer: keras.layers.InputLayer, journal: Journal) -> None:
     """Brings the saved shape of an input layer in step with its tensor."""
-    layer._batch_shape = tuple(layer.output.shape)
+    journal.set(layer, "_batch_shape", tuple(layer.output.shape))
 
 
-def set_size(tensor: keras.KerasTensor, axis: int, size: int) -> None:
+def set_size(tensor: keras.KerasTensor, axis: int, size: int, journal: Journal) -> None:
     """Changes one axis length of a KerasTensor."""
-    tensor._shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+    journal.set(tensor, "_shape", (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]))
 
 
 def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
@@ -216,22 +221,17 @@ def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
     No initializer runs then. A variable that has a value already is resized.
     """
     if variable._value is not None:
-        resize_variable(variable, value)
+        resize_variable(variable, value, Journal())
     else:
         variable._shape = tuple(value.shape)
         variable._initializer = lambda shape, dtype=None: value
 
 
-def resize_variable(variable: keras.Variable, value: np.ndarray) -> Callable[[], None]:
-    """Gives a variable a value of another shape; the Python object stays the same. Returns the way back."""
-    before = variable._value, variable._shape
-
-    def undo() -> None:
-        variable._value, variable._shape = before
-
-    variable._shape = tuple(value.shape)
+def resize_variable(variable: keras.Variable, value: np.ndarray, journal: Journal) -> None:
+    """Gives a variable a value of another shape; the Python object stays the same."""
+    journal.remember(variable, "_value")
+    journal.set(variable, "_shape", tuple(value.shape))
     variable._initialize(value)
-    return undo
 
 
 def array_of(variable: keras.Variable) -> np.ndarray:
@@ -242,22 +242,22 @@ def array_of(variable: keras.Variable) -> np.ndarray:
 def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterator[tuple[int, str, keras.Variable]]:
     """Yields (index in `variables`, name of the slot, slot variable) for every slot of a built optimizer.
 
+    Slots of an optimizer that it wraps are not among them.
+
     Raises:
         UnsupportedModelError: if the optimizer keeps array variables that are not one per model variable.
     """
     index = {id(v): i for i, v in enumerate(variables)}
-    seen = set()
-    for part in _parts(optimizer):
-        owners = part._trainable_variables
-        for name, value in vars(part).items():
-            if name in _NOT_SLOTS or not isinstance(value, list) or len(value) != len(owners):
-                continue
-            for owner, slot in zip(owners, value, strict=True):
-                if isinstance(slot, keras.Variable):
-                    seen.add(id(slot))
-                    if id(owner) in index:
-                        yield index[id(owner)], name, slot
-    strange = [v.path for part in _parts(optimizer) for v in part.variables if len(v.shape) and id(v) not in seen]
+    seen, owners = set(), optimizer._trainable_variables
+    for name, value in vars(optimizer).items():
+        if name in _NOT_SLOTS or not isinstance(value, list) or len(value) != len(owners):
+            continue
+        for owner, slot in zip(owners, value, strict=True):
+            if isinstance(slot, keras.Variable):
+                seen.add(id(slot))
+                if id(owner) in index:
+                    yield index[id(owner)], name, slot
+    strange = [v.path for v in optimizer._variables if len(v.shape) and id(v) not in seen]
     if strange:
         raise UnsupportedModelError(
             f"optimizer {type(optimizer).__name__} keeps {strange[:3]}, which are not one per model variable; "
@@ -267,41 +267,33 @@ def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterat
 
 def variable_keys(optimizers: list[keras.Optimizer]) -> list[tuple[keras.Optimizer, dict[Any, keras.Variable]]]:
     """Returns the keys under which optimizers know their variables; take them before resizing, for `rekey`."""
-    return [(part, {part._var_key(v): v for v in part._trainable_variables}) for o in optimizers for part in _parts(o)]
+    return [(o, {o._var_key(v): v for v in o._trainable_variables}) for o in optimizers]
 
 
-def rekey(keys: list[tuple[keras.Optimizer, dict[Any, keras.Variable]]]) -> None:
+def rekey(keys: list[tuple[keras.Optimizer, dict[Any, keras.Variable]]], journal: Journal) -> None:
     """Makes optimizers know resized variables under their new keys, wherever they keep such keys.
 
-    That is the index of the slots, and what is excluded from weight decay. `keys` is brought up to date as well.
+    That is the index of the slots, and what is excluded from weight decay.
     """
-    for part, known in keys:
-        new = {old: part._var_key(variable) for old, variable in known.items()}
-        for name, value in list(vars(part).items()):
+    for optimizer, known in keys:
+        new = {old: optimizer._var_key(variable) for old, variable in known.items()}
+        for name, value in list(vars(optimizer).items()):
             if isinstance(value, dict) and not new.keys().isdisjoint(value):
-                setattr(part, name, {new.get(k, k): v for k, v in value.items()})
+                journal.set(optimizer, name, {new.get(k, k): v for k, v in value.items()})
             elif isinstance(value, set) and not new.keys().isdisjoint(value):
-                setattr(part, name, {new.get(k, k) for k in value})
-        variables = list(known.values())
-        known.clear()
-        known.update({part._var_key(v): v for v in variables})
+                journal.set(optimizer, name, {new.get(k, k) for k in value})
 
 
-def _parts(optimizer: keras.Optimizer) -> list[keras.Optimizer]:
-    inner = getattr(optimizer, "inner_optimizer", None)
-    return [optimizer, *(_parts(inner) if inner is not None else [])]
+def users(operations: list[Any], variables: list[keras.Variable]) -> tuple[list[keras.Model], list[keras.Optimizer]]:
+    """Returns every living model that uses one of `operations`, and every living built optimizer of one of `variables`.
 
-
-def models_using(operations: list[Any]) -> list[keras.Model]:
-    """Returns every living model that uses one of `operations`."""
-    touched = {id(op) for op in operations}
-    return [m for m in living((keras.Model,)) if touched & {id(layer) for layer in m._flatten_layers()}]
-
-
-def built_optimizers(models: list[keras.Model]) -> list[keras.Optimizer]:
-    """Returns the optimizers of some models, each once, as far as they are built."""
-    found = {id(o): o for o in (getattr(m, "optimizer", None) for m in models) if o is not None and o.built}
-    return list(found.values())
+    An optimizer that another one wraps is among them in its own right.
+    """
+    touched, held = {id(op) for op in operations}, {id(v) for v in variables}
+    found = living((keras.Model, keras.Optimizer))
+    models = [m for m in found if isinstance(m, keras.Model) and touched & {id(layer) for layer in m._flatten_layers()}]
+    built = [o for o in found if isinstance(o, keras.Optimizer) and getattr(o, "built", False)]
+    return models, [o for o in built if held & {id(v) for v in o._trainable_variables}]
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
@@ -309,15 +301,33 @@ def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False))
 
 
-def forget_traces(models: list[keras.Model]) -> None:
+def forget_traces(models: list[keras.Model], journal: Journal) -> None:
     """Drops the compiled train, test and predict functions of some models.
 
     A traced function holds the variables it was traced with: left alone, it would go on with the old weights.
     """
     for model in models:
         if getattr(model, "train_function", None) is not None:
+            journal.remember(model, "train_function")
             model.make_train_function(force=True)
-        model.test_function = model.predict_function = None
+        journal.set(model, "test_function", None)
+        journal.set(model, "predict_function", None)
+
+
+def in_training(callback: keras.callbacks.Callback) -> bool:
+    """Returns whether a training loop that calls `callback` is running, in whatever thread.
+
+    That is so if its list of callbacks is among the local variables of a function that has not returned.
+    """
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            for value in list(frame.f_locals.values()):
+                if issubclass(type(value), keras.callbacks.CallbackList) and any(
+                    c is callback for c in value.callbacks
+                ):
+                    return True
+            frame = frame.f_back
+    return False
 
 
 def living(classes: tuple[type, ...]) -> list[Any]:

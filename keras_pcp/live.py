@@ -4,6 +4,7 @@ Kept valid: the model, its layers and variables, nested models, sub-models that 
 slots. Everything is computed before anything is changed, and a failure while changing undoes what was done.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
+from keras_pcp.changes import Journal, all_or_nothing
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph import check_fits
@@ -27,8 +29,9 @@ _STRATEGIES = ("_DefaultDistributionStrategy", "MirroredStrategy", "OneDeviceStr
 def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> None:
     """Removes channels from `model` in place; the same Python objects go on, smaller.
 
-    Optimizer slots are sliced with their weights, and compiled train, test and predict functions of every model that
-    shares a layer are dropped, to be traced anew. A `tf.function` of your own around the model has to be made anew.
+    Slots of every optimizer that holds one of its weights are sliced as well, and compiled train, test and predict
+    functions of every model that shares a layer are dropped, to be traced again. A custom `tf.function` around the model
+    has to be made again. If anything goes wrong, nothing is changed; Ctrl-C waits while the model is written to.
 
     Args:
         model: a Functional or Sequential model, compiled or not, also in the middle of `fit`.
@@ -37,8 +40,8 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 
     Raises:
         InvalidArgumentError: graph or selection does not fit the model.
-        UnsupportedModelError: the optimizer or the distribution strategy is not supported, or layers are hidden in blocks
-            (see `inline_blocks`); nothing has changed then.
+        UnsupportedModelError: an optimizer or the distribution strategy is not supported, or layers are hidden in blocks
+            (see `inline_blocks`).
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -49,42 +52,64 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         >>> model.get_layer("hidden").units, model.count_params()  # 4 * 2 + 2 + 2 * 2 + 2
         (2, 16)
     """
+    all_or_nothing(shrinking(model, graph, selection))
+
+
+def shrinking(
+    model: keras.Model, graph: ChannelGraph, selection: Selection, values: Sequence[np.ndarray] | None = None
+) -> Callable[[Journal], None]:
+    """Computes all that `shrink` will write, and returns what writes it; `values` are for the weights of the result."""
     check_selection(graph, selection)
     _check_strategy(model)
     if not selection.removed():
-        return
+        return lambda journal: None
     check_fits(model, graph)
     _check_plain(model, graph.blocks)
     traced = trace(model)
-    models = internals.models_using([model, *traced.operations])
-    optimizers = internals.built_optimizers(models)
     masks, variables = weight_masks(graph, selection), model.weights
-    resized = [(variables[i], sliced(internals.array_of(variables[i]), masks[i])) for i in masks]
-    for optimizer in optimizers:
-        resized += _sliced_slots(optimizer, variables, masks)
+    if values is None:
+        values = [sliced(internals.array_of(v), masks[i]) if i in masks else None for i, v in enumerate(variables)]
+    resized = [(variables[i], values[i]) for i in masks]
+    kept = [(v, value) for i, (v, value) in enumerate(zip(variables, values, strict=True)) if i not in masks]
+    kept = [(v, value) for v, value in kept if value is not None]
+    models, optimizers, slots = _followers(model, traced.operations, masks)
     keys = internals.variable_keys(optimizers)
-    journal: list[Callable[[], None]] = []
-    try:
+
+    def write(journal: Journal) -> None:
         with strategy_scope(model):
-            for variable, value in resized:
-                journal.append(internals.resize_variable(variable, value))
+            for variable, value in [*resized, *slots]:
+                internals.resize_variable(variable, value, journal)
+        journal.assign(kept)
         rewrite_widths(traced, graph, selection, journal)
-        internals.rekey(keys)
-        internals.forget_traces(models)
-    except BaseException:
-        for undo in reversed(journal):
-            undo()
-        internals.rekey(keys)
-        raise
+        internals.rekey(keys, journal)
+        internals.forget_traces(models, journal)
+
+    return write
 
 
 def check_live(model: keras.Model) -> None:
-    """Raises UnsupportedModelError if the model, its distribution strategy or its optimizer cannot follow a shrink."""
+    """Raises UnsupportedModelError if the model, its distribution strategy or an optimizer cannot follow a shrink."""
     _check_strategy(model)
     _check_plain(model, open_blocks(model).blocks)
+    _followers(model, [], {i: {} for i in range(len(model.weights))})
+
+
+def _followers(
+    model: keras.Model, operations: Sequence[Any], masks: dict[int, dict]
+) -> tuple[list[keras.Model], list[keras.Optimizer], list[tuple[keras.Variable, np.ndarray]]]:
+    """Returns what has to follow a shrink: models that share layers, optimizers that hold weights, and their new slots."""
     variables = model.weights
-    for optimizer in internals.built_optimizers([model]):
-        _sliced_slots(optimizer, variables, {i: {} for i in range(len(variables))})
+
+    def found():
+        models, optimizers = internals.users([model, *operations], variables)
+        return models, optimizers, [pair for o in optimizers for pair in _sliced_slots(o, variables, masks)]
+
+    try:
+        return found()
+    except UnsupportedModelError:
+        pass
+    gc.collect()  # the optimizer may be one that is no longer in use, such as of an earlier compile
+    return found()
 
 
 def _check_plain(model: keras.Model, blocks: Sequence[str]) -> None:
@@ -129,8 +154,8 @@ def _sliced_slots(
             if own is None:
                 raise UnsupportedModelError(
                     f"optimizer slot {slot.path} of shape {tuple(slot.shape)} does not follow the shape "
-                    f"{tuple(variables[index].shape)} of {variables[index].path}, so it cannot be carried over; "
-                    "use an optimizer that ships with Keras"
+                    f"{tuple(variables[index].shape)} of {variables[index].path}, so {type(optimizer).__name__} "
+                    f"{optimizer.name!r} cannot be carried over; use an optimizer that ships with Keras"
                 )
             result.append((slot, sliced(internals.array_of(slot), own)))
     return result
@@ -148,9 +173,9 @@ def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict
     return {a - (a > without[0]): m for a, m in masks.items() if a != without[0]}
 
 
-def rewrite_widths(traced: Trace, graph: ChannelGraph, selection: Selection, journal: list | None = None) -> None:
-    """Writes every changed width, then brings what Keras derives from shapes in step; `journal` gets the way back."""
-    journal = [] if journal is None else journal
+def rewrite_widths(traced: Trace, graph: ChannelGraph, selection: Selection, journal: Journal | None = None) -> None:
+    """Writes every changed width, then brings what Keras derives from shapes in step."""
+    journal = journal or Journal()
     changed = [(w, w.extent.after(selection.keep)) for w in graph.widths]
     changed = [(w, new) for w, new in changed if new != w.extent.size]
     tensor_widths = {w.index: (w, new) for w, new in changed if w.owner == "tensor"}
@@ -161,25 +186,20 @@ def rewrite_widths(traced: Trace, graph: ChannelGraph, selection: Selection, jou
         if call.node is not None and getattr(call.operation, "weights", None):
             for node in internals.calls_outside([call.operation], {id(call.node)}):
                 _follow_call(node, call, tensor_widths, own, journal)
-    _refresh_layers(traced)
-    journal.insert(0, lambda: _refresh_layers(traced))
+    _refresh_layers(traced, journal)
 
 
-def _write(width: Width, new: int, traced: Trace, journal: list) -> None:
-    def put(value: int) -> None:
-        if width.owner == "operation":
-            internals.write(traced.operations[width.index], width.path, value)
-        elif width.owner == "argument":
-            internals.write_argument(traced.calls[width.index].node, width.path, value)
-        else:
-            internals.set_size(traced.tensors[width.index], width.path[0], value)
-
-    journal.append(lambda: put(width.extent.size))
-    put(new)
+def _write(width: Width, new: int, traced: Trace, journal: Journal) -> None:
+    if width.owner == "operation":
+        internals.write(traced.operations[width.index], width.path, new, journal)
+    elif width.owner == "argument":
+        internals.write_argument(traced.calls[width.index].node, width.path, new, journal)
+    else:
+        internals.set_size(traced.tensors[width.index], width.path[0], new, journal)
 
 
-def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], own: set[int], journal: list) -> None:
-    """Gives the tensors of another call of the same layer, in a model of the user's, the widths of the known call.
+def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], own: set[int], journal: Journal) -> None:
+    """Gives the tensors of another call of the same layer, in another model, the widths of the known call.
 
     `own` are the tensors of the model itself, which have widths of their own.
     """
@@ -190,19 +210,18 @@ def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], own
         width, new = widths[known]
         axis, old = width.path[0], width.extent.size
         if axis < len(tensor.shape) and tensor.shape[axis] == old:
-            journal.append(lambda tensor=tensor, axis=axis, old=old: internals.set_size(tensor, axis, old))
-            internals.set_size(tensor, axis, new)
+            internals.set_size(tensor, axis, new, journal)
             source = internals.producing_operation(tensor)
             if isinstance(source, keras.layers.InputLayer):
-                internals.refresh_input_layer(source)
+                internals.refresh_input_layer(source, journal)
 
 
-def _refresh_layers(traced: Trace) -> None:
+def _refresh_layers(traced: Trace, journal: Journal) -> None:
     seen = set()
     for operation in traced.operations:
         if isinstance(operation, keras.layers.InputLayer):
-            internals.refresh_input_layer(operation)
+            internals.refresh_input_layer(operation, journal)
     for call in traced.calls:
         if isinstance(call.operation, keras.Layer) and id(call.operation) not in seen:
             seen.add(id(call.operation))
-            internals.refresh_layer(call.operation, call.node)
+            internals.refresh_layer(call.operation, call.node, journal)

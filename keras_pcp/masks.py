@@ -4,13 +4,14 @@ Zeroing the rows of every consumer that reads a channel equals removing the chan
 a group is not `exact`), and needs no retracing because weights are variables.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import reduce
 
 import keras
 import numpy as np
 
+from keras_pcp.changes import Journal, temporarily
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
 from keras_pcp.graph import check_fits
 from keras_pcp.narrowing import weight_masks
@@ -26,8 +27,7 @@ def consumer_masks(graph: ChannelGraph, selection: Selection) -> dict[int, np.nd
     return masks
 
 
-@contextmanager
-def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Iterator[keras.Model]:
+def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> AbstractContextManager[keras.Model]:
     """The model computes as if pruned inside the `with` block; afterwards every weight is restored bit for bit.
 
     Args:
@@ -51,8 +51,7 @@ def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Ite
     """
     check_selection(graph, selection)
     check_fits(model, graph)
-    with replaced(model, with_zeros(model, consumer_masks(graph, selection))):
-        yield model
+    return replaced(model, with_zeros(model, consumer_masks(graph, selection)))
 
 
 def with_zeros(model: keras.Model, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -61,15 +60,12 @@ def with_zeros(model: keras.Model, masks: Mapping[int, np.ndarray]) -> dict[int,
     return {i: np.where(mask, value := weights[i].numpy(), value.dtype.type(0)) for i, mask in masks.items()}
 
 
-@contextmanager
-def replaced(model: keras.Model, values: Mapping[int, np.ndarray]) -> Iterator[None]:
+def replaced(model: keras.Model, values: Mapping[int, np.ndarray]) -> AbstractContextManager[keras.Model]:
     """Gives weights other values, and restores them bit for bit."""
-    weights = model.weights
-    saved = {i: weights[i].numpy() for i in values}
-    try:
-        for i, value in values.items():
-            weights[i].assign(value)
-        yield
-    finally:
-        for i, value in saved.items():
-            weights[i].assign(value)
+
+    def change(journal: Journal) -> keras.Model:
+        weights = model.weights
+        journal.assign((weights[i], value) for i, value in values.items())
+        return model
+
+    return temporarily(change)

@@ -5,12 +5,15 @@ Means over batches of the present model are not. They are what Wu & Johnson, Ret
 2105.07576, call PreciseBN; EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares pruned networks only after that.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 from keras_pcp import internals
+from keras_pcp.changes import Journal, all_or_nothing, guarded, temporarily
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.samples import count_samples, take_samples, with_any_labels
 
@@ -53,15 +56,32 @@ def recalibrate(
             raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
     x = take_samples(with_any_labels(data), samples, seed)[0]
     layers = [layer for layer in batch_normalizations(model) if layer.trainable]
-    statistics = {id(v) for layer in layers for v in layer.non_trainable_variables}
-    before = [(v, v.numpy()) for v in state_of(model)]
-    try:
-        estimate_statistics(model, x, batch_size)
-        before = [(v, value) for v, value in before if id(v) not in statistics]
-    finally:
-        for variable, value in before:
-            variable.assign(value)
+    statistics = guarded(lambda: _mean_statistics(model, layers, x, batch_size))
+    all_or_nothing(lambda journal: journal.assign(statistics))
     return [layer.name for layer in layers]
+
+
+def recalibrated(model: keras.Model, x: Any, batch_size: int) -> AbstractContextManager[None]:
+    """Inside the block, batch normalization uses mean statistics of batches of samples; then its own again."""
+    layers = batch_normalizations(model)
+    if not layers:
+        return nullcontext()
+    statistics = guarded(lambda: _mean_statistics(model, layers, x, batch_size))
+
+    def change(journal: Journal) -> None:
+        journal.keep(state_of(model))
+        journal.assign(statistics)
+
+    return temporarily(change)
+
+
+def _mean_statistics(
+    model: keras.Model, layers: list[keras.Layer], x: Any, batch_size: int
+) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Returns the statistics of some layers and their means over batches; the model is as before."""
+    with temporarily(lambda journal: journal.keep(state_of(model))):
+        estimate_statistics(model, x, batch_size)
+        return [(v, v.numpy()) for layer in layers for v in layer.non_trainable_variables]
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
@@ -70,20 +90,21 @@ def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
 
 
 def state_of(model: keras.Model) -> list[keras.Variable]:
-    """Returns all variables that a run in training mode may change: seeds and layers of the user's own have some, too."""
+    """Returns all variables that a run in training mode may change: seeds and custom layers have some, too."""
     return list({id(v): v for v in (*model.weights, *model.non_trainable_variables)}.values())
 
 
 def estimate_statistics(model: keras.Model, x: Any, batch_size: int) -> None:
     """Runs the model in training mode on batches, so that the moving statistics become the means over the batches."""
     count, layers = count_samples(x), batch_normalizations(model)
-    momenta = [(layer, layer.momentum) for layer in layers]
-    try:
+
+    def keep_momenta(journal: Journal) -> None:
+        for layer in layers:
+            journal.remember(layer, "momentum")
+
+    with temporarily(keep_momenta):
         for number in range(max(1, count // batch_size) if layers else 0):
             for layer in layers:
                 layer.momentum = number / (number + 1)
             rows = slice(number * batch_size, (number + 1) * batch_size)
             model(tree.map_structure(lambda a, rows=rows: a[rows], x), training=True)
-    finally:
-        for layer, momentum in momenta:
-            layer.momentum = momentum

@@ -22,6 +22,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.blocks import open_blocks
+from keras_pcp.changes import all_or_nothing
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph import check_fits
@@ -131,8 +132,7 @@ def reconstruct(
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
-    for variable, value in values:
-        variable.assign(value)
+    all_or_nothing(lambda journal: journal.assign(values))
     return Reconstruction(errors, left)
 
 

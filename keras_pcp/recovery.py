@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ import keras
 from keras import tree
 
 from keras_pcp import internals
+from keras_pcp.changes import Journal, temporarily
 from keras_pcp.channels import Selection
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph import build_graph
@@ -33,8 +34,8 @@ class Distillation:
 
     The loss becomes `(1 - weight) * loss + weight * distillation loss` between the outputs of the model and of a frozen
     copy of the unpruned model, on the same batch; weight penalties count as loss, sample weights do not apply to the
-    distillation. The copy takes one forward pass per step and the memory of its weights. After a `fit` that was
-    interrupted, `ProgressivePruning.on_train_end()` gives the model its own loss back.
+    distillation. The copy takes one forward pass per step and the memory of its weights. The model has its own loss again
+    when `fit` ends, also after an interrupt.
 
     Attributes:
         weight: share of the distillation loss, in (0, 1].
@@ -90,15 +91,34 @@ class Distillation:
                     )
 
     @contextmanager
-    def teaching(self, model: keras.Model) -> Iterator[None]:
-        """Inside the block, the model as it is now teaches the model as it becomes."""
+    def teaching(self, model: keras.Model, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Inside the block, the model as it is now teaches the model as it becomes.
+
+        `running` says whether the training is still running that the block is for. An interrupted `fit` calls nobody. So
+        where the loss, or a function that trains, is asked for and the training is not running, the block is over.
+        """
         self.check(model)
         teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
         teacher.trainable = False
-        own, usual, used = vars(model).get("compute_loss"), model.compute_loss, []
+        steps, used = int(model.optimizer.iterations), []
+        with temporarily(lambda journal: self._install(journal, model, teacher, running, used)):
+            yield
+            if not used and int(model.optimizer.iterations) > steps:
+                warnings.warn(
+                    f"nothing was distilled, because train_step of model {model.name!r} does not call compute_loss",
+                    stacklevel=2,
+                )
+
+    def _install(
+        self, journal: Journal, model: keras.Model, teacher: keras.Model, running: Callable[[], bool], used: list
+    ) -> None:
+        usual, make_usual = model.compute_loss, model.make_train_function
 
         def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
             loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+            if not running():
+                journal.undo()
+                return loss
             if not training:
                 return loss
             if x is None:
@@ -111,19 +131,12 @@ class Distillation:
             distilled = sum(self.loss.compute_loss(taught, learned) for taught, learned in pairs)
             return (1 - self.weight) * loss + self.weight * distilled
 
-        steps = int(model.optimizer.iterations)
-        model.compute_loss = compute_loss
-        internals.forget_traces([model])
-        try:
-            yield
-            if not used and int(model.optimizer.iterations) > steps:
-                warnings.warn(
-                    f"nothing was distilled, because train_step of model {model.name!r} does not call compute_loss",
-                    stacklevel=2,
-                )
-        finally:
-            if vars(model).get("compute_loss") is compute_loss:
-                del model.compute_loss
-                if own is not None:
-                    model.compute_loss = own
-                internals.forget_traces([model])
+        def make_train_function(force=False):
+            if not running():
+                journal.undo()
+            return make_usual(force)
+
+        journal.note(lambda: internals.forget_traces([model], Journal()))
+        journal.set(model, "make_train_function", make_train_function)
+        journal.set(model, "compute_loss", compute_loss)
+        internals.forget_traces([model], Journal())

@@ -1,7 +1,7 @@
 """Rounds of a strategy on a model, and the search for widths without training."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_pcp.attempts import Comparison, Values
+from keras_pcp.changes import Journal, all_or_nothing, guarded
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection
 from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
@@ -16,7 +17,7 @@ from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.delivery import delivered_graph
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
-from keras_pcp.live import shrink
+from keras_pcp.live import shrinking
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
@@ -125,8 +126,7 @@ class Search:
         if self.refit_on is not None and before != self.done:
             raise PruningError("between two rounds with a refit the model has to be shrunk")
         try:
-            with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
-                self.state = self.strategy.update(self.state, self, self.graph, self.bounds, target)
+            self.state = guarded(lambda: self._next_state(target))
         finally:
             self._attempts.clear()
             self._compensation = None
@@ -136,29 +136,40 @@ class Search:
                 "and multiple_of, freeze fewer layers, or raise the limit"
             )
 
-    def prune(self, more: bool = False) -> bool:
+    def _next_state(self, target: float) -> State:
+        with masked(self.model, self.live_graph, self.to_remove()), self._recalibrated():
+            return self.strategy.update(self.state, self, self.graph, self.bounds, target)
+
+    def prune(self, more: bool = False, record: Callable[[Journal], None] = lambda journal: None) -> bool:
         """Makes the model physically smaller, and refits it if asked to; returns whether there was anything to do.
 
         Args:
             more: whether another round comes before the model is trained. Each refit begins from the model as it was
                 before the first of such rounds, so that errors do not add up, and the last one takes the most samples.
+            record: writes what has to be in step with the model.
         """
         if self.state.selection == self.done:
             return False
-        refit = None if self.refit_on is None else self._refit(more)
-        shrink(self.model, self.live_graph, self.to_remove())
-        if refit is not None:
-            for variable, value in zip(self.model.weights, refit, strict=True):
-                variable.assign(value)
-        self.done = self.state.selection
-        self.live_graph = narrowed(self.graph, self.done)
-        self._live_macs = count_cost(self.live_graph).macs
-        self.evaluator.forget()
-        self._comparison = None
+        origin, refit = (None, None) if self.refit_on is None else self._refit(more)
+        done = self.state.selection
+        live_graph = narrowed(self.graph, done)
+        shrink = shrinking(self.model, self.live_graph, self.to_remove(), refit)
+
+        def change(journal: Journal) -> None:
+            shrink(journal)
+            journal.set(self, "done", done)
+            journal.set(self, "live_graph", live_graph)
+            journal.set(self, "_live_macs", count_cost(live_graph).macs)
+            journal.set(self, "_origin", origin)
+            journal.set(self, "_comparison", None)
+            record(journal)
+            self.evaluator.forget()
+
+        all_or_nothing(change)
         return True
 
-    def _refit(self, more: bool) -> list[np.ndarray]:
-        """Returns the weights of the model after a refit; nothing is changed yet."""
+    def _refit(self, more: bool) -> tuple[_Origin | None, list[np.ndarray]]:
+        """Returns where the next refit begins, and the weights of the model after this one; nothing is changed yet."""
         origin = self._origin or _Origin(
             prune_model(self.model, self.live_graph, Selection()), self.live_graph, self.done
         )
@@ -166,8 +177,7 @@ class Search:
         small = prune_model(origin.model, origin.graph, selection)
         samples = _FEW_SAMPLES if more else REFIT_SAMPLES
         reconstruct(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
-        self._origin = origin if more else None
-        return small.get_weights()
+        return origin if more else None, small.get_weights()
 
     def to_remove(self) -> Selection:
         """Returns what a shrink has to remove from the model as it is now, in its own numbering."""
@@ -230,9 +240,8 @@ class Search:
     def _relative(self, selection: Selection) -> Selection:
         return selection.after(self.done)
 
-    @contextmanager
-    def _recalibrated(self) -> Iterator[None]:
-        if self.strategy.recalibrate:
-            self.attempt_macs += self._live_macs * min(self.evaluator.count, RECALIBRATION_SAMPLES)
-        with self.evaluator.recalibrated() if self.strategy.recalibrate else nullcontext():
-            yield
+    def _recalibrated(self) -> AbstractContextManager[None]:
+        if not self.strategy.recalibrate:
+            return nullcontext()
+        self.attempt_macs += self._live_macs * min(self.evaluator.count, RECALIBRATION_SAMPLES)
+        return self.evaluator.recalibrated()

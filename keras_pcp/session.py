@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pcp import internals
+from keras_pcp.changes import Journal
 from keras_pcp.channels import ChannelGraph
 from keras_pcp.clock import Clock
 from keras_pcp.cost import Cost, Limits, count_cost
@@ -60,7 +62,8 @@ class Session:
             self.steps_per_epoch = params.get("steps")
             self.plan(epochs * (self.steps_per_epoch or 1))
             if self.callback.distillation:
-                self.teaching.enter_context(self.callback.distillation.teaching(self.model))
+                running = partial(internals.in_training, self.callback)
+                self.teaching.enter_context(self.callback.distillation.teaching(self.model, running))
         with self.teaching_ended_by_errors():
             self.take_due()
         self.epoch_start = self.step
@@ -150,17 +153,20 @@ class Session:
 
     def shrink_now(self, more: bool = False) -> None:
         """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
-        search, report = self.search, self.report
         with self.clock.measuring("surgery"):
-            changed = search.prune(more)
-        if not changed:
-            return
+            changed = self.search.prune(more, self.record)
+        if changed:
+            _start_over(self.model)
+
+    def record(self, journal: Journal) -> None:
+        """Brings the report up to date with the model."""
+        search, report = self.search, self.report
         if self.step not in report.shrinks:
-            report.shrinks.append(self.step)
-        report.selection = search.done
-        report.after = _totals(count_cost(search.live_graph))
-        report.widths = {g.name: (g.num_channels, int(search.done.keep[g.name].sum())) for g in search.graph}
-        _start_over(self.model)
+            journal.set(report, "shrinks", [*report.shrinks, self.step])
+        journal.set(report, "selection", search.done)
+        journal.set(report, "after", _totals(count_cost(search.live_graph)))
+        widths = {g.name: (g.num_channels, int(search.done.keep[g.name].sum())) for g in search.graph}
+        journal.set(report, "widths", widths)
 
     def tell(self) -> None:
         """Prints how far pruning has come."""

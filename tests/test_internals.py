@@ -6,6 +6,7 @@ import pytest
 from zoo import WithoutTraining, build, inputs_for
 
 from keras_pcp import internals
+from keras_pcp.changes import Journal
 from keras_pcp.errors import UnsupportedModelError
 
 L = keras.layers
@@ -46,7 +47,7 @@ def test_a_resized_variable_stays_the_same_object_with_the_new_value():
     layer = L.Dense(3)
     layer.build((None, 4))
     kernel = layer.kernel
-    internals.resize_variable(kernel, np.ones((2, 3), "float32"))
+    internals.resize_variable(kernel, np.ones((2, 3), "float32"), Journal())
     assert layer.kernel is kernel
     assert tuple(kernel.shape) == (2, 3)
     assert np.array_equal(kernel.numpy(), np.ones((2, 3)))
@@ -101,9 +102,9 @@ def test_traces_of_every_model_that_shares_a_layer_are_dropped():
     part = keras.Model(model.input, model.get_layer("hidden").output)
     for m in (model, part, other):
         m.predict(np.zeros((1, 4)), verbose=0)
-    users = internals.models_using([model.get_layer("hidden")])
+    users = internals.users([model.get_layer("hidden")], [])[0]
     assert {id(m) for m in users} == {id(model), id(part)}
-    internals.forget_traces(users)
+    internals.forget_traces(users, Journal())
     assert model.predict_function is None
     assert part.predict_function is None
     assert other.predict_function is not None
@@ -114,8 +115,8 @@ def test_recorded_build_shapes_follow_the_call():
     layer = L.MultiHeadAttention(2, 2)
     node = internals.nodes(keras.Model([a, b], layer(a, b)))[0]
     a_shape = a.shape
-    internals.set_size(b, 2, 7)
-    internals.refresh_layer(layer, node)
+    internals.set_size(b, 2, 7, Journal())
+    internals.refresh_layer(layer, node, Journal())
     config = layer.get_build_config()["shapes_dict"]
     assert tuple(config["query_shape"]) == a_shape
     assert tuple(config["value_shape"]) == (None, 6, 7)
@@ -129,12 +130,12 @@ def test_resized_variables_are_found_again_and_stay_excluded_from_weight_decay()
     optimizer.build(model.trainable_variables)
     assert optimizer._use_weight_decay(kernel) is False
     keys = internals.variable_keys([optimizer])
-    internals.resize_variable(kernel, np.ones((4, 2), "float32"))
-    internals.rekey(keys)
+    internals.resize_variable(kernel, np.ones((4, 2), "float32"), Journal())
+    internals.rekey(keys, Journal())
     assert optimizer._get_variable_index(kernel) == 0
     assert optimizer._use_weight_decay(kernel) is False
     assert optimizer._use_weight_decay(model.get_layer("out").kernel) is True
-    internals.rekey(keys)
+    internals.rekey(keys, Journal())
     assert optimizer._get_variable_index(kernel) == 0
 
 

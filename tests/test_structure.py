@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
-version errors
+version errors changes
 channels labels internals schedules samples patches
 narrowing
 trace
