@@ -367,3 +367,98 @@ def test_a_graph_of_another_model_is_refused():
     graph = keras_pcp.build_graph(build("residual"))
     with pytest.raises(keras_pcp.errors.InvalidArgumentError, match="build_graph"):
         keras_pcp.shrink(build("bottleneck"), graph, random_selection(graph, 0))
+
+
+def two_optimizers(make_body, make_head):
+    """A model whose own `train_step` trains body and head with an optimizer each, at rates of their own."""
+
+    class TwoRates(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape(persistent=True) as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            body, head = self.trainable_variables[:-2], self.trainable_variables[-2:]
+            self.body.apply(tape.gradient(loss, body), body)
+            self.head.apply(tape.gradient(loss, head), head)
+            return {"loss": loss}
+
+    i = keras.Input((4,))
+    x = keras.layers.Dense(6, activation="relu", name="first")(i)
+    x = keras.layers.Dense(6, activation="relu", name="second")(x)
+    model = TwoRates(i, keras.layers.Dense(2, name="last")(x))
+    model.compile(loss="mse")
+    model.body, model.head = make_body(), make_head()
+    return model
+
+
+def test_slots_of_every_optimizer_that_holds_a_weight_follow():
+    keras.utils.set_random_seed(0)
+    model = two_optimizers(
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05, momentum=0.9)),
+    )
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 2)).astype("float32")
+    model.fit(x, y, epochs=2, verbose=0)
+    graph = keras_pcp.build_graph(model)
+    keep = np.array([True, False, True, True, False, False])
+    momentum = next(v for v in model.head.inner_optimizer.variables if v.shape == (6, 2))
+    velocity = next(v for v in model.body.variables if "second_kernel_velocity" in v.path)
+    expected = momentum.numpy()[keep], velocity.numpy()[keep][:, keep]
+    keras_pcp.shrink(model, graph, keras_pcp.Selection({"first": keep, "second": keep}))
+    assert np.array_equal(momentum.numpy(), expected[0])
+    assert np.array_equal(velocity.numpy(), expected[1])
+    before = model.get_weights()
+    model.fit(x, y, verbose=0)
+    assert all((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_an_optimizer_whose_weights_belong_to_two_models_goes_on_for_both():
+    first, second = build("plain_flatten"), build("residual")
+    optimizer = keras.optimizers.Adam(0.01)
+    variables = [*first.trainable_variables, *second.trainable_variables]
+    optimizer.build(variables)
+    optimizer.apply([keras.ops.ones_like(v) for v in variables], variables)
+    graph = keras_pcp.build_graph(first)
+    keras_pcp.shrink(first, graph, random_selection(graph, 0))
+    shapes = [tuple(v.shape) for v in variables]
+    optimizer.apply([keras.ops.ones_like(v) for v in variables], variables)
+    slots = [tuple(v.shape) for v in optimizer.variables if v.path.endswith("_momentum")]
+    assert slots == shapes
+    index = next(i for i, v in enumerate(variables) if v is second.trainable_variables[0])
+    assert optimizer._get_variable_index(variables[index]) == index
+
+
+class Odd(keras.optimizers.SGD):
+    """It keeps an array of its own, of which nobody knows which channels it belongs to."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.extra = self.add_variable((5,), name="extra")
+
+
+def test_a_second_optimizer_that_cannot_follow_is_refused_before_the_first_step_and_before_any_change():
+    model = two_optimizers(lambda: keras.optimizers.SGD(0.1), lambda: Odd(0.1))
+    model.body.build(model.trainable_variables[:-2])
+    model.head.build(model.trainable_variables[-2:])
+    x, y = np.zeros((8, 4), "float32"), np.zeros((8, 2), "float32")
+    before, graph = model.get_weights(), keras_pcp.build_graph(model)
+    with pytest.raises(keras_pcp.errors.UnsupportedModelError, match="Odd"):
+        keras_pcp.shrink(model, graph, keras_pcp.Selection({"second": np.arange(6) < 3}))
+    callback = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(x, y))
+    with pytest.raises(keras_pcp.errors.UnsupportedModelError, match="Odd"):
+        model.fit(x, y, epochs=8, verbose=0, callbacks=[callback])
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_an_optimizer_that_is_not_built_yet_and_one_that_is_no_longer_in_use_do_not_matter():
+    model = build("plain_flatten")
+    model.compile(Odd(0.1), "mse")
+    x, y = inputs_for(model, 8), targets_for(model)
+    model.train_on_batch(x, y)
+    model.compile("adam", "mse")
+    later = keras.optimizers.Adam(0.01)
+    graph = keras_pcp.build_graph(model)
+    keras_pcp.shrink(model, graph, random_selection(graph, 0))
+    model.train_on_batch(x, y)
+    later.apply([keras.ops.ones_like(v) for v in model.trainable_variables], model.trainable_variables)

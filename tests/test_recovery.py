@@ -65,7 +65,7 @@ def test_a_fit_that_fails_leaves_no_teacher_behind(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         model.fit(*data(), epochs=3, verbose=0, callbacks=[callback, Interrupt()])
-    assert "compute_loss" in vars(model)  # Keras tells callbacks nothing
+    assert "compute_loss" in vars(model)  # Keras calls no callback then
     callback.on_train_end()
     assert "compute_loss" not in vars(model)
 
@@ -170,3 +170,82 @@ def test_a_train_step_that_leaves_no_room_for_a_teacher_is_told():
         fit(WithoutInputs)
     with pytest.warns(UserWarning, match="nothing was distilled"):
         fit(WithoutComputeLoss)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts a fit in its second epoch, in a place of one's choice."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.epoch = 0
+        setattr(self, place, self.interrupt)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def interrupt(self, number, logs=None):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+
+def interrupted_fit(distillation, place="on_train_batch_end", eagerly=False):
+    """A model whose fit with pruning was interrupted after it had shrunk."""
+    model = compiled()
+    model.run_eagerly = eagerly
+    callback = keras_pcp.ProgressivePruning(
+        max_macs=0.5, validation_data=data(64, 1), distillation=distillation, begin=0.0, end=0.2
+    )
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data(), epochs=4, verbose=0, shuffle=False, callbacks=[callback, Interrupt(place)])
+    assert callback.report.reached
+    return model, callback  # which lives on, as it does in a notebook
+
+
+@pytest.mark.parametrize("place", ["on_train_batch_begin", "on_train_batch_end"])
+def test_a_plain_fit_after_an_interrupted_one_trains_on_the_model_s_own_loss(place, tmp_path):
+    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9), place)
+    model.save(tmp_path / "model.keras")
+    never_taught = keras.models.load_model(tmp_path / "model.keras")
+    losses = [m.fit(*data(), epochs=2, verbose=0, shuffle=False).history["loss"] for m in (model, never_taught)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert not {"compute_loss", "make_train_function"} & set(vars(model))
+    for a, b in zip(model.get_weights(), never_taught.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_single_batches_after_an_interrupted_fit_train_on_the_model_s_own_loss(eagerly, tmp_path):
+    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9), "on_train_batch_begin", eagerly)
+    model.save(tmp_path / "model.keras")
+    never_taught = keras.models.load_model(tmp_path / "model.keras")
+    x, y = data(32, 3)
+    found = []
+    for m in (model, never_taught):
+        m.reset_metrics()
+        found.append([m.train_on_batch(x, y)[0] for _ in range(3)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    assert not {"compute_loss", "make_train_function"} & set(vars(model))
+
+
+def test_a_loss_asked_for_after_an_interrupted_fit_is_the_model_s_own():
+    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9))
+    x, y = data(32, 3)
+    predicted = model(x, training=True)
+    assert float(model.compute_loss(x, y, predicted)) == pytest.approx(float(model.loss(y, predicted)), rel=1e-5)
+    assert "compute_loss" not in vars(model)
+
+
+def test_a_single_batch_that_another_callback_trains_on_does_not_end_distillation():
+    model, found = compiled(), []
+
+    class TrainsOn(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.train_on_batch(*data(16, 4))
+            found.append("compute_loss" in vars(self.model))
+
+    callback = keras_pcp.ProgressivePruning(
+        max_macs=0.5, validation_data=data(64, 1), distillation=keras_pcp.Distillation(0.9)
+    )
+    model.fit(*data(), epochs=2, verbose=0, callbacks=[callback, TrainsOn()])
+    assert all(found)
+    assert "compute_loss" not in vars(model)
