@@ -36,6 +36,9 @@ class Recorder(Protocol):
     def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
         """Says that an integer has to follow some labels."""
 
+    def independent(self, site: "CallSite", variable: Any) -> None:
+        """Says that no axis of a weight follows channels."""
+
     def macs(self, site: "CallSite", variable: Any, uses: float) -> None:
         """Counts every element of a weight so many times."""
 
@@ -91,11 +94,23 @@ class CallSite:
         """Says that position i along `axis` belongs to channel `ids[i]` and only changes that channel."""
         if variable is not None and ids is not None:
             self.recorder.bind(self, variable, axis, ids, "follow", part)
+        elif variable is not None:
+            self.independent(variable)
 
     def consume(self, variable: Any, axis: int, ids: np.ndarray | None) -> None:
         """Says that position i along `axis` multiplies what is read from channel `ids[i]`."""
         if ids is not None:
             self.recorder.bind(self, variable, axis, ids, "consume", "kernel")
+        else:
+            self.independent(variable)
+
+    def independent(self, variable: Any) -> None:
+        """Says that a weight stays as it is, whatever channels are removed. (Weights of one element do so anyway.)
+
+        A rule has to account for every weight of its layer: by `produce`, `follow`, `consume` or this.
+        """
+        if variable is not None:
+            self.recorder.independent(self, variable)
 
     def width(self, path: str | tuple, ids: np.ndarray | None, size: int | None = None, owner="operation") -> None:
         """Says that an attribute (or, with owner "argument", a call argument) is the number of positions in `ids`."""
@@ -104,11 +119,19 @@ class CallSite:
             self.recorder.width(self, owner, path, len(ids) if size is None else size, ids)
 
     def macs(self, variable: Any, uses: float) -> None:
-        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample."""
-        self.recorder.macs(self, variable, uses)
+        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample.
+
+        A weight with several axes of which a rule does not say it has an unknown cost; 0 uses is an answer, as for a table
+        of which rows are looked up.
+        """
+        if variable is not None:
+            self.recorder.macs(self, variable, uses)
 
     def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
+        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample.
+
+        Without axes (and a variable) that is `factor`.
+        """
         self.recorder.macs_product(self, factor, variable, axes)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
