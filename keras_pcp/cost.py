@@ -28,7 +28,7 @@ class Cost:
 
     Attributes:
         macs: multiply-accumulates of one sample in convolutions, dense, recurrent and attention layers; NaN if those of a
-            layer are not known. Biases, normalization and activations are not counted, as is usual.
+            layer are not known. Biases, normalization, activations and raw operations are not counted, as is usual.
         params: number of weights, trainable or not: all of `model.weights`, also those that no call uses, such as those of
             a teacher that the model holds.
         bytes: bytes of the weights in their own dtypes.
@@ -171,7 +171,9 @@ class Limits:
                 "(keras_pcp.register_rule, site.macs); or limit max_params"
             )
         if "macs" in bounds and full.macs == 0:
-            raise LimitError("max_macs needs a model with multiply-accumulates, and this one has none; limit max_params")
+            raise LimitError(
+                "max_macs needs a model with multiply-accumulates, and this one has none; limit max_params"
+            )
         return {k: v * getattr(full, k) if isinstance(v, float) else float(v) for k, v in bounds.items()}
 
 

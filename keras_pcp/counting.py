@@ -1,7 +1,7 @@
 """Multiply-accumulates apart from channels: of calls with other sizes than the trace has, and of layers without a rule.
 
 A layer without a rule keeps its channels, but what it costs is known where Keras fixes how its weights are used: recurrent
-layers, wrappers, other kinds of attention. For all others the cost is unknown, never 0.
+layers and wrappers. For all others the cost is unknown, never 0.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp import internals
-from keras_pcp.rules import CallSite, Shape, attention, find_rule, spatial_size
+from keras_pcp.rules import CallSite, Shape, find_rule, spatial_size
 from keras_pcp.rules.elementwise import UnknownFunction
 from keras_pcp.sizes import Sized, as_traced, sized_calls
 from keras_pcp.trace import trace
@@ -144,6 +144,7 @@ def _count_cell(site: CallSite, cell: Any, steps: float) -> None:
     elif _find_count(cell) is _one_step:
         site.macs(cell.kernel, steps)
         site.macs(cell.recurrent_kernel, steps)
+        site.macs(getattr(cell, "bias", None), 0)  # that of a GRU has two rows
 
 
 def _pass_states(site: CallSite) -> None:
@@ -163,20 +164,6 @@ def _convolutional_recurrent(site: CallSite) -> None:
     for kernel in (layer.cell.kernel, layer.cell.recurrent_kernel):
         site.macs(kernel, positions * _or_nan(steps))
     _pass_states(site)
-
-
-@_counts("GroupQueryAttention")
-def _group_query_attention(site: CallSite) -> None:
-    attention.count(site, attention.sources(site), (1,))
-
-
-@_counts("Attention", "AdditiveAttention")
-def _attention(site: CallSite) -> None:
-    """Scores of all pairs from the features of query and key, then sums of values weighted by them."""
-    query, value = site.input_shapes[:2]
-    features, made = query[-1], value[-1]
-    pairs = _or_nan(query[1]) * _or_nan(value[1])
-    site.macs_product(pairs * (features + made), None, ())
 
 
 @_counts("ReversibleEmbedding")

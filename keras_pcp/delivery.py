@@ -55,7 +55,8 @@ def delivered_graph(
     return replace(
         graph,
         weights=tuple(
-            info if id(w) in delivered else replace(info, layer="") for info, w in zip(graph.weights, weights, strict=True)
+            info if id(w) in delivered else replace(info, layer="")
+            for info, w in zip(graph.weights, weights, strict=True)
         ),
         macs=tuple(
             replace(term, factor=term.factor * ours[term.layer] / theirs[term.layer])

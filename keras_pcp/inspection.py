@@ -93,7 +93,9 @@ class Inspection:
         lines = [f"{shorten_middle(self.model_name, 50)}: {_count(len(self.groups), 'channel group')}"]
         share = _share(self.prunable_channels, self.total_channels)
         lines.append(f"  prunable    {self.prunable_channels:,} of {self.total_channels:,} channels ({share})")
-        unknown = f"unknown, since those of {len(self.full.uncounted):,} of {_count(len(self.full.layers), 'layer')} are"
+        unknown = (
+            f"unknown, since those of {len(self.full.uncounted):,} of {_count(len(self.full.layers), 'layer')} are"
+        )
         lines.append(f"  MACs        {unknown if self.uncounted else _extremes(self.full.macs, self.least.macs)}")
         lines.append(f"  parameters  {_extremes(self.full.params, self.least.params)}")
         if self.blocks:
@@ -233,9 +235,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
         frozen=_merge((f.reason, f.layer, f.num_channels) for f in graph.frozen),
         notes=_merge((note, None, 0) for note in graph.notes),
         blocks=graph.blocks,
-        uncounted=tuple(
-            replace(r, causes=()) for r in _merge((why, name, 0) for name, why in full.uncounted.items())
-        ),
+        uncounted=tuple(replace(r, causes=()) for r in _merge((why, name, 0) for name, why in full.uncounted.items())),
     )
 
 

@@ -149,7 +149,9 @@ class GraphRecorder:
         counted = {weight for _, _, weight, _ in self.costs[before:]}
         for variable in getattr(site.operation, "weights", ()):
             if len(variable.shape) > 1 and self.weight_index.get(id(variable)) not in counted:
-                rule = f"its rule does not say how often it uses {variable.path} {tuple(variable.shape)}; call site.macs"
+                rule = (
+                    f"its rule does not say how often it uses {variable.path} {tuple(variable.shape)}; call site.macs"
+                )
                 self.uncounted.setdefault(site.operation.name, f"{site.name} {why}" if why else f"{site.name}: {rule}")
 
     def index_of(self, site: CallSite, variable: Any) -> int:
@@ -316,12 +318,12 @@ class GraphRecorder:
     def frozen(self, classes: Classes) -> Iterable[Frozen]:
         for layer, ids in self.sites:
             reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
-            for reason, count in reasons.items():
-                yield Frozen(layer, count, reason)
+            for reason, number in reasons.items():
+                yield Frozen(layer, number, reason)
         for name, text in self.unknown.items():
-            count = sum(int(w.shape[-1]) for w in getattr(self.operation(name), "weights", ()) if len(w.shape) > 1)
-            if count:
-                yield Frozen(name, count, f"{text}: its own weights are left alone")
+            number = sum(int(w.shape[-1]) for w in getattr(self.operation(name), "weights", ()) if len(w.shape) > 1)
+            if number:
+                yield Frozen(name, number, f"{text}: its own weights are left alone")
 
     def operation(self, name: str) -> Any:
         return next(op for op in self.trace.operations if op.name == name)

@@ -1,6 +1,6 @@
-"""The sizes of tensors inside nested models: a nested model may be made for any size, and be called with a fixed one."""
+"""Sizes of tensors that the trace leaves open: a nested model may be made for any size and be called with a fixed one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -28,8 +28,8 @@ def as_traced(traced: Trace, call: Call) -> Sized:
 def sized_calls(traced: Trace, inputs: Sequence[keras.KerasTensor] | None = None) -> dict[int, Sized]:
     """Returns {number of a call: the call with the sizes that it is made with}, where these are not the traced ones.
 
-    Sizes are inferred call by call from the inputs of the whole model, or from `inputs` in their place. Where a layer cannot
-    infer the size of its output, it stays as the trace has it.
+    Sizes are inferred call by call from the inputs of the whole model, or from `inputs` in their place, where the trace has
+    less than that. What cannot be inferred stays as the trace has it.
     """
     known = {} if inputs is None else _where_other(traced, zip(traced.inputs, inputs, strict=True))
     found = {}
@@ -38,9 +38,9 @@ def sized_calls(traced: Trace, inputs: Sequence[keras.KerasTensor] | None = None
         outputs = tuple(traced.tensors[i] for i in call.outputs)
         if call.operation is None:
             outputs = given
-        elif any(i in known for i in call.inputs):
+        elif any(i in known for i in call.inputs) or (_all_known(given) and not _all_known(outputs)):
             step = bound(traced, call, given)
-            outputs = _inferred(call, step.args, step.kwargs) or outputs
+            outputs = _inferred(call, given, step.args, step.kwargs) or outputs
             found[number] = Sized(step.args, step.kwargs, given, outputs)
         for i in call.outputs:
             known.pop(i, None)  # of an earlier call of the same nested model
@@ -48,15 +48,23 @@ def sized_calls(traced: Trace, inputs: Sequence[keras.KerasTensor] | None = None
     return found
 
 
-def _inferred(call: Call, args: tuple, kwargs: dict) -> tuple[keras.KerasTensor, ...] | None:
+def _inferred(call: Call, given: Sequence[keras.KerasTensor], args: tuple, kwargs: dict) -> tuple | None:
+    """Asks the layer for its output, then, if the layer knows less than its `call` shows (EinsumDense does), the call."""
+    operation = call.operation
     try:
-        outputs = tuple(tree.flatten(call.operation.compute_output_spec(*args, **kwargs)))
+        outputs = tuple(tree.flatten(operation.compute_output_spec(*args, **kwargs)))
+        if isinstance(operation, keras.Layer) and _all_known(given) and not _all_known(outputs):
+            outputs = tuple(tree.flatten(keras.Operation.compute_output_spec(operation, *args, **kwargs)))
     except Exception:  # whatever a layer's own code raises on tensors it was not built with
         return None
     return outputs if len(outputs) == len(call.outputs) else None
 
 
-def _where_other(traced: Trace, pairs) -> dict[int, keras.KerasTensor]:
+def _all_known(tensors: Iterable[keras.KerasTensor]) -> bool:
+    return all(None not in t.shape[1:] for t in tensors)
+
+
+def _where_other(traced: Trace, pairs: Iterable[tuple[int, keras.KerasTensor]]) -> dict[int, keras.KerasTensor]:
     """Returns {index: tensor of the known sizes} for the tensors of which more is known than the trace has."""
     other = {}
     for i, tensor in pairs:

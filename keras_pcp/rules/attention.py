@@ -1,4 +1,4 @@
-"""Rule of MultiHeadAttention: heads are channels, and so are the columns of its output."""
+"""Rules of attention with its own projections: MultiHeadAttention, whose heads are channels, and the grouped one."""
 
 import math
 from collections.abc import Sequence
@@ -22,16 +22,7 @@ def multi_head_attention(site: CallSite) -> Outputs:
         for labels in site.inputs:
             site.freeze(labels, "has a gate, axes or outputs that are not followed")
         return [None] * len(site.output_shapes)
-    by_tensor = {id(t): x for t, x in zip(site.tensors, site.inputs, strict=True)}
-    for name, tensor in tensors.items():
-        labels = by_tensor[id(tensor)]
-        if labels is not None and labels.axis != len(tensor.shape) - 1:
-            site.freeze(labels, "attends over them")
-        elif labels is not None:
-            site.consume(kernels[name], 0, labels.ids)
-    for tensor, labels in zip(site.tensors, site.inputs, strict=True):
-        if not any(tensor is source for source in tensors.values()):
-            site.freeze(labels, "uses them as a mask")
+    _read(site, tensors, kernels)
     heads = [(k, 1, "kernel") for n, k in kernels.items() if n != "attention_output"]
     heads += [(b, 0, "bias") for n, b in biases.items() if n != "attention_output"]
     head_ids = site.produce(*heads).ids
@@ -42,6 +33,44 @@ def multi_head_attention(site: CallSite) -> Outputs:
     given = layer.get_config()["output_shape"]
     site.width(("_output_shape", 0) if isinstance(given, tuple | list) else "_output_shape", out.ids)
     return Labels(len(site.output_shapes[0]) - 1, out.ids)
+
+
+if hasattr(keras.layers, "GroupQueryAttention"):
+
+    @register_rule(keras.layers.GroupQueryAttention)
+    def group_query_attention(site: CallSite) -> Outputs:
+        """Keeps its heads; its output has as many channels as its query, which can only go together."""
+        layer, tensors = site.operation, sources(site)
+        count(site, tensors, (1,))
+        kernels, biases = _weights(layer, "kernel"), _weights(layer, "bias")
+        _read(site, tensors, kernels)
+        for name, bias in biases.items():
+            if name != "attention_output":
+                site.independent(bias)
+        out = site.produce((kernels["attention_output"], 2, "kernel"), (biases.get("attention_output"), 0, "bias"))
+        query = site.labels_of(tensors["query"])
+        if query is None or query.axis != out.axis:
+            site.freeze(out, "makes as many as its query has, and those are fixed")
+        else:
+            site.tie(out.ids, query.ids)
+            site.width("feature_dim", out.ids)
+        return [out, *[None] * (len(site.output_shapes) - 1)]
+
+
+def _read(site: CallSite, tensors: dict[str, Any], kernels: dict[str, Any]) -> None:
+    """Reads the channels of query, key and value, and freezes those of masks."""
+    for name, tensor in tensors.items():
+        labels = site.labels_of(tensor)
+        if labels is not None and labels.axis != len(tensor.shape) - 1:
+            site.freeze(labels, "attends over them")
+        elif labels is not None:
+            site.consume(kernels[name], 0, labels.ids)
+    if "gate" in kernels:
+        query = site.labels_of(tensors["query"])
+        site.consume(kernels["gate"], 0, None if query is None or query.axis != 2 else query.ids)
+    for tensor, labels in zip(site.tensors, site.inputs, strict=True):
+        if not any(tensor is source for source in tensors.values()):
+            site.freeze(labels, "uses them as a mask")
 
 
 def _weights(layer: Any, kind: str) -> dict[str, Any]:

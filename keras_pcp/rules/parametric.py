@@ -138,7 +138,9 @@ def _over_axes(site: CallSite, axes: list[int], exact: bool = False) -> Outputs:
         variable = getattr(layer, name, None)
         if isinstance(variable, keras.Variable):
             site.macs(variable, 0)
-            site.follow(variable, axes.index(labels.axis) if per_channel else 0, labels.ids if per_channel else None, part)
+            site.follow(
+                variable, axes.index(labels.axis) if per_channel else 0, labels.ids if per_channel else None, part
+            )
     if not per_channel:
         return labels
     if not exact:
