@@ -39,7 +39,7 @@ if hasattr(keras.layers, "GroupQueryAttention"):
 
     @register_rule(keras.layers.GroupQueryAttention)
     def group_query_attention(site: CallSite) -> Outputs:
-        """Keeps its heads; its output has as many channels as its query, which can only go together."""
+        """Keeps its heads. Query, key, value and output have one width, so their channels can only go together."""
         layer, tensors = site.operation, sources(site)
         count(site, tensors, (1,))
         kernels, biases = _weights(layer, "kernel"), _weights(layer, "bias")
@@ -48,11 +48,13 @@ if hasattr(keras.layers, "GroupQueryAttention"):
             if name != "attention_output":
                 site.independent(bias)
         out = site.produce((kernels["attention_output"], 2, "kernel"), (biases.get("attention_output"), 0, "bias"))
-        query = site.labels_of(tensors["query"])
-        if query is None or query.axis != out.axis:
-            site.freeze(out, "makes as many as its query has, and those are fixed")
+        inputs = [site.labels_of(tensor) for tensor in tensors.values()]
+        if any(labels is None or labels.axis != out.axis for labels in inputs):
+            for labels in (out, *inputs):
+                site.freeze(labels, "needs as many of query, key, value and output, and some are fixed")
         else:
-            site.tie(out.ids, query.ids)
+            for labels in inputs:
+                site.tie(out.ids, labels.ids)
             site.width("feature_dim", out.ids)
         return [out, *[None] * (len(site.output_shapes) - 1)]
 
