@@ -157,7 +157,7 @@ class Limits:
         """Returns {"macs": bound, ...} for the limits that are set, given the cost of the unpruned model.
 
         Raises:
-            LimitError: MACs are limited but cannot be counted.
+            LimitError: MACs are limited, but those of a layer are not known.
         """
         bounds = {k[4:]: v for k, v in self._values().items() if v is not None}
         if "macs" in bounds and full.uncounted:

@@ -176,7 +176,7 @@ def fingerprint(traced: Trace, weights: Sequence[Any]) -> str:
         if operation is not None and not known:
             said.append(type(operation).__name__)
             said.append([index.get(id(w)) for w in getattr(operation, "weights", ())])
-            said.append([tree.flatten(getattr(operation, name, None)) for name in _SETTINGS])
+            said.append([[str(v) for v in tree.flatten(getattr(operation, name, None))] for name in _SETTINGS])
             activation = getattr(operation, "activation", None)
             said.append(getattr(activation, "__name__", type(activation).__name__))
         digest.update(repr(said).encode())

@@ -62,7 +62,8 @@ class CallSite:
     Attributes:
         operation: the layer or raw operation.
         inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
-        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None.
+        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None. In a nested model that was made for
+            any size, a rule is run twice: once for the channels, and for the cost once more with the sizes of the call.
         args, kwargs: the call's arguments (KerasTensors and constants).
         tensors: the input KerasTensors.
     """
@@ -200,6 +201,12 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 
     A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
 
+    A rule accounts for every weight of the layer. Say `site.follow(weight, axis, ids, part)` of a weight with a value for
+    each channel, `site.consume(weight, axis, ids)` of a kernel that reads channels, `site.produce((weight, axis, part))` of
+    one that makes them, `site.independent(weight)` of what stays as it is; `site.macs(weight, uses)` of every weight with
+    several axes; and `site.width(attribute, ids)` of a number in the layer's config that is a width. Building a graph is an
+    error if a weight is left out. `keras_pcp.testing.check_rule` tries a rule on a tiny model.
+
     Args:
         *layer_classes: classes of Keras layers.
 
@@ -213,7 +220,7 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
         ...         return 2 * x
         >>> @keras_pcp.register_rule(Doubled)
         ... def doubled(site):
-        ...     return site.inputs[0]          # element-wise: the channels pass through
+        ...     return site.inputs[0]          # element-wise, no weights: the channels pass through
     """
 
     def register(rule: Rule) -> Rule:
