@@ -15,7 +15,6 @@ from keras import tree
 
 from keras_pcp import internals
 from keras_pcp.rules import CallSite, Shape, find_rule, spatial_size
-from keras_pcp.rules.elementwise import UnknownFunction
 from keras_pcp.sizes import Sized, as_traced, sized_calls
 from keras_pcp.trace import trace
 
@@ -60,8 +59,8 @@ def _count(site: CallSite) -> None:
     elif found is not None:
         try:
             found(site)
-        except UnknownFunction:
-            pass  # it says nothing of cost
+        except Exception:  # of an unknown function, or a rule that is only made for the layer by itself
+            pass  # what has not been said of a cost stays unknown
 
 
 def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
@@ -98,7 +97,10 @@ def _count_model(site: CallSite) -> None:
 def _count_inner(site: CallSite, layer: Any, shape: Shape, times: float = 1) -> None:
     """Counts `times` calls of a layer that the layer of a call holds, on a tensor of this shape."""
     tensor = keras.KerasTensor(shape, site.tensors[0].dtype)
-    outputs = tuple(tree.flatten(layer.compute_output_spec(tensor)))
+    try:
+        outputs = tuple(tree.flatten(layer.compute_output_spec(tensor)))
+    except Exception:  # whatever a custom layer raises: its cost stays unknown
+        return
     inner = replace(site, recorder=CostsOnly(site, times), operation=layer, inputs=(None,))
     _count(_with_sizes(inner, Sized((tensor,), {}, (tensor,), outputs)))
 

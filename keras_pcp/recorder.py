@@ -22,9 +22,9 @@ from keras_pcp.channels import (
     Width,
 )
 from keras_pcp.counting import count
-from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.errors import PruningError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, elementwise, find_rule
+from keras_pcp.rules import CallSite, elementwise, find_rule, list_outputs
 from keras_pcp.sizes import sized_calls
 from keras_pcp.trace import Call, Trace, fingerprint
 
@@ -117,10 +117,17 @@ class GraphRecorder:
         outputs = None
         if rule is not None:
             try:
-                outputs = _listed(rule(site), site)
+                outputs = list_outputs(site, rule(site))
                 self.ruled.append((site, (*inputs, *outputs)))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"
+            except PruningError:
+                raise
+            except Exception as error:  # whatever a custom rule raises
+                raise UnsupportedModelError(
+                    f"the rule of {site.name} fails with {type(error).__name__}: {error} (site.inputs holds None for an "
+                    "input without channels that can go; keras_pcp.testing.check_rule tries a rule)"
+                ) from error
         elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
             outputs = [None] * len(shapes)
         self.complete_cost(site, before, why if outputs is None else None)
@@ -327,19 +334,6 @@ class GraphRecorder:
 
     def operation(self, name: str) -> Any:
         return next(op for op in self.trace.operations if op.name == name)
-
-
-def _listed(outputs: Outputs, site: CallSite) -> list[Labels | None]:
-    """Returns what a rule gives for the outputs as a list; raises if that is something else."""
-    count = len(site.output_shapes)
-    found = [outputs] if outputs is None or isinstance(outputs, Labels) else outputs
-    fits = isinstance(found, Sequence) and len(found) == count
-    if not fits or not all(x is None or isinstance(x, Labels) for x in found):
-        raise UnsupportedModelError(
-            f"the rule of {site.name} must return keras_pcp.labels.Labels or None for each output of the call, "
-            f"{count} in all, got {outputs!r}"
-        )
-    return list(found)
 
 
 class _Pieces:

@@ -170,7 +170,7 @@ def test_weights_that_no_call_uses_are_shown():
     model = Holding(i, L.Dense(2)(L.Dense(3)(i)))
     model.teacher = keras.Sequential([i, L.Dense(10)])
     if len(model.weights) == 4:
-        pytest.skip("Keras before 3.9 or so lists the weights of calls only")
+        pytest.skip("this version of Keras lists the weights of calls only")
     found = inspected(model)
     assert found.to_json()["idle"] == 4 * 10 + 10
     assert "50 of 73 parameters are used by no call of the model" in " ".join(str(found).split())

@@ -256,7 +256,7 @@ def taught():
 def test_weights_that_no_call_uses_count_because_the_model_has_them_and_this_is_said():
     model = taught()
     if len(model.weights) == 4:
-        pytest.skip("Keras before 3.9 or so lists the weights of calls only")
+        pytest.skip("this version of Keras lists the weights of calls only")
     graph = keras_pcp.build_graph(model)
     cost = keras_pcp.count_cost(graph)
     # 4*8 + 8 and 8*2 + 2; 4*100 + 100 and 100*2 + 2 in the teacher
@@ -357,6 +357,27 @@ def test_a_rule_that_returns_something_else_than_labels_is_refused(result):
         UnsupportedModelError, match=r"must return .*Labels or None for each output of the call, 1 in all"
     ):
         keras_pcp.build_graph(between(Scaled()))
+
+
+def test_a_rule_that_fails_is_an_error_that_names_the_layer():
+    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0].ids)
+    i = keras.Input((4,))
+    model = keras.Model(i, L.Dense(2)(Scaled(name="scaled")(i)))
+    with pytest.raises(
+        UnsupportedModelError, match=r"rule of 'scaled' \(Scaled\) fails with AttributeError.*holds None"
+    ):
+        keras_pcp.build_graph(model)
+
+
+def test_a_wrapped_layer_of_unknown_cost_has_an_unknown_cost():
+    class Shaped(Mixing):
+        def compute_output_shape(self, shape):
+            return *shape[:-1], 4
+
+    assert list(cost_of(L.TimeDistributed(Shaped(), name="wrapped"), (5, 3)).uncounted) == ["wrapped"]
+    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0].ids)
+    shaped = type("Shaped", (Scaled,), {"compute_output_shape": lambda self, shape: shape})
+    assert cost_of(L.TimeDistributed(shaped()), (5, 3)).macs == 0  # one axis only, no kernel
 
 
 class Flipped(Scaled):
