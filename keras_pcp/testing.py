@@ -142,7 +142,13 @@ def _around(layer: keras.Layer, shapes: Sequence[Sequence[int]]) -> keras.Model:
     inputs = [keras.Input((*shape[:-1], 3)) for shape in shapes]
     made = [L.Dense(shape[-1], name=f"before_{k}")(i) for k, (i, shape) in enumerate(zip(inputs, shapes, strict=True))]
     outputs = tree.flatten(layer(made if len(made) > 1 else made[0]))
-    model = keras.Model(inputs, [L.Dense(3, name=f"after_{k}")(L.Flatten()(y)) for k, y in enumerate(outputs)])
+    for y in outputs:
+        known = None not in y.shape[1:]
+        _require(known, f"{layer.name!r} makes {y.shape} of {shapes}; choose a shape from which Keras infers all sizes")
+    model = keras.Model(
+        inputs if len(inputs) > 1 else inputs[0],
+        [L.Dense(3, name=f"after_{k}")(L.Flatten()(y)) for k, y in enumerate(outputs)],
+    )
     rng = np.random.default_rng(_SEED)
     for w in model.weights:
         if "float" in str(w.dtype):
