@@ -58,7 +58,7 @@ class ProgressivePruning(keras.callbacks.Callback):
     Raises:
         InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, or the
             training is too short (when `fit` starts, before the first step).
-        LimitError: the limits cannot be reached (says what can), or MACs cannot be counted for want of fixed input sizes.
+        LimitError: the limits cannot be reached (says what can), or MACs are limited and those of a layer are not known.
         PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
 

@@ -14,6 +14,8 @@ import numpy as np
 from keras_pcp.errors import InvalidArgumentError
 
 PRODUCE, FOLLOW, CONSUME = "produce", "follow", "consume"
+# Stands for the layer of weights that no call of the model uses, such as those of a teacher that the model holds.
+IDLE = "(used by no call)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,17 +111,22 @@ class Width:
 class CostTerm:
     """`factor` times the product of some extents: the multiply-accumulates of one operation on one sample.
 
-    `factor` is NaN where it cannot be known because the spatial size of an input is unknown.
+    `factor` is NaN where it is not known, and `why` says why.
     """
 
     layer: str
     factor: float
     extents: tuple[Extent, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class WeightInfo:
-    """A weight's path, owning layer (empty if the plain model does without it), bytes per element, shape as extents."""
+    """A weight's path, owning layer, bytes per element, shape as extents.
+
+    The layer is empty if the weight does not count, because the plain model or what is delivered does without it, and
+    `IDLE` if it belongs to the model but no call uses it.
+    """
 
     path: str
     layer: str
@@ -151,9 +158,9 @@ class ChannelGraph:
         widths: every number outside the weights that follows a selection.
         macs: what the multiply-accumulates are summed from.
         notes: remarks for the reader of the report.
-        uncounted: names of layers whose multiply-accumulates are not counted.
         blocks: names of the layers that were opened to see what they hide; a model with blocks is pruned as
             `inline_blocks(model)`.
+        fingerprint: what the calls of the model are, apart from widths; a graph fits models with the same one.
     """
 
     model_name: str
@@ -163,8 +170,8 @@ class ChannelGraph:
     widths: tuple[Width, ...]
     macs: tuple[CostTerm, ...]
     notes: tuple[str, ...] = ()
-    uncounted: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups.values())

@@ -88,6 +88,7 @@ def prune(args: argparse.Namespace) -> None:
     for name, old, new in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
         if not math.isnan(old):
             print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
+    print("".join(f"note: {note}\n" for note in before.notes()), end="")
     print(f"wrote {target}; fine-tune it before you use it, pruning has cost accuracy")
 
 

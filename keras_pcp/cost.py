@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from keras_pcp.channels import ChannelGraph, Selection, check_selection
+from keras_pcp.channels import IDLE, ChannelGraph, Selection, check_selection, shorten
 from keras_pcp.errors import InvalidArgumentError, LimitError
 from keras_pcp.graph import build_graph
 from keras_pcp.trace import Trace
@@ -15,7 +15,7 @@ from keras_pcp.trace import Trace
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer: multiply-accumulates per sample, number of parameters, bytes of its weights."""
+    """Cost of one layer: multiply-accumulates per sample (NaN if not known), number of parameters, bytes of its weights."""
 
     macs: float
     params: int
@@ -27,26 +27,38 @@ class Cost:
     """Cost of a model, total and by layer.
 
     Attributes:
-        macs: multiply-accumulates of one sample in convolutions, dense layers and attention; NaN if the model's input
-            size is unknown. Biases, normalization and activations are not counted, as is usual.
-        params: number of weights, trainable or not.
+        macs: multiply-accumulates of one sample in convolutions, dense, recurrent and attention layers; NaN if those of a
+            layer are not known. Biases, normalization, activations and raw operations are not counted, as is usual.
+        params: number of weights, trainable or not: all of `model.weights`, also those that no call uses, such as those of
+            a teacher that the model holds.
         bytes: bytes of the weights in their own dtypes.
-        layers: the same by layer name.
-        uncounted: layers whose MACs are not known because they have no rule.
+        layers: the same by layer name; weights that no call uses stand together in one line.
+        uncounted: {name of a layer whose MACs are not known: why}.
     """
 
     macs: float
     params: int
     bytes: int
     layers: Mapping[str, LayerCost] = field(repr=False)
-    uncounted: tuple[str, ...] = ()
+    uncounted: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{'layer':<32} {'MACs':>14} {'parameters':>12} {'bytes':>12}"]
         for name, c in self.layers.items():
-            lines.append(f"{name[:32]:<32} {c.macs:>14,.0f} {c.params:>12,} {c.bytes:>12,}")
-        lines.append(f"{'total':<32} {self.macs:>14,.0f} {self.params:>12,} {self.bytes:>12,}")
-        return "\n".join(lines + [f"not counted: {name}" for name in self.uncounted])
+            lines.append(f"{name[:32]:<32} {_shown(c.macs):>14} {c.params:>12,} {c.bytes:>12,}")
+        lines.append(f"{'total':<32} {_shown(self.macs):>14} {self.params:>12,} {self.bytes:>12,}")
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Returns what a reader of the figures has to know: which costs are unknown, and which weights no call uses."""
+        found = [f"MACs of layer {name} unknown: {why}" for name, why in self.uncounted.items()]
+        if IDLE in self.layers:
+            found.append(
+                f"{self.layers[IDLE].params:,} of {self.params:,} parameters are used by no call of the model (a teacher or "
+                "a copy of the model that it holds?); they count because model.weights and saved files have them, unless "
+                "deliver is given, such as deliver=keras.Model(model.inputs, model.outputs)"
+            )
+        return found
 
 
 def count_cost(model_or_graph: keras.Model | ChannelGraph, selection: Selection | None = None) -> Cost:
@@ -92,7 +104,11 @@ def _count(graph: ChannelGraph, selection: Selection) -> Cost:
         entry[0] += term.factor * math.prod(extent.after(keep) for extent in term.extents)
     costs = {name: LayerCost(*entry) for name, entry in layers.items()}
     totals = [sum(getattr(c, k) for c in costs.values()) for k in ("macs", "params", "bytes")]
-    return Cost(*totals, layers=costs, uncounted=graph.uncounted)
+    return Cost(*totals, layers=costs, uncounted={t.layer: t.why for t in graph.macs if math.isnan(t.factor)})
+
+
+def _shown(macs: float) -> str:
+    return "unknown" if math.isnan(macs) else f"{macs:,.0f}"
 
 
 def call_macs(graph: ChannelGraph, traced: Trace) -> np.ndarray:
@@ -107,6 +123,8 @@ def freed_macs(graph: ChannelGraph, name: str) -> np.ndarray:
     count = graph[name].num_channels
     freed = np.zeros(count)
     for term in graph.macs:
+        if all(n != name for e in term.extents for n, _ in e.pieces):
+            continue  # an unknown cost that stays
         left = [e.size - sum(np.bincount(c, minlength=count) for n, c in e.pieces if n == name) for e in term.extents]
         freed += term.factor * (math.prod(e.size for e in term.extents) - math.prod(left))
     return freed
@@ -139,13 +157,22 @@ class Limits:
         """Returns {"macs": bound, ...} for the limits that are set, given the cost of the unpruned model.
 
         Raises:
-            LimitError: MACs are limited but cannot be counted.
+            LimitError: MACs are limited, but those of a layer are not known.
         """
         bounds = {k[4:]: v for k, v in self._values().items() if v is not None}
-        if "macs" in bounds and (math.isnan(full.macs) or full.macs == 0):
+        if "macs" in bounds and full.uncounted:
+            reasons: dict[str, list[str]] = {}
+            for name, why in full.uncounted.items():
+                reasons.setdefault(why, []).append(name)
+            layers = "; ".join(f"{shorten(names)}: {why}" for why, names in list(reasons.items())[:5])
             raise LimitError(
-                "max_macs needs a model whose MACs can be counted: give its inputs a fixed height and width, "
-                "or limit max_params"
+                f"max_macs needs the multiply-accumulates (MACs) of every layer, but those of {len(full.uncounted)} are "
+                f"unknown ({layers}). Give the model's inputs fixed sizes; for a layer, let its rule count them "
+                "(keras_pcp.register_rule, site.macs); or limit max_params"
+            )
+        if "macs" in bounds and full.macs == 0:
+            raise LimitError(
+                "max_macs needs a model with multiply-accumulates, and this one has none; limit max_params"
             )
         return {k: v * getattr(full, k) if isinstance(v, float) else float(v) for k, v in bounds.items()}
 
@@ -168,4 +195,5 @@ def check_reachable(graph: ChannelGraph, floor: Selection, bounds: Mapping[str, 
                 f"{name} cannot get below {getattr(least, name):,.0f} "
                 f"({getattr(least, name) / getattr(full, name):.3f} of the unpruned model), but the limit is "
                 f"{bound:,.0f} ({bound / getattr(full, name):.3f}). Frozen: {frozen}"
+                + "".join(f". {note}" for note in full.notes() if IDLE in full.layers and name != "macs")
             )

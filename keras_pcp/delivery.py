@@ -25,22 +25,24 @@ def delivered_graph(
         on_unknown, frozen_layers: as in `build_graph`.
 
     Returns:
-        The graph of `model`, in which layers whose weights `deliver` does not have cost nothing and make no channels that
-        can be removed, and calls that it does not make cost nothing.
+        The graph of `model`, in which weights that no call of `deliver` uses cost nothing, layers of such weights make no
+        channels that can be removed, and calls that it does not make cost nothing.
 
     Raises:
-        InvalidArgumentError: `deliver` has weights that `model` does not have, or none at all; or layers of both have the
+        InvalidArgumentError: `deliver` uses weights that `model` does not have, or none at all; or layers of both have the
             same name.
     """
     if deliver is None:
         return build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
-    delivered, all_of_it = ({id(w) for w in m.weights} for m in (deliver, model))
+    used = _operations(deliver)
+    delivered, weights = {id(w) for o in used for w in getattr(o, "weights", ())}, model.weights
+    all_of_it = {id(w) for w in weights}
     if not delivered or delivered - all_of_it:
         raise InvalidArgumentError(
             f"deliver must be a model of layers of {model.name!r}, but {deliver.name!r} has "
             f"{len(delivered - all_of_it)} weights of its own among {len(delivered)}"
         )
-    operations, ours = _operations(model), Counter(o.name for o in _operations(deliver))
+    operations, ours = _operations(model), Counter(o.name for o in used)
     theirs = Counter(operation.name for operation in operations)
     extra = {o.name for o in operations if getattr(o, "weights", ()) and delivered.isdisjoint(map(id, o.weights))}
     if extra & ours.keys():
@@ -52,7 +54,10 @@ def delivered_graph(
     graph = build_graph(model, on_unknown=on_unknown, frozen_layers=[*frozen, *sorted(extra)])
     return replace(
         graph,
-        weights=tuple(replace(w, layer="") if w.layer in extra else w for w in graph.weights),
+        weights=tuple(
+            info if id(w) in delivered else replace(info, layer="")
+            for info, w in zip(graph.weights, weights, strict=True)
+        ),
         macs=tuple(
             replace(term, factor=term.factor * ours[term.layer] / theirs[term.layer])
             for term in graph.macs

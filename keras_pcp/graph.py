@@ -18,7 +18,7 @@ from keras_pcp.rules import (
     slicing,
     structural,
 )
-from keras_pcp.trace import trace
+from keras_pcp.trace import fingerprint, trace
 
 _RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention, kerashub)
 
@@ -79,7 +79,7 @@ def _unknown_message(unknown: dict[str, str]) -> str:
 
 
 def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
-    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights and the same blocks."""
+    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks."""
     found = [tuple(w.shape) for w in model.weights]
     expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
     if found != expected:
@@ -87,8 +87,14 @@ def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
             f"the graph was built from a model with other weights than {model.name!r} has now "
             f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
         )
-    if graph.blocks and open_blocks(model).blocks != graph.blocks:
+    opened = open_blocks(model) if graph.blocks else None
+    if opened and opened.blocks != graph.blocks:
         raise InvalidArgumentError(
             f"the graph was built from a model with blocks such as {graph.blocks[0]!r}, which {model.name!r} does not "
             "have; call build_graph(model) again"
+        )
+    if fingerprint(trace(opened.model if opened else model), model.weights) != graph.fingerprint:
+        raise InvalidArgumentError(
+            f"the graph was built from another model ({graph.model_name!r}) than {model.name!r}: the weights have the same "
+            "shapes, but the layers, their settings or what they are connected with differ; call build_graph(model)"
         )

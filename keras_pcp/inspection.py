@@ -4,12 +4,12 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from keras_pcp.channels import PRODUCE, ChannelGraph, ChannelGroup, Extent, shorten
+from keras_pcp.channels import IDLE, PRODUCE, ChannelGraph, ChannelGroup, Extent, shorten
 from keras_pcp.cost import Cost, count_cost
 from keras_pcp.selection import smallest
 
@@ -74,6 +74,7 @@ class Inspection:
         total_channels: the same with the frozen ones.
         frozen: what is never pruned, by reason.
         notes: layers without a rule, by class.
+        uncounted: layers whose multiply-accumulates are not known, by reason; then those of the model are not known.
         blocks: names of the layers that were opened to see what they hide; see `keras_pcp.inline_blocks`.
     """
 
@@ -86,12 +87,16 @@ class Inspection:
     frozen: tuple[Remark, ...] = ()
     notes: tuple[Remark, ...] = ()
     blocks: tuple[str, ...] = ()
+    uncounted: tuple[Remark, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{shorten_middle(self.model_name, 50)}: {_count(len(self.groups), 'channel group')}"]
         share = _share(self.prunable_channels, self.total_channels)
         lines.append(f"  prunable    {self.prunable_channels:,} of {self.total_channels:,} channels ({share})")
-        lines.append(f"  MACs        {_extremes(self.full.macs, self.least.macs)}")
+        unknown = (
+            f"unknown, since those of {len(self.full.uncounted):,} of {_count(len(self.full.layers), 'layer')} are"
+        )
+        lines.append(f"  MACs        {unknown if self.uncounted else _extremes(self.full.macs, self.least.macs)}")
         lines.append(f"  parameters  {_extremes(self.full.params, self.least.params)}")
         if self.blocks:
             lines.append(
@@ -104,8 +109,8 @@ class Inspection:
 
         Keys: "model"; "full" and "least", each {"macs", "params", "bytes"}; "channels": {"prunable", "total"};
         "groups": a list of {"name", "num_channels", "least_channels", "producers", "macs", "params", "exact"};
-        "frozen" and "notes": lists of {"text", "layers", "causes", "num_channels"}; "uncounted": names of layers whose
-        MACs are in no figure because they have no rule; "blocks": names of opened layers.
+        "frozen" and "notes": lists of {"text", "layers", "causes", "num_channels"}; "uncounted": the same of
+        layers whose MACs are not known; "idle": weights that no call uses; "blocks": names of opened layers.
         """
 
         def known(value: float) -> float | None:
@@ -125,7 +130,8 @@ class Inspection:
             "groups": [asdict(g) | {"producers": list(g.producers), "macs": known(g.macs)} for g in self.groups],
             "frozen": remarks(self.frozen),
             "notes": remarks(self.notes),
-            "uncounted": list(self.full.uncounted),
+            "uncounted": remarks(self.uncounted),
+            "idle": self.full.layers[IDLE].params if IDLE in self.full.layers else 0,
             "blocks": list(self.blocks),
         }
 
@@ -159,16 +165,17 @@ class Inspection:
                 yield from _wrap(f"because of {_examples(r.causes)}", 4)
 
     def _note_lines(self) -> Iterator[str]:
-        if self.notes or self.full.uncounted:
+        if self.notes or self.full.notes():
             yield "\nnotes"
         for r in self.notes:
             count = f"{_count(len(r.layers), 'layer')}: " if r.layers else ""
             yield from _wrap(f"{count}{_shown_text(r.text)}", 2)
             yield from _wrap(_examples(r.layers), 4)
-        if self.full.uncounted:
-            count = _count(len(self.full.uncounted), "layer")
-            yield from _wrap(f"{count} without a rule: MACs not counted", 2)
-            yield from _wrap(_examples(self.full.uncounted), 4)
+        for r in self.uncounted:
+            yield from _wrap(f"{_count(len(r.layers), 'layer')} with unknown MACs: {_shown_text(r.text)}", 2)
+            yield from _wrap(_examples(r.layers), 4)
+        for note in self.full.notes()[len(self.full.uncounted) :]:
+            yield from _wrap(note, 2)
 
 
 def inspect_graph(graph: ChannelGraph) -> Inspection:
@@ -204,7 +211,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
           10 channels of 1 layer: output of the model
             logits
     """
-    floor = smallest(graph)
+    floor, full = smallest(graph), count_cost(graph)
     macs, params = dict.fromkeys(graph.groups, 0.0), dict.fromkeys(graph.groups, 0)
     for term in graph.macs:
         for name, amount in _taking_part(term.extents):
@@ -220,7 +227,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
     prunable = sum(_channels_made(group) for group in graph)
     return Inspection(
         model_name=graph.model_name,
-        full=count_cost(graph),
+        full=full,
         least=count_cost(graph, floor),
         groups=groups,
         prunable_channels=prunable,
@@ -228,6 +235,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
         frozen=_merge((f.reason, f.layer, f.num_channels) for f in graph.frozen),
         notes=_merge((note, None, 0) for note in graph.notes),
         blocks=graph.blocks,
+        uncounted=tuple(replace(r, causes=()) for r in _merge((why, name, 0) for name, why in full.uncounted.items())),
     )
 
 
@@ -343,7 +351,5 @@ def _part(part: float, whole: float) -> str:
 
 
 def _extremes(full: float, least: float) -> str:
-    if math.isnan(full):
-        return "unknown, since the size of an input is unknown"
     share = _share(least, full)
     return f"{human_number(full)}, least reachable {human_number(least)}" + (f" ({share})" if share else "")

@@ -1,5 +1,6 @@
 """Runs the rules over a trace, records what they say, and turns labels into groups."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from keras_pcp.blocks import Opened
 from keras_pcp.channels import (
+    IDLE,
     PRODUCE,
     ChannelGraph,
     ChannelGroup,
@@ -19,10 +21,12 @@ from keras_pcp.channels import (
     WeightSlice,
     Width,
 )
-from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.counting import count
+from keras_pcp.errors import PruningError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, elementwise, find_rule
-from keras_pcp.trace import Call, Trace
+from keras_pcp.rules import CallSite, elementwise, find_rule, list_outputs
+from keras_pcp.sizes import sized_calls
+from keras_pcp.trace import Call, Trace, fingerprint
 
 
 class GraphRecorder:
@@ -40,10 +44,12 @@ class GraphRecorder:
         self.bindings: dict[tuple[int, int], tuple[np.ndarray, str, str]] = {}
         self.widths: dict[tuple, tuple[int, np.ndarray]] = {}
         self.named: dict[tuple, tuple[np.ndarray, dict[int, CallSite]]] = {}
-        self.uses: list[tuple[str, int, float]] = []
-        self.products: list[tuple[str, float, int, tuple[int, ...]]] = []
+        self.independent_weights: set[int] = set()
+        self.ruled: list[tuple[CallSite, tuple[Labels | None, ...]]] = []
+        self.sized = sized_calls(traced)
+        self.costs: list[tuple[CallSite, float, int | None, tuple[int, ...]]] = []
         self.unknown: dict[str, str] = {}
-        self.uncounted: dict[str, None] = {}
+        self.uncounted: dict[str, str] = {}
         self.owner = {id(w): op.name for op in traced.operations if not isinstance(op, keras.Model)
                       for w in getattr(op, "weights", ())}  # fmt: skip
 
@@ -103,31 +109,57 @@ class GraphRecorder:
                         call.args, call.kwargs, tensors)  # fmt: skip
         if getattr(call.operation, "quantization_mode", None) is not None:
             raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
-        rule, why = find_rule(call.operation), "has no rule"
+        rule, why, before = find_rule(call.operation), "has no rule", len(self.costs)
         if id(call.operation) in self.opened.inert:
             rule = elementwise.same
         if id(call.operation) in self.opened.closed:
             why += f", and cannot be opened: {self.opened.closed[id(call.operation)]}"
+        outputs = None
         if rule is not None:
             try:
-                return self.listed(rule(site), len(shapes))
+                outputs = list_outputs(site, rule(site))
+                self.ruled.append((site, (*inputs, *outputs)))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"
+            except PruningError:
+                raise
+            except Exception as error:  # whatever a custom rule raises
+                raise UnsupportedModelError(
+                    f"the rule of {site.name} fails with {type(error).__name__}: {error} (site.inputs holds None for an "
+                    "input without channels that can go; keras_pcp.testing.check_rule tries a rule)"
+                ) from error
         elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
-            return [None] * len(shapes)
-        self.unknown.setdefault(call.operation.name, f"{site.name} {why}")
-        for labels in inputs:
+            outputs = [None] * len(shapes)
+        self.complete_cost(site, before, why if outputs is None else None)
+        return self.kept(site, why) if outputs is None else outputs
+
+    def kept(self, site: CallSite, why: str) -> list[None]:
+        """Freezes what a call reads and makes that no rule follows."""
+        self.unknown.setdefault(site.operation.name, f"{site.name} {why}")
+        for labels in site.inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")
         for key, (ids, _, _) in self.bindings.items():
-            if self.owner.get(id(self.weights[key[0]])) == call.operation.name:
+            if self.owner.get(id(self.weights[key[0]])) == site.operation.name:
                 self.table.freeze(ids, f"{site.name} {why}")
-        if any(len(w.shape) > 1 for w in getattr(call.operation, "weights", ())):
-            self.uncounted[call.operation.name] = None
-        return [None] * len(shapes)
+        return [None] * len(site.output_shapes)
 
-    @staticmethod
-    def listed(outputs: Outputs, count: int) -> Sequence[Labels | None]:
-        return [outputs] if count == 1 and (outputs is None or isinstance(outputs, Labels)) else list(outputs)
+    def complete_cost(self, site: CallSite, before: int, why: str | None) -> None:
+        """Completes what a rule has said of the cost of a call since `before`; `why` there is no rule, if so.
+
+        A cost is that of the sizes that the call is made with. What has a kernel has a cost: if none is known for it, the
+        cost of the layer is unknown, not 0.
+        """
+        sized = self.sized.get(site.index)
+        if sized is not None or why is not None:
+            del self.costs[before:]
+            count(site, sized)
+        counted = {weight for _, _, weight, _ in self.costs[before:]}
+        for variable in getattr(site.operation, "weights", ()):
+            if len(variable.shape) > 1 and self.weight_index.get(id(variable)) not in counted:
+                rule = (
+                    f"its rule does not say how often it uses {variable.path} {tuple(variable.shape)}; call site.macs"
+                )
+                self.uncounted.setdefault(site.operation.name, f"{site.name} {why}" if why else f"{site.name}: {rule}")
 
     def index_of(self, site: CallSite, variable: Any) -> int:
         if id(variable) not in self.weight_index:
@@ -169,11 +201,14 @@ class GraphRecorder:
         if owner == "operation":
             self.name(site, key, ids)
 
+    def independent(self, site: CallSite, variable: Any) -> None:
+        self.independent_weights.add(self.index_of(site, variable))
+
     def macs(self, site: CallSite, variable: Any, uses: float) -> None:
-        self.uses.append((site.operation.name, self.index_of(site, variable), uses))
+        self.costs.append((site, uses, self.index_of(site, variable), tuple(range(len(variable.shape)))))
 
     def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        self.products.append((site.operation.name, factor, self.index_of(site, variable), tuple(axes)))
+        self.costs.append((site, factor, None if variable is None else self.index_of(site, variable), tuple(axes)))
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
         self.table.tie(a, b, reason)
@@ -187,6 +222,7 @@ class GraphRecorder:
     def finish(self) -> ChannelGraph:
         classes = self.table.resolve()
         group_of, channel_of, names, sizes = self.group_labels(classes)
+        self.check_weights(group_of)
         pieces = _Pieces(group_of, channel_of, names)
         slices: list[list[WeightSlice]] = [[] for _ in names]
         shapes = [[Extent(int(d)) for d in w.shape] for w in self.weights]
@@ -200,7 +236,7 @@ class GraphRecorder:
         inexact[group_of[classes.inexact & (group_of >= 0)]] = True
         widths = tuple(self.all_widths(pieces))
         parts = _parts(widths, dict(zip(names, sizes, strict=True)))
-        unowned = "" if self.opened.blocks else self.model.name
+        unowned = "" if self.opened.blocks else IDLE
         groups = {
             n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i], tuple(parts.get(n, {}).values()))
             for i, n in enumerate(names)
@@ -214,14 +250,42 @@ class GraphRecorder:
                 for w, shape in zip(self.weights, shapes, strict=True)
             ),
             widths=widths,
-            macs=tuple(
-                [CostTerm(name, uses, tuple(shapes[w])) for name, w, uses in self.uses]
-                + [CostTerm(name, f, tuple(shapes[w][a] for a in axes)) for name, f, w, axes in self.products]
-            ),
+            macs=tuple(self.terms(shapes)),
             notes=tuple(f"{text}; its channels are frozen" for text in self.unknown.values()),
-            uncounted=tuple(self.uncounted),
             blocks=self.opened.blocks,
+            fingerprint=fingerprint(self.trace, self.weights),
         )
+
+    def check_weights(self, group_of: np.ndarray) -> None:
+        """Raises if a rule lets channels that can go through its layer but does not account for one of the weights."""
+        accounted = {weight for weight, _ in self.bindings} | self.independent_weights
+        for site, labels in self.ruled:
+            weights = getattr(site.operation, "weights", ())
+            forgotten = [w for w in weights if math.prod(w.shape) > 1 and self.weight_index.get(id(w)) not in accounted]
+            if forgotten and any(x is not None and (group_of[x.ids] >= 0).any() for x in labels):
+                variable = forgotten[0]
+                raise UnsupportedModelError(
+                    f"the rule of {site.name} lets channels be removed but says nothing of the layer's weight "
+                    f"{variable.path!r} of shape {tuple(variable.shape)}. In the rule, call site.follow(weight, axis, ids, "
+                    "part) if it has a value for each channel, site.consume(weight, axis, ids) if it multiplies what is "
+                    "read from them, site.produce((weight, axis, part)) if it makes channels, or site.independent(weight)"
+                )
+
+    def terms(self, shapes: list[list[Extent]]) -> Iterable[CostTerm]:
+        for site, factor, weight, axes in self.costs:
+            if factor != 0:
+                why = self.why_unknown(site) if math.isnan(factor) else ""
+                yield CostTerm(site.operation.name, factor, tuple(shapes[weight][a] for a in axes), why)
+        for name, why in self.uncounted.items():
+            yield CostTerm(name, math.nan, (), why)
+
+    def why_unknown(self, site: CallSite) -> str:
+        """Returns why the number of positions that a call works on is not known."""
+        tensors = [self.trace.tensors[i] for i in self.trace.inputs]
+        unknown = [f"{t.name!r} of shape {tuple(t.shape)}" for t in tensors if None in t.shape[1:]]
+        if unknown:
+            return f"the size of the model's input {' and '.join(unknown)} is not known"
+        return f"{site.name} makes {' and '.join(map(str, site.output_shapes))}, of a size that is not known"
 
     def group_labels(self, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
         """Gives every label its group and channel number; -1 where it is frozen."""
@@ -261,12 +325,12 @@ class GraphRecorder:
     def frozen(self, classes: Classes) -> Iterable[Frozen]:
         for layer, ids in self.sites:
             reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
-            for reason, count in reasons.items():
-                yield Frozen(layer, count, reason)
+            for reason, number in reasons.items():
+                yield Frozen(layer, number, reason)
         for name, text in self.unknown.items():
-            count = sum(int(w.shape[-1]) for w in getattr(self.operation(name), "weights", ()) if len(w.shape) > 1)
-            if count:
-                yield Frozen(name, count, f"{text}: its own weights are left alone")
+            number = sum(int(w.shape[-1]) for w in getattr(self.operation(name), "weights", ()) if len(w.shape) > 1)
+            if number:
+                yield Frozen(name, number, f"{text}: its own weights are left alone")
 
     def operation(self, name: str) -> Any:
         return next(op for op in self.trace.operations if op.name == name)

@@ -1,6 +1,7 @@
 """What a pruning run did: a record that prints, becomes JSON and plots."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class PruningReport:
             step time), "other".
         attempt_macs: multiply-accumulates that measuring took.
         frozen: (layer, channels, reason) of what was never a candidate.
+        notes: what of the costs is unknown, and which weights no call of the model uses.
         draws: what a function given as `validation_data` tells in its `history`, such as the share of pseudo-labels used.
     """
 
@@ -43,6 +45,7 @@ class PruningReport:
     )
     attempt_macs: float = 0.0
     draws: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def reached(self) -> bool:
@@ -60,7 +63,10 @@ class PruningReport:
         for key, name in (("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes")):
             old, new = self.before[key], self.after[key]
             limit = f"   limit {self.limits[key]:,.0f}" if key in self.limits else ""
-            lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
+            if math.isnan(old):
+                lines.append(f"  {name:<11}{'unknown':>15}")
+            else:
+                lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
         lines.append(f"  limits {'reached' if self.reached else 'NOT reached'}")
         spent = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
         lines.append(f"  seconds: {spent}")
@@ -69,7 +75,7 @@ class PruningReport:
         for i, r in enumerate(self.rounds, 1):
             lines.append(
                 f"  {i:>5} {r.step:>5}  {r.before.metric:>6.4f}  {r.before.loss:>6.4f}  "
-                f"{r.macs / self.before['macs'] if self.before['macs'] else 1:>7.1%}  {len(r.attempts):>8}  "
+                f"{_percent(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
                 f"{', '.join(r.chosen)}"
             )
         lines.append(f"  {'group':<28} {'before':>6} {'now':>6}")
@@ -77,6 +83,7 @@ class PruningReport:
         for number, draw in enumerate(self.draws, 1):
             lines.append(f"  samples drawn {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in draw.items()))
         lines += [f"  frozen: {layer} ({count}): {reason}" for layer, count, reason in self.frozen]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
@@ -96,6 +103,7 @@ class PruningReport:
             "attempt_macs": self.attempt_macs,
             "frozen": [list(f) for f in self.frozen],
             "draws": list(self.draws),
+            "notes": list(self.notes),
         }
         data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
         if path is not None:
@@ -113,3 +121,7 @@ class PruningReport:
         if path is not None:
             figure.savefig(path, dpi=120, bbox_inches="tight")
         return figure
+
+
+def _percent(part: float, whole: float) -> str:
+    return "unknown" if math.isnan(whole) else f"{part / whole if whole else 1:.1%}"

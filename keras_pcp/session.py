@@ -47,6 +47,8 @@ class Session:
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
+        if self.verbose:
+            print("".join(f"pruning: {note}\n" for note in self.report.notes), end="", flush=True)
         self.clock = Clock(self.report.seconds)
         self.teaching = ExitStack()
         self.report.seconds["other"] += time.perf_counter() - started
@@ -198,6 +200,7 @@ def _new_report(model: keras.Model, graph: ChannelGraph, full: Cost, bounds: Map
         after=_totals(full),
         widths={g.name: (g.num_channels, g.num_channels) for g in graph},
         frozen=[(f.layer, f.num_channels, f.reason) for f in graph.frozen],
+        notes=full.notes(),
     )
 
 

@@ -1,5 +1,6 @@
 """Model -> the flat list of its calls and tensors, nested models opened up."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,36 @@ def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
         missing = len(tensor.shape) - np.ndim(array) == 1 and tensor.shape[-1] == 1
         found.append(keras.ops.convert_to_tensor(array[..., None] if missing else array, tensor.dtype))
     return found
+
+
+# Settings of layers and operations that decide what they do to channels, or how often they use a weight. No widths.
+_SETTINGS = (
+    "axis", "axes", "axis1", "axis2", "dims", "data_format", "equation", "subscripts", "strides", "padding",
+    "dilation_rate", "pool_size", "depth_multiplier", "block_size", "keepdims", "source", "destination",
+    "return_sequences",
+)  # fmt: skip
+
+
+def fingerprint(traced: Trace, weights: Sequence[Any]) -> str:
+    """Returns a digest of what a trace runs: the classes of its calls, their main settings, their tensors and weights.
+
+    Widths and other sizes are left out, so a pruned model has the fingerprint of the whole one. `weights` are those of the
+    model, in whose order they count.
+    """
+    index, operations = {id(w): i for i, w in enumerate(weights)}, {}
+    digest = hashlib.sha256(repr((traced.inputs, traced.outputs)).encode())
+    for call in traced.calls:
+        operation = call.operation
+        known = id(operation) in operations
+        said = [operations.setdefault(id(operation), len(operations)), call.inputs, call.outputs]
+        if operation is not None and not known:
+            said.append(type(operation).__name__)
+            said.append([index.get(id(w)) for w in getattr(operation, "weights", ())])
+            said.append([[str(v) for v in tree.flatten(getattr(operation, name, None))] for name in _SETTINGS])
+            activation = getattr(operation, "activation", None)
+            said.append(getattr(activation, "__name__", type(activation).__name__))
+        digest.update(repr(said).encode())
+    return digest.hexdigest()
 
 
 class _Tracer:

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
-from zoo import Odd, build
+from zoo import Odd, build, random_selection
 
 import keras_pcp
 from keras_pcp.channels import CONSUME, FOLLOW
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.graph import check_fits
+from keras_pcp.narrowing import narrowed
 
 
 def widths(model, **options):
@@ -246,3 +248,60 @@ def test_the_graph_prints_its_groups_and_what_is_frozen():
     text = str(keras_pcp.build_graph(after_conv(L.ReLU())))
     assert "conv" in text
     assert "3 channels of 1 layer: output of the model\n    head" in text
+
+
+def two_paths(second_too):
+    """Two layers of equal shapes, of which one or both are read by the last layer."""
+    i = keras.Input((4, 4, 3))
+    a, b = L.Conv2D(6, 1, name="a")(i), L.Conv2D(6, 1, name="b")(i)
+    x = L.Add()([a, b if second_too else a])
+    return keras.Model(i, [L.Conv2D(2, 1)(y) for y in (x, a, b)])
+
+
+def one_path(middle):
+    i = keras.Input((4, 4, 6))
+    return keras.Model(i, L.Conv2D(2, 1)(middle(L.Conv2D(6, 1, name="a")(i))))
+
+
+WRONG = {
+    "wiring": (lambda: two_paths(True), lambda: two_paths(False)),
+    "wiring, pruned": (lambda: one_path(L.ReLU()), lambda: one_path(lambda x: L.Add()([x, x]))),
+    "class": (lambda: one_path(L.Conv2D(6, 1)), lambda: one_path(L.Conv2DTranspose(6, 1))),
+    "class without weights": (lambda: one_path(L.ReLU()), lambda: one_path(L.Softmax())),
+    "axis": (lambda: one_path(L.Softmax(-1)), lambda: one_path(L.Softmax(1))),
+    "strides": (lambda: one_path(L.Conv2D(6, 1)), lambda: one_path(L.Conv2D(6, 1, strides=2))),
+    "activation": (lambda: one_path(L.Conv2D(6, 1)), lambda: one_path(L.Conv2D(6, 1, activation="softmax"))),
+    "sharing": (
+        lambda: one_path(lambda x: (d := L.DepthwiseConv2D(1))(d(x))),
+        lambda: one_path(lambda x: L.DepthwiseConv2D(1)(L.ReLU()(x))),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_graph_of_another_model_with_the_same_shapes_is_refused(name):
+    other, model = (make() for make in WRONG[name])
+    assert [w.shape for w in other.weights] == [w.shape for w in model.weights]
+    graph = keras_pcp.build_graph(other)
+    some = keras_pcp.Selection({g.name: np.arange(g.num_channels) > 0 for g in graph})
+    assert some.removed()
+    with pytest.raises(InvalidArgumentError, match=r"built from another model .*call build_graph\(model\)"):
+        keras_pcp.score_channels(model, graph)
+    for use in (keras_pcp.prune_model, keras_pcp.shrink, lambda *given: keras_pcp.masked(*given).__enter__()):
+        with pytest.raises(InvalidArgumentError, match="built from another model"):
+            use(model, graph, some)
+
+
+def test_a_graph_fits_copies_of_its_model_and_the_narrowed_graph_the_pruned_model(tmp_path):
+    for name in ("residual", "slicing", "nested", "attention"):
+        model = build(name)
+        graph = keras_pcp.build_graph(model)
+        half = random_selection(graph, 0)
+        model.save(tmp_path / "model.keras")
+        for same in (keras.models.load_model(tmp_path / "model.keras"), keras.models.clone_model(model)):
+            check_fits(same, graph)
+        small = narrowed(graph, half)
+        check_fits(keras_pcp.prune_model(model, graph, half), small)
+        keras_pcp.shrink(model, graph, half)
+        check_fits(model, small)
+        assert keras_pcp.build_graph(model).fingerprint == graph.fingerprint

@@ -154,8 +154,26 @@ def test_layers_whose_macs_are_not_counted_are_named():
 
     i = keras.Input((4, 4, 3))
     found = inspected(keras.Model(i, L.Conv2D(2, 1)(Mixing(name="mixing")(i))), on_unknown="freeze")
-    assert "1 layer without a rule: MACs not counted\n    mixing" in str(found)
-    assert found.to_json()["uncounted"] == ["mixing"]
+    text = " ".join(str(found).split())
+    assert "MACs unknown, since those of 1 of 2 layers are" in text
+    assert "1 layer with unknown MACs: Mixing has no rule, and cannot be opened: it owns weights" in text
+    [remark] = found.to_json()["uncounted"]
+    assert (remark["layers"], remark["causes"]) == (["mixing"], [])
+    assert found.to_json()["full"]["macs"] is None
+
+
+def test_weights_that_no_call_uses_are_shown():
+    class Holding(keras.Model):
+        pass
+
+    i = keras.Input((4,))
+    model = Holding(i, L.Dense(2)(L.Dense(3)(i)))
+    model.teacher = keras.Sequential([i, L.Dense(10)])
+    if len(model.weights) == 4:
+        pytest.skip("this version of Keras lists the weights of calls only")
+    found = inspected(model)
+    assert found.to_json()["idle"] == 4 * 10 + 10
+    assert "50 of 73 parameters are used by no call of the model" in " ".join(str(found).split())
 
 
 def test_frozen_and_prunable_filters_add_up_to_all_filters():
@@ -172,7 +190,8 @@ def test_a_layer_that_takes_statistics_over_channels_is_marked():
 
 def test_macs_are_unknown_where_the_input_size_is_and_parameters_are_shown_all_the_same():
     found = inspected(small_model((None, None, 3)))
-    assert "MACs        unknown, since the size of an input is unknown\n  parameters  371, least" in str(found)
+    assert "MACs        unknown, since those of 3 of 4 layers are\n  parameters  371, least" in str(found)
+    assert "3 layers with unknown MACs: the size of the model's input" in " ".join(str(found).split())
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["full"]["macs"] is data["least"]["macs"] is data["groups"][0]["macs"] is None
     assert data["groups"][0]["params"] == 336
@@ -190,7 +209,18 @@ def test_json_keeps_every_figure():
     graph = keras_pcp.build_graph(model)
     data = json.loads(json.dumps(inspect_graph(graph).to_json()))
     full, least = keras_pcp.count_cost(model), keras_pcp.count_cost(graph, smallest(graph))
-    assert list(data) == ["model", "full", "least", "channels", "groups", "frozen", "notes", "uncounted", "blocks"]
+    assert list(data) == [
+        "model",
+        "full",
+        "least",
+        "channels",
+        "groups",
+        "frozen",
+        "notes",
+        "uncounted",
+        "idle",
+        "blocks",
+    ]
     assert data["full"] == {"macs": full.macs, "params": full.params, "bytes": full.bytes}
     assert data["least"] == {"macs": least.macs, "params": least.params, "bytes": least.bytes}
     assert [(g["name"], g["num_channels"], tuple(g["producers"])) for g in data["groups"]] == [

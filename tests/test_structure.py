@@ -13,7 +13,8 @@ version errors changes
 channels labels internals schedules samples patches
 narrowing
 trace
-rules
+sizes rules
+counting
 blocks
 recorder
 graph contributions

@@ -27,6 +27,7 @@ from keras_pcp.criteria.slimming import bn_scale
 from keras_pcp.criteria.taylor import TaylorGate, taylor
 from keras_pcp.criteria.thinet import thinet
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph import check_fits
 from keras_pcp.statistics import Statistics, needs_data
 
 Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
@@ -103,6 +104,7 @@ def score_channels(
         (3,)
     """
     function = get(criterion)
+    check_fits(model, graph)
     if data is None and getattr(function, "needs_data", False):
         raise InvalidArgumentError(
             f"criterion {criterion!r} needs data=(x, y): some labelled samples, on which gradients or features are "

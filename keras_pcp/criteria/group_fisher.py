@@ -45,7 +45,7 @@ class GroupFisher:
         freed = freed_macs(statistics.graph, group.name) if by_macs else statistics.freed_elements[group.name]
         if np.isnan(freed).any():
             raise InvalidArgumentError(
-                f"what a channel of group {group.name!r} frees cannot be counted, since the size of an input is not "
-                "known; give the model's inputs a fixed height and width, or use GroupFisher(per=None)"
+                f"what a channel of group {group.name!r} frees cannot be counted, since the MACs of a layer are not "
+                "known (print count_cost(graph)); give the model's inputs fixed sizes, or use GroupFisher(per=None)"
             )
         return importance / np.maximum(freed, 1)

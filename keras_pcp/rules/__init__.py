@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.labels import Labels
 
 Outputs = Labels | None | Sequence[Labels | None]
@@ -35,6 +35,9 @@ class Recorder(Protocol):
 
     def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
         """Says that an integer has to follow some labels."""
+
+    def independent(self, site: "CallSite", variable: Any) -> None:
+        """Says that no axis of a weight follows channels."""
 
     def macs(self, site: "CallSite", variable: Any, uses: float) -> None:
         """Counts every element of a weight so many times."""
@@ -59,7 +62,8 @@ class CallSite:
     Attributes:
         operation: the layer or raw operation.
         inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
-        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None.
+        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None. In a nested model that was made for
+            any size, a rule is run twice: once for the channels, and for the cost once more with the sizes of the call.
         args, kwargs: the call's arguments (KerasTensors and constants).
         tensors: the input KerasTensors.
     """
@@ -91,11 +95,23 @@ class CallSite:
         """Says that position i along `axis` belongs to channel `ids[i]` and only changes that channel."""
         if variable is not None and ids is not None:
             self.recorder.bind(self, variable, axis, ids, "follow", part)
+        elif variable is not None:
+            self.independent(variable)
 
     def consume(self, variable: Any, axis: int, ids: np.ndarray | None) -> None:
         """Says that position i along `axis` multiplies what is read from channel `ids[i]`."""
         if ids is not None:
             self.recorder.bind(self, variable, axis, ids, "consume", "kernel")
+        else:
+            self.independent(variable)
+
+    def independent(self, variable: Any) -> None:
+        """Says that a weight stays as it is, whatever channels are removed. (Weights of one element do so anyway.)
+
+        A rule has to account for every weight of its layer: by `produce`, `follow`, `consume` or this.
+        """
+        if variable is not None:
+            self.recorder.independent(self, variable)
 
     def width(self, path: str | tuple, ids: np.ndarray | None, size: int | None = None, owner="operation") -> None:
         """Says that an attribute (or, with owner "argument", a call argument) is the number of positions in `ids`."""
@@ -104,11 +120,19 @@ class CallSite:
             self.recorder.width(self, owner, path, len(ids) if size is None else size, ids)
 
     def macs(self, variable: Any, uses: float) -> None:
-        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample."""
-        self.recorder.macs(self, variable, uses)
+        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample.
+
+        A weight with several axes of which a rule does not say it has an unknown cost; 0 uses is an answer, as for a table
+        of which rows are looked up.
+        """
+        if variable is not None:
+            self.recorder.macs(self, variable, uses)
 
     def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
+        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample.
+
+        Without axes (and a variable) that is `factor`.
+        """
         self.recorder.macs_product(self, factor, variable, axes)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -177,6 +201,12 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 
     A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
 
+    A rule accounts for every weight of the layer. Say `site.follow(weight, axis, ids, part)` of a weight with a value for
+    each channel, `site.consume(weight, axis, ids)` of a kernel that reads channels, `site.produce((weight, axis, part))` of
+    one that makes them, `site.independent(weight)` of what stays as it is; `site.macs(weight, uses)` of every weight with
+    several axes; and `site.width(attribute, ids)` of a number in the layer's config that is a width. Building a graph is an
+    error if a weight is left out. `keras_pcp.testing.check_rule` tries a rule on a tiny model.
+
     Args:
         *layer_classes: classes of Keras layers.
 
@@ -190,7 +220,7 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
         ...         return 2 * x
         >>> @keras_pcp.register_rule(Doubled)
         ... def doubled(site):
-        ...     return site.inputs[0]          # element-wise: the channels pass through
+        ...     return site.inputs[0]          # element-wise, no weights: the channels pass through
     """
 
     def register(rule: Rule) -> Rule:
@@ -227,6 +257,19 @@ def find_rule(operation: Any) -> Rule | None:
     if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src."):
         return _OPERATION_RULES.get(cls.__name__)
     return _OPERATION_RULES.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def list_outputs(site: CallSite, outputs: Outputs) -> list[Labels | None]:
+    """Returns what a rule gives for the outputs of a call as a list; raises if that is something else."""
+    count = len(site.output_shapes)
+    found = [outputs] if outputs is None or isinstance(outputs, Labels) else outputs
+    fits = isinstance(found, Sequence) and len(found) == count
+    if not fits or not all(x is None or isinstance(x, Labels) for x in found):
+        raise UnsupportedModelError(
+            f"the rule of {site.name} must return keras_pcp.labels.Labels or None for each output of the call, "
+            f"{count} in all, got {outputs!r}"
+        )
+    return list(found)
 
 
 def spatial_size(shape: Shape) -> float:

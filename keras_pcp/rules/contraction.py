@@ -87,6 +87,7 @@ def einsum_dense(site: CallSite) -> Outputs:
     others = [d for d, letter in zip(site.input_shapes[0][1:], read[1:], strict=True) if letter not in kernel]
     site.macs(layer.kernel, float("nan") if None in others else float(np.prod(others)))
     made = [letter for letter in kernel if letter not in read]
+    site.macs(layer.bias, 0)
     letter = None if labels is None else read[labels.axis]
     out = None
     if letter is not None and letter in kernel and letter not in result:
@@ -104,6 +105,8 @@ def einsum_dense(site: CallSite) -> Outputs:
         ).ids
         out = Labels(result.index(letter), made_ids)
     if out is not None:
+        if _bias(layer, result[out.axis], result)[0] is None:
+            site.independent(layer.bias)
         if layer.bias is not None and len(layer.bias.shape) > 1:
             # Keras adds a bias with one axis longer than 1 along whichever axis of the input has that length.
             site.keep_some(out.ids, 2 if out.axis == len(result) - 1 else len(out))

@@ -112,6 +112,7 @@ def dense(site: CallSite) -> Outputs:
 def embedding(site: CallSite) -> Outputs:
     """Makes new channels; its input is indices, not channels."""
     site.freeze(site.inputs[0], "reads them as indices")
+    site.macs(site.operation.embeddings, 0)
     out = site.produce((site.operation.embeddings, 1, "kernel"))
     site.width("output_dim", out.ids)
     return out
@@ -132,13 +133,16 @@ def _over_axes(site: CallSite, axes: list[int], exact: bool = False) -> Outputs:
     """Scale and offset over some axes, statistics over the same axes."""
     labels, layer = site.inputs[0], site.operation
     axes = [a % len(site.input_shapes[0]) for a in axes]
-    if labels is None or labels.axis not in axes:
+    per_channel = labels is not None and labels.axis in axes
+    for name, part in (("gamma", "scale"), ("scale", "scale"), ("beta", "offset")):
+        variable = getattr(layer, name, None)
+        if isinstance(variable, keras.Variable):
+            site.macs(variable, 0)
+            site.follow(
+                variable, axes.index(labels.axis) if per_channel else 0, labels.ids if per_channel else None, part
+            )
+    if not per_channel:
         return labels
-    for variable, part in ((getattr(layer, "gamma", None), "scale"), (getattr(layer, "beta", None), "offset")):
-        site.follow(variable, axes.index(labels.axis), labels.ids, part)
-    scale = getattr(layer, "scale", None)
-    if isinstance(scale, keras.Variable):
-        site.follow(scale, axes.index(labels.axis), labels.ids, "scale")
     if not exact:
         site.mark_inexact(labels)
     return labels
@@ -185,8 +189,11 @@ if hasattr(L, "RMSNormalization"):
 def prelu(site: CallSite) -> Outputs:
     """Passes channels on, with a slope for each unless they share one."""
     labels, alpha = site.inputs[0], site.operation.alpha
+    site.macs(alpha, 0)
     if labels is not None and alpha.shape[labels.axis - 1] == len(labels):
         site.follow(alpha, labels.axis - 1, labels.ids, "slope")
+    else:
+        site.independent(alpha)
     return labels
 
 
@@ -203,6 +210,8 @@ def layer_scale(site: CallSite) -> Outputs:
 def normalization(site: CallSite) -> Outputs:
     """Freezes what it reads: it holds constants for each channel."""
     site.freeze(site.inputs[0], "holds constants for each of them")
+    for weight in site.operation.weights:
+        site.macs(weight, 0)
     return None
 
 
