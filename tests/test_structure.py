@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 ORDER = """
 version errors
 channels labels internals schedules samples patches
-narrowing
+narrowing monitor finite
 trace
 rules
 blocks
@@ -20,7 +20,7 @@ graph contributions
 cost statistics
 criteria selection masks live
 inspection reconstruction recalibration compensation surgery strategies delivery recording
-evaluation report recovery
+evaluation report recovery preflight
 plots attempts
 search adaptation clock
 session width_search
