@@ -132,10 +132,21 @@ class Evaluator:
         return Evaluation(float(metric), float(loss))
 
     def _tested(self, rows: slice) -> dict[str, Any]:
-        x, y, weight = (_rows(a, rows) for a in (self.x, self.y, self.weight))
+        """Returns what `evaluate` gives; the mean over batches where that would be of the last batch alone."""
+        arrays = [_rows(a, rows) for a in (self.x, self.y, self.weight)]
+        count = count_samples(arrays[0])
+        starts = range(0, count, _BATCH)
         with self.state_put_back():
-            found = self.model.evaluate(x, y, _BATCH, sample_weight=weight, verbose=0, return_dict=True)
+            found = self._evaluated(arrays)
+            if len(starts) > 1 and found.keys() != self.model.get_metrics_result().keys():
+                parts = [self._evaluated([_rows(a, slice(i, i + _BATCH)) for a in arrays]) for i in starts]
+                sizes = [min(_BATCH, count - i) for i in starts]
+                found = {key: np.average([part[key] for part in parts], axis=0, weights=sizes) for key in found}
         return dict(_flat(found))
+
+    def _evaluated(self, arrays: list) -> dict[str, Any]:
+        x, y, weight = arrays
+        return self.model.evaluate(x, y, _BATCH, sample_weight=weight, verbose=0, return_dict=True)
 
     def _predicted(self) -> Any:
         parts = [self.predict(_rows(self.x, slice(i, i + _BATCH))) for i in range(0, self.count, _BATCH)]
