@@ -64,6 +64,8 @@ class Evaluator:
         except InvalidArgumentError:
             raise
         except Exception as error:
+            if callable(getattr(self.monitor, "monitor", None)):
+                raise InvalidArgumentError(f"monitor {self.measure.text} failed: {error!r}") from error
             raise InvalidArgumentError(
                 f"the model cannot be evaluated on validation_data (x: {_shapes(self.x)}, y: {_shapes(self.y)}; model "
                 f"input {self.model.input_shape}, output {self.model.output_shape}): {error}"
@@ -199,25 +201,29 @@ class Evaluator:
         return [name for name in found if name not in idle]
 
     def _outputs(self) -> list[Output]:
-        """Returns the outputs of the model, and on which of them the loss depends, on some of the samples."""
-        functional = internals.functional_of(self.judge)
-        named = _output_names(functional)
+        """Returns the outputs of the model, and whether the loss on the samples depends on them."""
+        named = _output_names(internals.functional_of(self.judge))
         if len(named) == 1 or self.tested:
             return [Output(names) for names in named]
-        rows = slice(_FEW)
+        trained = np.zeros(len(named), bool)
+        for start in range(0, self.count, _FEW):
+            if not trained.all():
+                trained |= self._trained(slice(start, start + _FEW))
+        return [Output(names, bool(t or not trained.any())) for names, t in zip(named, trained, strict=True)]
+
+    def _trained(self, rows: slice) -> list[bool]:
+        """Returns for each output whether the loss has a gradient there; also away from outputs that may be right."""
         own = tree.map_structure(np.asarray, self.predict(_rows(self.x, rows)))
         y, weight = _rows(self.y, rows), _rows(self.weight, rows)
-        trained = np.zeros(len(named), bool)
-        with self.metrics_put_back():
-            # A loss may be 0 where the outputs are right, so it is also looked at where they are not.
-            for outputs in (own, tree.map_structure(lambda p: np.roll(p, 1, axis=0), own)):
-                flat = [tf.convert_to_tensor(p) for p in tree.flatten(outputs)]
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch([p for p in flat if p.dtype.is_floating])
-                    loss = self._computed(y, tree.pack_sequence_as(outputs, flat), weight)["loss"]
-                gradients = tape.gradient(loss, flat)
-                trained |= [g is not None and bool(np.any(tf.convert_to_tensor(g) != 0)) for g in gradients]
-        return [Output(names, bool(t or not trained.any())) for names, t in zip(named, trained, strict=True)]
+        found = []
+        for outputs in (own, tree.map_structure(lambda p: np.roll(p, 1, axis=0), own)):
+            flat = [tf.convert_to_tensor(p) for p in tree.flatten(outputs)]
+            with self.metrics_put_back(), tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([p for p in flat if p.dtype.is_floating])
+                loss = self._computed(y, tree.pack_sequence_as(outputs, flat), weight)["loss"]
+            gradients = tape.gradient(loss, flat)
+            found.append([g is not None and bool(np.any(tf.convert_to_tensor(g) != 0)) for g in gradients])
+        return [any(pair) for pair in zip(*found, strict=True)]
 
     @cached_property
     def chunk(self) -> int:

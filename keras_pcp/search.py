@@ -135,6 +135,8 @@ class Search:
             with masked(self.model, self.live_graph, self._relative(before)), self._recalibrated():
                 after = self.strategy.update(self.state, self, self.graph, self.bounds, target)
             self._check_finite(after.rounds[-1].before if after.rounds else None)
+        except NotFiniteError:
+            raise
         except InvalidArgumentError as error:
             self._check_finite(self.evaluator.evaluate(), error)
             raise

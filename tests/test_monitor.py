@@ -63,6 +63,9 @@ def test_the_default_is_the_mean_of_the_metrics_if_each_trained_output_has_one()
     untrained = heads(loss_weights=[1.0, 0.0])
     assert weights(untrained) == {"label_accuracy": 1.0}
     assert weights(heads(), weight=[np.ones(48), np.zeros(48)]) == {"label_accuracy": 1.0}
+    rare = np.zeros(48)
+    rare[45] = 1.0  # few samples with a label for an output are enough
+    assert weights(heads(), weight=[np.ones(48), rare]) == {"loss": -1.0}
     assert weights(single()) == {"loss": -1.0}
     assert weights(single(metrics=[keras.metrics.CosineSimilarity(name="angle")])) == {"angle": 1.0}
 
@@ -224,6 +227,8 @@ def test_a_function_takes_the_place_of_metrics_and_leaves_the_model_as_it_was():
     assert set(seen) == {(6, 8)}
     after = [v.numpy() for v in [*model.variables, *model.metrics_variables]]
     assert all(map(np.array_equal, before, after))
+    with pytest.raises(InvalidArgumentError, match=r"failed: ZeroDivisionError"):
+        evaluator(model, lambda model: 1 / 0).check()
     with pytest.raises(InvalidArgumentError, match=r"must return one number, got dict"):
         evaluator(model, lambda model: {"mae": 1.0}).check()
 
