@@ -30,9 +30,9 @@ class ProgressivePruning(keras.callbacks.Callback):
 
     A new callback needs ints for a model that was pruned before in this process: fractions are refused, since a part of the
     unpruned model or of the model as it is now could be meant. A file that Keras saves does not say what the model cost
-    before it was pruned. So a fraction is of the model as it is loaded, and a warning says so if it has been trained before;
-    give ints where a script may go on from a checkpoint. They must come from a checkpoint of the whole model: `fit` warns if
-    `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
+    before it was pruned. So a fraction is of the model as it is loaded; a warning says so if its optimizer has made steps
+    (after a new `compile` it has not). Give ints where a script may go on from a checkpoint, and save whole models: `fit`
+    warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
 
     Where the weights or the measurements are not finite at a moment of pruning, training has diverged: nothing is pruned
     until they are finite again, and `report.diverged` and a warning at the end of training say so.

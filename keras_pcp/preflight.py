@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import keras
 
@@ -10,8 +11,18 @@ from keras_pcp import internals
 from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
 
-# What each model cost when a callback first met it, and which part of it was counted. A file of Keras has no place for it.
-_FIRST_SEEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _FirstSeen:
+    """What a model was like when a callback first met it: number of weights, the part that was counted, and its cost."""
+
+    size: int
+    part: weakref.ref | None
+    cost: Mapping[str, float]
+
+
+# A file of Keras has no place for this: it knows weights, layers and what the model was compiled with.
+_FIRST_SEEN: weakref.WeakKeyDictionary[keras.Model, _FirstSeen] = weakref.WeakKeyDictionary()
 
 
 def beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
@@ -63,13 +74,11 @@ def check_fractions(
         InvalidArgumentError: a limit is a fraction, and the model was pruned in this process.
     """
     fractions = {k: v for k, v in ((k, getattr(limits, f"max_{k}")) for k in bounds) if isinstance(v, float)}
-    met = model in _FIRST_SEEN
-    part, first = _FIRST_SEEN.setdefault(model, (deliver and weakref.ref(deliver), dict(now)))
-    same_part = (part and part()) is deliver
-    pruned = not same_part or any(first[k] > now[k] for k in first)
-    steps = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
-    if fractions and pruned:
-        were = {k: v * first[k] for k, v in fractions.items()} if same_part else {}
+    size = model.count_params()
+    known = _FIRST_SEEN.get(model)
+    if fractions and known is not None and known.size > size:
+        same_part = (known.part and known.part()) is deliver
+        were = {k: v * known.cost[k] for k, v in fractions.items()} if same_part else {}
         raise InvalidArgumentError(
             f"model {model.name!r} was pruned before in this process, so it is not clear what {_as_arguments(fractions)} "
             f"is a fraction of. Give ints: {_as_arguments({k: bounds[k] for k in fractions})} for that part of the model "
@@ -77,7 +86,8 @@ def check_fractions(
             + (f", {_as_arguments(were)} for that part of the unpruned one" if were else "")
             + "; or take the callback that pruned it, which goes on to its own limits"
         )
-    if fractions and steps and not met:
+    steps = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
+    if fractions and steps and known is None:
         warnings.warn(
             f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "
             f"{_as_arguments(fractions)} does not mean what it meant then: it is taken of the model as it is now, "
@@ -85,6 +95,8 @@ def check_fractions(
             f"{_as_arguments({k: bounds[k] for k in fractions})} is what it comes to now",
             stacklevel=2,
         )
+    part = None if deliver is None else weakref.ref(deliver)
+    _FIRST_SEEN.setdefault(model, _FirstSeen(size, part, now))
 
 
 def _as_arguments(bounds: Mapping[str, float]) -> str:

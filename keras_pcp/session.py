@@ -46,7 +46,7 @@ class Session:
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
         self.report.monitor = self.search.measure.text
-        check_fractions(self.model, callback.deliver, limits, self.report.before, self.search.bounds)
+        check_fractions(self.model, callback.deliver, limits, _totals(self.search.full), self.search.bounds)
         if not self.report.reached:
             warn_of_weight_files(callback, self.search.bounds)
         self.diverged = ""
