@@ -40,6 +40,7 @@ METHODS = {
     "single_layer": lambda **options: Progressive(groups_per_round=1, **options),
     "netadapt": lambda **options: Progressive(groups_per_round=1, step=0.025, **options),
 }
+SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor
 
 
 def compiled(model, args, steps):
@@ -62,11 +63,11 @@ def run(args, method, criterion, target, seed, data):
     unpruned.set_weights(model.get_weights())
     graph = keras_pcp.build_graph(unpruned)
     full, steps = keras_pcp.count_cost(graph), len(x) // args.batch * args.epochs
-    options = {"seed": seed, "samples": args.samples, "signal": args.signal}
+    options = {"seed": seed, "samples": args.samples}
     options |= json.loads(args.strategy) if method == "pcp" else {}
     pruning = keras_pcp.ProgressivePruning(
         max_macs=target, validation_data=val, criterion=criterion.split("+"), begin=args.begin, end=args.end,
-        strategy=METHODS[method](**options),
+        strategy=METHODS[method](**options), monitor=SIGNALS[args.signal],
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
         reconstruction_data=(x[:2000], y[:2000]) if args.reconstruction else None,
     )  # fmt: skip
@@ -124,7 +125,9 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--signal", default=Progressive.signal, help="what attempts are compared by, in all methods")
+    parser.add_argument(
+        "--signal", default="metric", choices=SIGNALS, help="what attempts are compared by, in all methods"
+    )
     parser.add_argument("--distillation", type=float, default=0.5, help="weight; 0: none")
     parser.add_argument("--reconstruction", action="store_true", help="refit readers of pruned channels")
     parser.add_argument("--rate", type=float, default=0.02)

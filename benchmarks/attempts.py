@@ -26,9 +26,11 @@ from trained_model import add_arguments, batches, opened, prepared
 
 import keras_pcp
 from keras_pcp.cost import Limits
+from keras_pcp.monitor import Monitor
 from keras_pcp.search import Search
 
 L = keras.layers
+SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor
 
 
 def resnet(depth: int, width: int, shape: tuple) -> keras.Model:
@@ -73,10 +75,9 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     x, y = (np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
 
     def search(attempts):
-        strategy = keras_pcp.Progressive(
-            samples=None, attempts=attempts, confidence=args.confidence, signal=args.signal
-        )
-        return Search(model, Limits(max_macs=args.target), (x, y), args.criterion, strategy, (), "error")
+        strategy = keras_pcp.Progressive(samples=None, attempts=attempts, confidence=args.confidence)
+        limits, monitor = Limits(max_macs=args.target), Monitor(SIGNALS[args.signal])
+        return Search(model, limits, (x, y), args.criterion, strategy, (), "error", monitor=monitor)
 
     exact, fast = search("exact"), search("fast")
     share = 1 / exact.strategy.rounds_needed(exact.graph, exact.bounds)
@@ -135,7 +136,7 @@ def main():
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--criterion", default="l1")
     parser.add_argument("--confidence", type=float, default=keras_pcp.Progressive.confidence)
-    parser.add_argument("--signal", default=keras_pcp.Progressive.signal)
+    parser.add_argument("--signal", default="metric", choices=SIGNALS)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--width", type=int, default=8, help="of the residual networks trained here")
     parser.add_argument("--epochs", type=int, default=2)

@@ -8,6 +8,8 @@ import keras
 
 from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.monitor import Monitor, Monitored
+from keras_pcp.preflight import beside
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
 from keras_pcp.schedules import cubic
@@ -23,9 +25,17 @@ class ProgressivePruning(keras.callbacks.Callback):
     Rounds of attempting, selecting and pruning are spread over the part of the training between `begin` and `end`.
     The model is made physically smaller in place, so later steps are faster. `report` records every round.
 
-    If training stops before `end`, limits may be missed: a warning tells, and `report.reached` is False. Another `fit` of
-    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on. A new
-    callback takes fractions of the model as it is then.
+    If training stops before `end`, limits may be missed: a warning says so, and `report.reached` is False. Another `fit` of
+    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
+
+    A new callback needs ints for a model that was pruned before in this process: fractions are refused, since a part of the
+    unpruned model or of the model as it is now could be meant. A file that Keras saves does not say what the model cost
+    before it was pruned. So a fraction is of the model as it is loaded; a warning says so if its optimizer has made steps
+    (after a new `compile` it has not). Give ints where a script may go on from a checkpoint, and save whole models: `fit`
+    warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
+
+    Where the weights or the measurements are not finite at a moment of pruning, training has diverged: nothing is pruned
+    until they are finite again, and `report.diverged` and a warning at the end of training say so.
 
     Args:
         max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
@@ -39,6 +49,16 @@ class ProgressivePruning(keras.callbacks.Callback):
             of which each attempt of `Progressive` takes the best (controls go by one). Criteria that read gradients
             or features do so on `validation_data`, in every round.
         strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.controls`.
+        monitor: what attempts are compared by; where it is equal, by the loss. A string: the name of a compiled metric or
+            loss, as `model.evaluate` gives it, with or without `val_`. `{name: weight}`: the sum of several, each with the
+            sign that makes higher better. A function `evaluate(model) -> float`: it is called for every attempt, with the
+            model masked as if pruned, and `validation_data` is then only for criteria and statistics of batch
+            normalization. None: the mean of the metrics for which higher is better, if every output that the loss depends
+            on has one; otherwise the loss. What was taken is printed when `fit` starts, and is in `report.monitor`. A model
+            with its own `test_step` is evaluated by it, on `(x, y)` or `(x, y, sample_weight)` in batches of 256. One with
+            its own `train_step` alone has no default. Functions and `test_step` always see all samples.
+        mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
+            name, and a function as `"max"`. In `report`, metrics are negative where lower is better.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
         reconstruction_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
             used). If given, the layers that read pruned channels are refit by least squares after each round, see
@@ -56,8 +76,9 @@ class ProgressivePruning(keras.callbacks.Callback):
         schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
 
     Raises:
-        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, or the
-            training is too short (when `fit` starts, before the first step).
+        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, `monitor` is
+            unknown or has no default, another callback prunes too, or the training is too short (when `fit` starts, before
+            the first step).
         LimitError: the limits cannot be reached (says what can), or MACs are limited and those of a layer are not known.
         PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
@@ -92,6 +113,8 @@ class ProgressivePruning(keras.callbacks.Callback):
         validation_data: Any,
         criterion: Criteria = "l1",
         strategy: Strategy | None = None,
+        monitor: Monitored = None,
+        mode: str = "auto",
         distillation: Distillation | None = None,
         reconstruction_data: Any = None,
         deliver: keras.Model | None = None,
@@ -105,7 +128,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         self.limits = Limits(max_macs, max_params, max_bytes)
         self.validation_data = validation_data
         self.criterion = criteria_of(criterion)
-        self.strategy = strategy or Progressive()
+        self.strategy, self.monitor = strategy or Progressive(), Monitor(monitor, mode)
         self.distillation, self.reconstruction_data = distillation, reconstruction_data
         self.deliver, self.frozen_layers = deliver, frozen_layers
         self.on_unknown = on_unknown
@@ -120,6 +143,12 @@ class ProgressivePruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Checks everything and builds the graph, before the first step."""
+        rivals = [one for one in beside(self) if isinstance(one, ProgressivePruning)]
+        if rivals:
+            raise InvalidArgumentError(
+                f"this fit has {1 + len(rivals)} pruning callbacks, which would prune the same layers; give all limits to "
+                "one of them (max_macs, max_params and max_bytes can be combined), or prune in one fit after the other"
+            )
         if self._run:  # of a fit that was interrupted
             self._run.teaching.close()
         limits = self.limits

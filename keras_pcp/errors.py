@@ -13,6 +13,10 @@ class InvalidArgumentError(PruningError, ValueError):
     """An argument is out of range or does not fit the model."""
 
 
+class NotFiniteError(InvalidArgumentError):
+    """The model has or gives NaN or infinite values, so it cannot be judged: its training has diverged."""
+
+
 class LimitError(PruningError, ValueError):
     """A limit such as `max_macs` cannot be reached by pruning this model."""
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -16,29 +15,26 @@ from keras import tree
 from keras_pcp import internals
 from keras_pcp.changes import Journal, temporarily
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.monitor import Measure, Monitor, Output, is_own, resolve
 from keras_pcp.recalibration import recalibrated
 from keras_pcp.samples import count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import tensor_sizes, trace
 
-_BATCH = 256
+_BATCH, _FEW = 256, 32
 _CHUNK, _LEAST_CHUNKS = 16, 8
 _PART_BYTES = 2**27
 RECALIBRATION_SAMPLES, _RECALIBRATION_BATCH = 512, 64
-_HIGHER_IS_BETTER = {
-    "acc", "accuracy", "auc", "precision", "recall", "sensitivity", "specificity", "f1", "f1score", "fbeta", "iou", "io",
-    "miou", "r2", "dice",
-}  # fmt: skip
 
 
 class Evaluator:
     """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
 
-    The metric is the mean of the compiled metrics for which higher is better (accuracy, AUC, IoU ...), and minus the
-    loss where there is none or the signal is "loss". They are told by their names, and those that only a `train_step` of
-    the model's own brings up to date are left out. Positions that the model masks do not count, as in Keras. The loss is
-    without regularization terms. Both are those that `judge` was compiled with: the model itself, or the one that it is a
-    copy of.
+    The metric is what the monitor asks for, so that higher is better. Metrics that only a `train_step` of the model's own
+    brings up to date are not known here. Positions that the model masks do not count, as in Keras. The loss is without
+    regularization terms. Loss and metrics are those that `judge` was compiled with: the model itself, or the one that it is
+    a copy of. A model with its own `test_step` is evaluated by that, and a function given as monitor takes its place; both
+    are taken as they are, and the loss is minus the metric where they give none.
     """
 
     def __init__(
@@ -48,10 +44,10 @@ class Evaluator:
         samples: int | None,
         seed: int,
         judge: keras.Model | None = None,
-        signal: str = "metric",
+        monitor: Monitor | Measure | None = None,
     ):
-        self.model, self.judge, self.signal = model, judge or model, signal
-        self.prefixes = _output_names(internals.functional_of(model))
+        self.model, self.judge = model, judge or model
+        self.monitor = monitor or Monitor()
         arrays = take_samples(validation_data, samples, seed, "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
         order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
@@ -66,16 +62,25 @@ class Evaluator:
             )
         try:
             found = self.evaluate()
+        except InvalidArgumentError:
+            raise
         except Exception as error:
+            if callable(getattr(self.monitor, "monitor", None)):
+                raise InvalidArgumentError(f"monitor {self.measure.text} failed: {error!r}") from error
             raise InvalidArgumentError(
                 f"the model cannot be evaluated on validation_data (x: {_shapes(self.x)}, y: {_shapes(self.y)}; model "
                 f"input {self.model.input_shape}, output {self.model.output_shape}): {error}"
             ) from error
-        if not np.isfinite(found.loss):
+        if not np.isfinite([found.metric, found.loss]).all():
             if not all(np.isfinite(p).all() for p in tree.flatten(self._predicted())):
                 raise InvalidArgumentError(
                     f"model {self.model.name!r} gives outputs that are not finite on validation_data; if its training "
                     "has diverged, train it again with a smaller learning rate"
+                )
+            if self.as_it_is or np.isfinite(found.loss):
+                raise InvalidArgumentError(
+                    f"what pruning goes by, {self.measure.text}, is {found.metric} on validation_data; check the data, or "
+                    "take another monitor"
                 )
             raise InvalidArgumentError(
                 f"the loss on validation_data is {found.loss}; check that the labels (y: {_shapes(self.y)}, from "
@@ -83,8 +88,44 @@ class Evaluator:
             )
         return found
 
+    @cached_property
+    def measure(self) -> Measure:
+        """What the monitor means for this model.
+
+        Raises:
+            InvalidArgumentError: the model does not have what is asked for.
+        """
+        if isinstance(self.monitor, Measure):
+            return self.monitor
+        if callable(self.monitor.monitor):
+            return resolve(self.monitor, self.judge, (), list)
+        if self.tested and self.judge is not self.model:
+            raise InvalidArgumentError(
+                f"model {self.judge.name!r} has its own test_step, which cannot evaluate the copy that a search with "
+                "reconstruction_data works on; leave that out, or give monitor= a function of the model"
+            )
+        return resolve(self.monitor, self.judge, self.results, self._outputs)
+
+    @property
+    def tested(self) -> bool:
+        """Whether the model has a `test_step` of its own."""
+        return is_own(self.judge, "test_step")
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether the model is evaluated as a whole, by a function or its own `test_step`, not by given outputs."""
+        return self.measure.function is not None or self.tested
+
     def evaluate(self) -> Evaluation:
         """Returns metric and loss of the model as it is now."""
+        if self.as_it_is:
+            if self.measure.function is not None:
+                with self.state_put_back():
+                    metric = self.measure.function(self.model)
+                return Evaluation(metric, -metric)
+            results = self._tested(slice(None))
+            metric = float(self.measure.of(results))
+            return Evaluation(metric, float(results.get("loss", -metric)))
         predicted = self._predicted()
         if self.masks:
             flat = zip(tree.flatten(predicted), self.masks, strict=True)
@@ -93,22 +134,44 @@ class Evaluator:
             metric, loss = self.judged(self.y, predicted, self.weight)
         return Evaluation(float(metric), float(loss))
 
+    def _tested(self, rows: slice) -> dict[str, Any]:
+        """Returns what `evaluate` gives; the mean over batches where that would be of the last batch alone."""
+        arrays = [_rows(a, rows) for a in (self.x, self.y, self.weight)]
+        count = count_samples(arrays[0])
+        starts = range(0, count, _BATCH)
+        with self.state_put_back():
+            found = self._evaluated(arrays)
+            if len(starts) > 1 and found.keys() != self.model.get_metrics_result().keys():
+                parts = [self._evaluated([_rows(a, slice(i, i + _BATCH)) for a in arrays]) for i in starts]
+                sizes = [min(_BATCH, count - i) for i in starts]
+                found = {key: np.average([part[key] for part in parts], axis=0, weights=sizes) for key in found}
+        return dict(_flat(found))
+
+    def _evaluated(self, arrays: list) -> dict[str, Any]:
+        x, y, weight = arrays
+        return self.model.evaluate(x, y, _BATCH, sample_weight=weight, verbose=0, return_dict=True)
+
     def _predicted(self) -> Any:
         parts = [self.predict(_rows(self.x, slice(i, i + _BATCH))) for i in range(0, self.count, _BATCH)]
         return tree.map_structure(lambda *p: np.concatenate(p), *parts)
 
     def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
         """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
+        results = self._computed(y, predicted, weight)
+        return self.measure.of(results), results["loss"]
+
+    def _computed(self, y: Any, predicted: Any, weight: Any) -> dict[str, Any]:
+        """Returns the loss and all metrics of given outputs, by the names that `evaluate` of Keras gives them."""
+        self.judge.reset_metrics()
         # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
-        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]):
+        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]) as scope:
             loss = internals.loss_of(self.judge, None, y, predicted, weight)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
-        idle = self.idle
-        self.judge.reset_metrics()
+        for variable in self.judge.metrics_variables:  # the losses of single outputs
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value)
         results = self.judge.compute_metrics(None, y, predicted, weight)
-        found = {k: v for k, v in results.items() if self.signal == "metric" and k not in idle}
-        metrics = [v for k, v in _flat(found) if _higher_is_better(k, self.prefixes)]
-        return (sum(keras.ops.mean(v) for v in metrics) / len(metrics) if metrics else -loss), loss
+        return {**dict(_flat(results)), "loss": loss}
 
     @cached_property
     def masks(self) -> list[Any]:
@@ -122,20 +185,46 @@ class Evaluator:
         return tree.flatten(self.model(_rows(self.x, rows), training=False))
 
     @cached_property
-    def idle(self) -> set[str]:
-        """Names of metrics that `compute_metrics` leaves as they are: own ones of a model with an own `train_step`."""
-        own = [m for m in self.judge.metrics if m.name not in ("loss", "compile_metrics")]
-        if not own:
-            return set()
+    def results(self) -> list[str]:
+        """Names of what an evaluation gives; without metrics that only a `train_step` of the model's own updates."""
         rows = slice(_BATCH)
+        if self.tested:
+            return list(self._tested(rows))
+        own = [m for m in self.judge.metrics if m.name not in ("loss", "compile_metrics")]
         predicted = self.predict(_rows(self.x, rows))
         with self.metrics_put_back():
             self.judge.reset_metrics()
             before = [[v.numpy() for v in m.variables] for m in own]
-            self.judge.compute_metrics(None, _rows(self.y, rows), predicted, _rows(self.weight, rows))
+            found = self._computed(_rows(self.y, rows), predicted, _rows(self.weight, rows))
             after = [[v.numpy() for v in m.variables] for m in own]
         same = [all(map(np.array_equal, old, new)) for old, new in zip(before, after, strict=True)]
-        return {m.name for m, unchanged in zip(own, same, strict=True) if unchanged}
+        idle = {m.name for m, unchanged in zip(own, same, strict=True) if unchanged}
+        return [name for name in found if name not in idle]
+
+    def _outputs(self) -> list[Output]:
+        """Returns the outputs of the model, and whether the loss on the samples depends on them."""
+        named = _output_names(internals.functional_of(self.judge))
+        if len(named) == 1 or self.tested:
+            return [Output(names) for names in named]
+        trained = np.zeros(len(named), bool)
+        for start in range(0, self.count, _FEW):
+            if not trained.all():
+                trained |= self._trained(slice(start, start + _FEW))
+        return [Output(names, bool(t or not trained.any())) for names, t in zip(named, trained, strict=True)]
+
+    def _trained(self, rows: slice) -> list[bool]:
+        """Returns for each output whether the loss has a gradient there; also away from outputs that may be right."""
+        own = tree.map_structure(np.asarray, self.predict(_rows(self.x, rows)))
+        y, weight = _rows(self.y, rows), _rows(self.weight, rows)
+        found = []
+        for outputs in (own, tree.map_structure(lambda p: np.roll(p, 1, axis=0), own)):
+            flat = [tf.convert_to_tensor(p) for p in tree.flatten(outputs)]
+            with self.metrics_put_back(), tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([p for p in flat if p.dtype.is_floating])
+                loss = self._computed(y, tree.pack_sequence_as(outputs, flat), weight)["loss"]
+            gradients = tape.gradient(loss, flat)
+            found.append([g is not None and bool(np.any(tf.convert_to_tensor(g) != 0)) for g in gradients])
+        return [any(pair) for pair in zip(*found, strict=True)]
 
     @cached_property
     def chunk(self) -> int:
@@ -151,6 +240,8 @@ class Evaluator:
         whatever is weighted by sample or masked. That is found by comparing them, also on outputs that belong to other
         samples: a perfect AUC is a mean by chance.
         """
+        if self.as_it_is:
+            return []
         if self.masks or any(np.ptp(w) > 0 for w in tree.flatten(self.weight) if w is not None):
             return []
         chunks = self.count // self.chunk
@@ -230,24 +321,27 @@ class Evaluator:
 
         return temporarily(keep)
 
+    def state_put_back(self) -> AbstractContextManager[None]:
+        """Restores whatever code that is not ours may write while it evaluates: weights, seeds, running metrics."""
+
+        def keep(journal: Journal) -> None:
+            journal.keep({id(v): v for v in (*self.model.variables, *self.model.metrics_variables)}.values())
+            journal.note(self.model.reset_metrics)
+
+        return temporarily(keep)
+
     def recalibrated(self) -> AbstractContextManager[None]:
         """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
         return recalibrated(self.model, _rows(self.x, slice(RECALIBRATION_SAMPLES)), _RECALIBRATION_BATCH)
 
 
-def _output_names(functional: keras.Model | None) -> list[str]:
-    """Returns what the results of a model's outputs may begin with, the longest first."""
+def _output_names(functional: keras.Model | None) -> list[set[str]]:
+    """Returns for each output of a model what the names of its results may begin with."""
     if functional is None:
-        return []
-    names = set(functional.output_names) if len(functional.outputs) > 1 else set()
-    names |= set(functional.output) if isinstance(functional.output, Mapping) else set()
-    return sorted((f"{name}_".lower() for name in names), key=len, reverse=True)
-
-
-def _higher_is_better(key: str, prefixes: list[str]) -> bool:
-    """Tells by the name of a result, without the name of the output that it belongs to."""
-    name = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
-    return bool(_HIGHER_IS_BETTER & set(re.split(r"[^a-z0-9]+", name)))
+        return [set()]
+    keys = functional.output if isinstance(functional.output, Mapping) else {}
+    named = zip(functional.outputs, functional.output_names, strict=True)
+    return [{name} | {key for key, given in keys.items() if given is tensor} for tensor, name in named]
 
 
 def _rows(arrays: Any, rows: Any) -> Any:
@@ -259,7 +353,7 @@ def _flat(results: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}".lower(), value
+            yield f"{prefix}{key}", value
 
 
 def _shapes(arrays: Any) -> Any:

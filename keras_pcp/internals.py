@@ -11,6 +11,7 @@
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `Tensor._keras_mask`                           | give a loss the mask of an output that was computed elsewhere |
 | `Trainer._compute_loss`                        | call a loss of a model's own that has no argument `training`  |
+| `Metric._direction`                            | know whether higher is better                                 |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
@@ -122,6 +123,11 @@ def with_mask(value: Any, mask: Any) -> Any:
 def loss_of(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """Returns the compiled loss of given outputs, outside training; an own `compute_loss` need not know `training`."""
     return model._compute_loss(x, y, y_pred, sample_weight, training=False)
+
+
+def direction_of(metric: keras.metrics.Metric) -> str | None:
+    """Returns "up" if higher is better for a metric of Keras, "down" if lower is, None if it does not say."""
+    return getattr(metric, "_direction", None)
 
 
 def producing_operation(tensor: keras.KerasTensor) -> Any:

@@ -28,6 +28,9 @@ class PruningReport:
         attempt_macs: multiply-accumulates that measuring took.
         frozen: (layer, channels, reason) of what was never a candidate.
         notes: what of the costs is unknown, and which weights no call of the model uses.
+        monitor: what attempts were compared by, and whether higher is better.
+        diverged: training step from which on pruning was put off because weights or results were not finite; None if it
+            never was, or if they became finite again.
         draws: what a function given as `validation_data` tells in its `history`, such as the share of pseudo-labels used.
     """
 
@@ -46,6 +49,8 @@ class PruningReport:
     attempt_macs: float = 0.0
     draws: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    monitor: str = ""
+    diverged: int | None = None
 
     @property
     def reached(self) -> bool:
@@ -68,6 +73,10 @@ class PruningReport:
             else:
                 lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
         lines.append(f"  limits {'reached' if self.reached else 'NOT reached'}")
+        if self.monitor:
+            lines.append(f"  attempts compared by {self.monitor}")
+        if self.diverged is not None:
+            lines.append(f"  pruning stopped at step {self.diverged}, where training had diverged")
         spent = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
         lines.append(f"  seconds: {spent}")
         if self.rounds:
@@ -104,6 +113,8 @@ class PruningReport:
             "frozen": [list(f) for f in self.frozen],
             "draws": list(self.draws),
             "notes": list(self.notes),
+            "monitor": self.monitor,
+            "diverged": self.diverged,
         }
         data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
         if path is not None:

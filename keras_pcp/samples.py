@@ -1,11 +1,15 @@
 """A fixed draw of labelled samples, as arrays."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
+
+# Data of unknown length that goes on for longer than this counts as endless, where all of it is asked for.
+_MOST_SAMPLES, _MOST_BYTES = 2**20, 2**33
 
 
 def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") -> tuple[Any, Any, Any]:
@@ -19,7 +23,8 @@ def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") 
         name: what the caller calls the data, for messages.
 
     Raises:
-        InvalidArgumentError: no data, no labels, or arrays of different lengths.
+        InvalidArgumentError: no data, no labels, arrays of different lengths, or all samples of a dataset that has no end
+            (or of one of unknown length that goes on for more than 2**20 samples or 8 GiB).
     """
     if data is None:
         raise InvalidArgumentError(f"{name} is None; labelled samples are needed: (x, y) or a dataset")
@@ -31,7 +36,7 @@ def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") 
             chosen = np.sort(np.random.default_rng(seed).permutation(count)[:samples])
         return (*tree.map_structure(lambda a: a[chosen], arrays), None)[:3]
     batches, count = [], 0
-    for batch in data:
+    for batch in data if samples is not None else _all_batches(data, name):
         batches.append(tree.map_structure(np.asarray, _unpacked(batch, name)))
         count += count_samples(batches[-1], name)
         if samples is not None and count >= samples:
@@ -40,6 +45,30 @@ def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") 
         raise InvalidArgumentError(f"{name} is empty; labelled samples are needed")
     arrays = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
     return (*tree.map_structure(lambda a: a[:samples], arrays), None)[:3]
+
+
+def _all_batches(data: Any, name: str) -> Iterator[Any]:
+    """Yields all batches of a dataset, and refuses one that has no end or seems to have none."""
+    cardinality = int(data.cardinality()) if callable(getattr(data, "cardinality", None)) else None
+    if cardinality == -1:  # what tf.data gives for a dataset without an end
+        raise InvalidArgumentError(
+            f"{name} is a dataset without an end, and samples=None would read all of it; leave out .repeat(), or give "
+            "samples a number"
+        )
+    if cardinality is None and hasattr(data, "__len__"):  # a PyDataset goes on after its end where it is only iterated
+        yield from (batch for batch, _ in zip(data, range(len(data)), strict=False))
+        return
+    count = size = 0
+    for batch in data:
+        arrays = [np.asarray(a) for a in tree.flatten(batch)]
+        count += len(arrays[0]) if arrays and arrays[0].ndim else 1
+        size += sum(a.nbytes for a in arrays)
+        if (cardinality is None or cardinality < 0) and (count > _MOST_SAMPLES or size > _MOST_BYTES):
+            raise InvalidArgumentError(
+                f"{name} has not ended after {count:,} samples, and samples=None would read all of it; give samples a "
+                "number, or give the data as arrays or as a dataset of known length"
+            )
+        yield batch
 
 
 def with_any_labels(data: Any) -> Any:

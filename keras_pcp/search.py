@@ -15,10 +15,12 @@ from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.delivery import delivered_graph
-from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.errors import InvalidArgumentError, NotFiniteError, PruningError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
+from keras_pcp.finite import check_finite
 from keras_pcp.live import shrinking
 from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
+from keras_pcp.monitor import Measure, Monitor
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
 from keras_pcp.samples import count_samples, take_samples, with_any_labels
@@ -57,6 +59,7 @@ class Search:
     Attributes:
         graph, full, bounds: channel graph and cost of the unpruned model, and the absolute limits.
         state: where the run stands.
+        measure: what pruning goes by.
         done: what has been removed from the model physically.
         live_graph: graph of the model as it is now.
         attempt_macs: multiply-accumulates that measuring has taken so far.
@@ -74,6 +77,7 @@ class Search:
         deliver: keras.Model | None = None,
         reconstruction_data: Any = None,
         judge: keras.Model | None = None,
+        monitor: Monitor | None = None,
     ):
         self.model, self.judge, self.strategy, self.criteria = model, judge, strategy, criteria_of(criterion)
         if strategy.one_criterion and len(self.criteria) > 1:
@@ -94,8 +98,10 @@ class Search:
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None
         self._origin: _Origin | None = None
+        self.measure: Measure | Monitor | None = monitor
         self._draw()
         self.evaluator.check()
+        self.measure = self.evaluator.measure
         self.attempt_macs = 0.0
         self._live_macs = self.full.macs
         self.scores()
@@ -104,7 +110,7 @@ class Search:
         data = self._validation_data() if callable(self._validation_data) else self._validation_data
         self._comparison = None
         strategy = self.strategy
-        self.evaluator = Evaluator(self.model, data, strategy.samples, strategy.seed, self.judge, strategy.signal)
+        self.evaluator = Evaluator(self.model, data, strategy.samples, strategy.seed, self.judge, self.measure)
 
     def renew_data(self) -> None:
         """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""
@@ -121,15 +127,23 @@ class Search:
 
         Raises:
             PruningError: the round removed nothing.
+            NotFiniteError: the model has or gives NaN or infinite values; nothing is changed then.
         """
         before = self.state.selection
         if self.refit_on is not None and before != self.done:
             raise PruningError("between two rounds with a refit the model has to be shrunk")
         try:
-            self.state = guarded(lambda: self._next_state(target))
+            after = guarded(lambda: self._next_state(target))
+            self._check_finite(after.rounds[-1].before if after.rounds else None)
+        except NotFiniteError:
+            raise
+        except InvalidArgumentError as error:
+            self._check_finite(self.evaluator.evaluate(), error)
+            raise
         finally:
             self._attempts.clear()
             self._compensation = None
+        self.state = after
         if self.state.selection == before:
             raise PruningError(
                 f"no group can give more channels, but only {self.progress():.1%} of the way is done; lower min_channels "
@@ -139,6 +153,19 @@ class Search:
     def _next_state(self, target: float) -> State:
         with masked(self.model, self.live_graph, self.to_remove()), self._recalibrated():
             return self.strategy.update(self.state, self, self.graph, self.bounds, target)
+
+    def check_finite(self) -> None:
+        """Raises NotFiniteError if weights of the model are NaN or infinite."""
+        check_finite(self.model)
+
+    def _check_finite(self, found: Evaluation | None, cause: Exception | None = None) -> None:
+        """Raises NotFiniteError if what was found for the model as it is, or any of its weights, is not finite."""
+        check_finite(self.model)
+        if found and not np.isfinite([found.metric, found.loss]).all():
+            raise NotFiniteError(
+                f"model {self.model.name!r} gives {self.measure.text} {found.metric} and loss {found.loss} on "
+                "validation_data"
+            ) from cause
 
     def prune(self, more: bool = False, record: Callable[[Journal], None] = lambda journal: None) -> bool:
         """Makes the model physically smaller, and refits it if asked to; returns whether there was anything to do.

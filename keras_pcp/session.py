@@ -17,8 +17,9 @@ from keras_pcp.changes import Journal
 from keras_pcp.channels import ChannelGraph
 from keras_pcp.clock import Clock
 from keras_pcp.cost import Cost, Limits, count_cost
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.live import check_live
+from keras_pcp.preflight import beside, check_fractions, warn_of_weight_files
 from keras_pcp.report import PruningReport
 from keras_pcp.search import Search
 
@@ -40,18 +41,23 @@ class Session:
         self.search = Search(
             self.model, limits, callback.validation_data, callback.criterion, callback.strategy,
             callback.frozen_layers, callback.on_unknown, callback.deliver,
-            callback.reconstruction_data,
+            callback.reconstruction_data, monitor=callback.monitor,
         )  # fmt: skip
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0
         self.steps_per_epoch: int | None = None
         self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
-        if self.verbose:
-            print("".join(f"pruning: {note}\n" for note in self.report.notes), end="", flush=True)
+        self.report.monitor = self.search.measure.text
+        check_fractions(self.model, callback.deliver, limits, _totals(self.search.full), self.search.bounds)
+        if not self.report.reached:
+            warn_of_weight_files(callback, self.search.bounds)
+        self.diverged = ""
         self.clock = Clock(self.report.seconds)
         self.teaching = ExitStack()
         self.report.seconds["other"] += time.perf_counter() - started
+        if self.verbose:
+            print("\n".join([f"pruning compares attempts by {self.report.monitor}", *self.report.notes]), flush=True)
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
         """Lays out the moments of pruning once the length of the training is known; prunes if one has come.
@@ -132,13 +138,35 @@ class Session:
             raise
 
     def take_due(self) -> None:
-        """Runs every pruning moment that has come: some rounds under masks, then one shrink."""
+        """Runs every pruning moment that has come: some rounds under masks, then one shrink.
+
+        Where training has diverged nothing is pruned; the moment comes again after the next step.
+        """
         due, search = [p for p in self.points if p[0] <= self.step], self.search
         if not due or search.progress() >= 1:
             return
-        self.points = self.points[len(due) :]
         target = min(due[-1][1], 1.0)
         near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
+        try:
+            self.run_rounds(near)
+        except NotFiniteError as error:
+            if not self.diverged:
+                self.diverged, self.report.diverged = str(error), self.step
+            if search.state.selection == search.done:
+                return
+        else:
+            self.points = self.points[len(due) :]
+            self.diverged, self.report.diverged = "", None
+        self.report.attempt_macs = search.attempt_macs
+        self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
+        self.shrink_now()
+        self.clock.expect_retrace()
+        self.tell()
+
+    def run_rounds(self, near: float) -> None:
+        """Runs rounds until progress is at `near`; raises NotFiniteError where training has diverged."""
+        search = self.search
+        search.check_finite()
         if (self.step or search.state.rounds) and search.progress() < near:
             search.renew_data()
         while (reached := search.progress()) < near:
@@ -147,18 +175,13 @@ class Session:
             self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
             if search.refit_on is not None:
                 self.shrink_now(more=search.progress() < near)
-        self.report.attempt_macs = search.attempt_macs
-        self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
-        self.shrink_now()
-        self.clock.expect_retrace()
-        self.tell()
 
     def shrink_now(self, more: bool = False) -> None:
         """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
         with self.clock.measuring("surgery"):
             changed = self.search.prune(more, self.record)
         if changed:
-            _start_over(self.model)
+            _start_over(self.callback)
 
     def record(self, journal: Journal) -> None:
         """Brings the report up to date with the model."""
@@ -184,10 +207,16 @@ class Session:
         """Ends distillation and warns if the limits were not reached."""
         self.teaching.close()
         if not self.report.reached:
+            advice = "Call fit again with this callback, or let training go on longer"
+            if self.diverged:
+                advice = (
+                    f"Training diverged, so nothing was pruned from step {self.report.diverged} on: {self.diverged}. Lower "
+                    "the learning rate or clip gradients, and start again with the weights of a time before"
+                )
             warnings.warn(
                 f"training ended at step {self.step}, before pruning reached its limits "
                 f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.report.limits.items())}). "
-                "Call fit again with this callback, or let training go on longer",
+                + advice,
                 stacklevel=2,
             )
 
@@ -208,12 +237,10 @@ def _totals(cost: Cost) -> dict[str, float]:
     return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}
 
 
-def _start_over(model: keras.Model) -> None:
+def _start_over(callback: keras.callbacks.Callback) -> None:
     """Lets callbacks that remember a best value start over: it belonged to a network that no longer exists."""
-    monitors = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
-    for callback in internals.living(monitors):
-        if callback.model is model:
-            callback.on_train_begin()
-    for callback in internals.living((keras.callbacks.ModelCheckpoint,)):
-        if callback.model is model and callback.monitor_op is not None:
-            callback.best = np.inf if bool(callback.monitor_op(0.0, 1.0)) else -np.inf
+    for other in beside(callback):
+        if isinstance(other, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau):
+            other.on_train_begin()
+        elif isinstance(other, keras.callbacks.ModelCheckpoint) and other.monitor_op is not None:
+            other.best = np.inf if bool(other.monitor_op(0.0, 1.0)) else -np.inf

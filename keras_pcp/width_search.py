@@ -14,6 +14,7 @@ from keras_pcp.channels import Selection
 from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph import build_graph
+from keras_pcp.monitor import Monitor, Monitored
 from keras_pcp.search import Criteria, Search
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.state import State, Strategy
@@ -29,6 +30,8 @@ def search_widths(
     validation_data: Any,
     criterion: Criteria = "l1",
     strategy: Strategy | None = None,
+    monitor: Monitored = None,
+    mode: str = "auto",
     reconstruction_data: Any = None,
     frozen_layers: Iterable[str] = (),
     on_unknown: str = "error",
@@ -44,7 +47,7 @@ def search_widths(
         model: a trained, compiled model.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
         validation_data: labelled samples for the attempts.
-        criterion, strategy, reconstruction_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
+        criterion, strategy, monitor, mode, reconstruction_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
         checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
             With `reconstruction_data`, what was pruned until then is refit at once, so later choices may differ slightly.
         verbose: whether to show a progress bar.
@@ -70,14 +73,15 @@ def search_widths(
         True
     """
     limits = Limits(max_macs, max_params, max_bytes)
-    strategy = strategy or Progressive()
+    strategy, wanted = strategy or Progressive(), Monitor(monitor, mode)
     working = model if reconstruction_data is None else _copied(model)
     search = Search(
         working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,
-        reconstruction_data=reconstruction_data, judge=model,
+        reconstruction_data=reconstruction_data, judge=model, monitor=wanted,
     )  # fmt: skip
     identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
     identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
+    identity["monitor"] = search.measure.text
     samples = (search.evaluator.x, search.evaluator.y, search.evaluator.weight)
     compiled = model.get_compile_config() or {}
     identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(samples))}

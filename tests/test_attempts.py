@@ -13,8 +13,9 @@ from keras_pcp import evaluation
 from keras_pcp.attempts import Comparison
 from keras_pcp.cost import Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.evaluation import Evaluator, _higher_is_better
+from keras_pcp.evaluation import Evaluator
 from keras_pcp.masks import consumer_masks, masked, with_zeros
+from keras_pcp.monitor import Monitor
 from keras_pcp.reconstruction import inputs_at_once
 from keras_pcp.recording import Recording, Rerun
 from keras_pcp.search import Search
@@ -112,19 +113,6 @@ class Peak(keras.metrics.Metric):
 
     def result(self):
         return self.peak + 0
-
-
-@pytest.mark.parametrize(
-    ("outputs", "key", "higher"),
-    [
-        (1, "accuracy", True), (1, "sparse_top_k_categorical_accuracy", True), (1, "mean_io_u", True),
-        (1, "auc_1", True), (1, "f1_score", True), (1, "loss", False), (1, "mae", False),
-        (2, "layer2_mae", False), (2, "accent_loss", False), (2, "acc_mae", False), (2, "acc_accuracy", True),
-    ],
-)  # fmt: skip
-def test_metrics_for_which_higher_is_better_are_told_by_their_own_names(outputs, key, higher):
-    names = ["layer2", "accent", "acc"][: 3 if outputs > 1 else 0]
-    assert _higher_is_better(key, [f"{n}_" for n in names]) is higher
 
 
 def test_parts_are_small_where_a_model_has_large_tensors():
@@ -365,12 +353,14 @@ def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
     assert lengths == {few}
 
 
-def test_with_the_loss_as_signal_metrics_do_not_matter():
+def test_with_the_loss_as_monitor_metrics_do_not_matter():
     found = []
-    for metrics, signal in ((["accuracy"], "loss"), (None, "metric"), (["accuracy"], "metric")):
+    for metrics, monitor in ((["accuracy"], "loss"), (None, None), (["accuracy"], None)):
         keras.backend.clear_session()  # so that names of layers are the same
         model = compiled(metrics=metrics)
-        search = Search(model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(signal=signal), (), "error")
+        search = Search(
+            model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", monitor=Monitor(monitor)
+        )
         search.run_round(0.3)
         found.append(search.state.rounds[0])
     loss, without_metrics, metric = found
@@ -379,12 +369,6 @@ def test_with_the_loss_as_signal_metrics_do_not_matter():
     assert all(a.drop == pytest.approx(a.loss_increase, abs=1e-6) for a in loss.attempts)
     assert metric.before.metric != loss.before.metric
     assert metric.before.loss == pytest.approx(loss.before.loss)
-
-
-@pytest.mark.parametrize("strategy", [Progressive, keras_pcp.OneShot, keras_pcp.RandomWidths])
-def test_an_unknown_signal_is_refused_at_once(strategy):
-    with pytest.raises(InvalidArgumentError, match=r"signal must be one of .*got 'auc'"):
-        strategy(signal="auc")
 
 
 def test_masked_positions_do_not_count():
@@ -439,7 +423,7 @@ def test_metrics_that_compute_metrics_leaves_alone_are_left_out():
     x = np.random.default_rng(0).normal(size=(32, 8))
     evaluator = Evaluator(model, (x, np.arange(32) % 4), None, 0)
     found = evaluator.evaluate()
-    assert evaluator.idle == {"accuracy"}
+    assert evaluator.results == ["loss"]
     assert found.metric == pytest.approx(-found.loss)
 
 

@@ -158,3 +158,10 @@ def test_a_loss_of_a_model_s_own_need_not_know_training():
     for model, expected in ((usual, 1.0), (own, 2.0)):
         model.compile(loss="mse")
         assert float(internals.loss_of(model, None, y, predicted, None)) == pytest.approx(expected)
+
+
+def test_metrics_of_keras_say_whether_higher_is_better():
+    metrics = keras.metrics
+    assert internals.direction_of(metrics.CosineSimilarity()) == "up"
+    assert internals.direction_of(metrics.MeanAbsoluteError()) == "down"
+    assert internals.direction_of(metrics.Mean()) is None

@@ -162,7 +162,7 @@ def test_a_train_step_that_leaves_no_room_for_a_teacher_is_told():
         model = cls(i, keras.layers.Dense(2)(keras.layers.Dense(32)(i)))
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         callback = keras_pcp.ProgressivePruning(
-            max_macs=0.5, validation_data=(x, y), distillation=keras_pcp.Distillation(0.5)
+            max_macs=0.5, validation_data=(x, y), distillation=keras_pcp.Distillation(0.5), monitor="loss"
         )
         model.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[callback])
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 ORDER = """
 version errors changes
 channels labels internals schedules samples patches
-narrowing
+narrowing monitor finite
 trace
 sizes rules
 counting
@@ -21,7 +21,7 @@ graph contributions
 cost statistics
 criteria selection masks live
 inspection reconstruction recalibration compensation surgery strategies delivery recording
-evaluation report recovery
+evaluation report recovery preflight
 plots attempts
 search adaptation clock
 session width_search

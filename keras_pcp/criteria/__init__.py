@@ -27,6 +27,7 @@ from keras_pcp.criteria.slimming import bn_scale
 from keras_pcp.criteria.taylor import TaylorGate, taylor
 from keras_pcp.criteria.thinet import thinet
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.finite import check_finite
 from keras_pcp.graph import check_fits
 from keras_pcp.statistics import Statistics, needs_data
 
@@ -91,6 +92,7 @@ def score_channels(
     Raises:
         InvalidArgumentError: the criterion is unknown, lacks data or a compiled model, or returns something else than
             one finite number per channel.
+        NotFiniteError: the same, because weights of the model are NaN or infinite.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -115,8 +117,10 @@ def score_channels(
     for group in graph:
         score = np.asarray(function(group, statistics), float)
         if score.shape != (group.num_channels,) or not np.isfinite(score).all():
+            check_finite(model)
+            name = getattr(function, "__name__", None) or type(function).__name__
             raise InvalidArgumentError(
-                f"criterion {criterion!r} must return {group.num_channels} finite scores for group {group.name!r}, "
+                f"criterion {name!r} must return {group.num_channels} finite scores for group {group.name!r}, "
                 f"got shape {score.shape}" + ("" if np.isfinite(score).all() else " with NaN or infinite values")
             )
         scores[group.name] = score

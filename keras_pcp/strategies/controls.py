@@ -16,7 +16,7 @@ from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import check_reachable, count_cost
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import holds, lowest_removed, select_by_cost, select_by_ratio, smallest
-from keras_pcp.strategies.state import SIGNALS, Observation, Round, State, check_options, nothing_removed
+from keras_pcp.strategies.state import Observation, Round, State, nothing_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,8 @@ class _Control(ABC):
     one_criterion: ClassVar[bool] = True
 
     samples: int | None = 1024
-    signal: str = "metric"
     recalibrate: bool = True
     seed: int = 0
-
-    def __post_init__(self):
-        check_options(self, signal=SIGNALS)
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
         """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
@@ -66,7 +62,7 @@ class OneShot(_Control):
 
     Attributes:
         scope: `"global"` or `"local"` (uniform), as in `select_by_cost`.
-        samples, signal, recalibrate, seed: as in `Progressive`.
+        samples, recalibrate, seed: as in `Progressive`.
     """
 
     scope: str = "local"
@@ -84,7 +80,7 @@ class RandomWidths(_Control):
 
     Attributes:
         draws: at least 1: number of drawn configurations, which are compared on the validation samples before any recovery.
-        samples, signal, recalibrate, seed: as in `Progressive`.
+        samples, recalibrate, seed: as in `Progressive`.
 
     References:
         Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022. Its text is not public;
@@ -94,7 +90,6 @@ class RandomWidths(_Control):
     draws: int = 10
 
     def __post_init__(self):
-        super().__post_init__()
         if not isinstance(self.draws, int) or self.draws < 1:
             raise InvalidArgumentError(f"draws must be an int of at least 1, got {self.draws!r}")
 
@@ -115,7 +110,7 @@ class LayerByLayer(_Control):
     One round visits one group, with scores of the model as it is then, so that training may go on in between.
 
     Attributes:
-        samples, signal, recalibrate, seed: as in `Progressive`.
+        samples, recalibrate, seed: as in `Progressive`.
     """
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:

@@ -15,7 +15,7 @@ Differs from the paper:
       reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples. With
-      `signal="loss"` the loss alone is compared, as in LAASP.
+      `monitor="loss"` (of `ProgressivePruning`) the loss alone is compared, as in LAASP.
     - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
       as the limit holds.
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
@@ -38,7 +38,6 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import check_widths, least_width, removal_order, smallest, width_option
 from keras_pcp.strategies.racing import Measured, race
 from keras_pcp.strategies.state import (
-    SIGNALS,
     Attempt,
     Evaluation,
     Observation,
@@ -63,10 +62,8 @@ class Progressive:
         select: which groups of a round are pruned. `"topk"`: those with the smallest drops. `"threshold"`: the same, as
             long as their drops add up to at most `max_drop`. `"joint"`: one after the other, each with the smallest
             drop of the model without those chosen before it; takes up to `groups_per_round` times the attempts.
-        max_drop: for `"threshold"`: what the drops of a round may add up to; at least one group is pruned.
-        signal: what attempts are compared by. `"metric"`: the fall of the compiled metrics for which higher is better, and
-            the rise of the loss where that is equal. `"loss"`: the rise of the loss, which differs less by chance; then
-            every metric and drop in options and reports is minus the loss, and in its units.
+        max_drop: for `"threshold"`: what the drops of a round may add up to, in units of what pruning goes by (`monitor`);
+            at least one group is pruned.
         min_channels: channels that every group keeps at least; or {group name: channels}.
         multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs), so widths that are
             multiples stay multiples; or {group name: multiple}.
@@ -82,7 +79,7 @@ class Progressive:
         InvalidArgumentError: an option is out of range.
 
     Example:
-        >>> strategy = Progressive(groups_per_round=2, multiple_of=8, signal="loss")
+        >>> strategy = Progressive(groups_per_round=2, multiple_of=8)
         >>> # ProgressivePruning(max_macs=0.5, validation_data=..., strategy=strategy)
     """
 
@@ -92,7 +89,6 @@ class Progressive:
     groups_per_round: int | None = None
     select: str = "topk"
     max_drop: float = 0.01
-    signal: str = "metric"
     min_channels: int | Mapping[str, int] = 1
     multiple_of: int | Mapping[str, int] = 1
     attempts: str = "fast"
@@ -107,7 +103,7 @@ class Progressive:
             raise InvalidArgumentError(
                 f"step must be a float in (0, 1) or a number of channels of at least 1, got {self.step!r}"
             )
-        check_options(self, select=("topk", "threshold", "joint"), signal=SIGNALS, attempts=("fast", "exact"))
+        check_options(self, select=("topk", "threshold", "joint"), attempts=("fast", "exact"))
         for name in ("confidence", "max_drop"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgumentError(f"{name} must be at least 0, got {getattr(self, name)!r}")

@@ -10,15 +10,10 @@ from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.strategies.racing import Measured, worth
 
-# What measurements are compared by: the compiled metrics, and the loss where they are equal; or the loss alone.
-SIGNALS = ("metric", "loss")
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model reaches on the validation samples: `metric` (higher = better; minus the loss if that is the signal)
-    and `loss`.
-    """
+    """What the model reaches on the validation samples: `metric`, what pruning goes by (higher = better), and `loss`."""
 
     metric: float
     loss: float
@@ -131,14 +126,12 @@ class Strategy(Protocol):
 
     Attributes:
         samples: validation samples to use; None: all.
-        signal: one of `SIGNALS`.
         recalibrate: whether statistics of batch normalization are re-estimated for the measurements of a round.
         seed: for the draw of samples and for random criteria.
         one_criterion: whether it goes by one criterion only; several are refused then.
     """
 
     samples: int | None
-    signal: str
     recalibrate: bool
     seed: int
     one_criterion: ClassVar[bool]
