@@ -23,3 +23,7 @@ class LimitError(PruningError, ValueError):
 
 class ExportError(PruningError, RuntimeError):
     """A model cannot be converted, or the converted file does not compute what the Keras model computes."""
+
+
+class FileError(PruningError, OSError):
+    """A file cannot be written; what was there before is unchanged."""

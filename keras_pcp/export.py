@@ -2,10 +2,9 @@
 
 import contextlib
 import io
-import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,16 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import conversion
+from keras_pcp.calibration import CALIBRATION_SAMPLES, check_calibration, narrow_outputs
 from keras_pcp.errors import ExportError, InvalidArgumentError
+from keras_pcp.files import check_target, write
 
 # Largest error allowed, as a fraction of the range of the Keras outputs: at any element for the exact formats, on
 # average for the quantized ones, where single values may be several quantization steps off.
 _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 5e-2, "int8": 5e-2}
 _SAMPLES = 16
-_CALIBRATION_SAMPLES = 200
+_CONVERTER = conversion.Converter()
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,21 @@ def export_litert(
         >>> file.bytes > 0 and file.max_error < 1e-4
         True
     """
-    path = Path(path)
-    if quantization not in _TOLERANCE:
-        raise InvalidArgumentError(f"quantization must be one of {list(_TOLERANCE)}, got {quantization!r}")
-    if quantization == "int8" and representative_data is None:
-        raise InvalidArgumentError("quantization='int8' needs representative_data: some real inputs for calibration")
-    if not path.parent.is_dir():
-        raise InvalidArgumentError(f"folder {path.parent} does not exist")
+    _check_options(model, quantization, representative_data, tolerance)
+    path = check_target(path)
     inputs = _samples(model, representative_data)
+    if quantization == "int8":
+        check_calibration(model, inputs)
+    expected = _computed(model, inputs)
     content = _convert(model, quantization, inputs)
-    max_error, mean_error = _compare(model, content, inputs)
+    try:
+        max_error, mean_error = _compare(content, inputs, expected)
+    except (RuntimeError, ValueError) as error:
+        advice = narrow_outputs(model, inputs) if quantization == "int8" else ""
+        raise ExportError(
+            f"LiteRT cannot run what it made of {model.name!r} (quantization={quantization}): {_first_line(error)}."
+            f"{advice} No file was written"
+        ) from error
     limit = _TOLERANCE[quantization] if tolerance is None else tolerance
     judged = max_error if quantization in (None, "float16") else mean_error
     if not judged <= limit:
@@ -87,10 +94,7 @@ def export_litert(
             f"the LiteRT file of {model.name!r} (quantization={quantization}) differs from Keras by {judged:.2e} of the "
             f"output range (largest {max_error:.2e}, mean {mean_error:.2e}); allowed is {limit:.0e}. No file was written"
         )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    write(path, content)
     return LiteRTFile(path, len(content), max_error, mean_error)
 
 
@@ -115,20 +119,41 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
         True
     """
     for name, value in (("runs", runs), ("threads", threads)):
-        if value < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1, got {value!r}")
-    if not Path(path).is_file():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise InvalidArgumentError(f"{name} must be at least 1, got {value!r}; give an int")
+    if not isinstance(path, str | Path) or not Path(path).is_file():
         raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
-    interpreter = _interpreter(Path(path).read_bytes(), threads)
-    for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-    times = []
-    for i in range(runs + runs // 5):
-        started = time.perf_counter()
-        interpreter.invoke()
-        if i >= runs // 5:
-            times.append(time.perf_counter() - started)
+    try:
+        interpreter = _interpreter(Path(path).read_bytes(), threads)
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+        times = []
+        for i in range(runs + runs // 5):
+            started = time.perf_counter()
+            interpreter.invoke()
+            if i >= runs // 5:
+                times.append(time.perf_counter() - started)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"LiteRT cannot run {path}: {_first_line(error)}; export_litert writes files that it can run"
+        ) from error
     return float(np.median(times) * 1e3)
+
+
+def _check_options(model: Any, quantization: Any, data: Any, tolerance: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise InvalidArgumentError(f"model must be a keras.Model, got {type(model).__name__}")
+    if not getattr(model, "inputs", None):
+        raise InvalidArgumentError(
+            f"model {model.name!r} has no symbolic inputs; build it with the functional API, or start a Sequential model "
+            "with keras.Input(shape)"
+        )
+    if not isinstance(quantization, str | None) or quantization not in _TOLERANCE:
+        raise InvalidArgumentError(f"quantization must be one of {list(_TOLERANCE)}, got {quantization!r}")
+    if quantization == "int8" and data is None:
+        raise InvalidArgumentError("quantization='int8' needs representative_data: some real inputs for calibration")
+    if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
+        raise InvalidArgumentError(f"tolerance must be a number of at least 0, or None, got {tolerance!r}")
 
 
 def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
@@ -141,21 +166,78 @@ def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
             )
         rng = np.random.default_rng(0)
         return [_random_input(rng, (_SAMPLES, *t.shape[1:]), t.dtype) for t in specs]
-    arrays = [np.asarray(a) for a in tree.flatten(data)]
-    if len(arrays) != len(specs) or any(
-        a.ndim != len(t.shape) or not len(a) for a, t in zip(arrays, specs, strict=True)
+    try:
+        arrays = [np.asarray(a) for a in _in_order(model, data)]
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, objects that are no arrays
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"representative_data holds no arrays: {_first_line(error)}") from error
+    if (
+        len(arrays) != len(specs)
+        or len({a.shape[:1] for a in arrays}) > 1
+        or not all(a.size and _fits(a.shape, t.shape) for a, t in zip(arrays, specs, strict=True))
     ):
         raise InvalidArgumentError(
             f"representative_data has shapes {[a.shape for a in arrays]}, the model takes "
             f"{[tuple(t.shape) for t in specs]} (batch axis first, at least one sample, labels left out)"
         )
-    return [a.astype(t.dtype) for a, t in zip(arrays, specs, strict=True)]
+    return [_cast(a, t, i) for i, (a, t) in enumerate(zip(arrays, specs, strict=True))]
+
+
+def _in_order(model: keras.Model, data: Any) -> list[Any]:
+    """Lists the arrays of a structure in the order of the model's inputs; a dict may also go by their names."""
+    if not isinstance(data, Mapping) or len(data) == len(model.inputs) == 1:
+        return tree.flatten(data)
+    names = [t.name for t in model.inputs]
+    places = tree.pack_sequence_as(model.input, list(range(len(names))))
+    if isinstance(places, Mapping) and all(isinstance(i, int) for i in places.values()):
+        names = sorted(places, key=places.get)
+    elif isinstance(places, Mapping):  # structures in a structure
+        return tree.flatten(data)
+    if not set(names) <= set(data):
+        raise InvalidArgumentError(f"representative_data has the entries {sorted(data)}, the model takes {names}")
+    return [data[name] for name in names]
+
+
+def _fits(shape: tuple, wanted: tuple) -> bool:
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape[1:], wanted[1:], strict=True))
+
+
+def _cast(array: np.ndarray, tensor: Any, number: int) -> np.ndarray:
+    """Returns an array in the type of the input that it is for; refuses values that it cannot hold."""
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise InvalidArgumentError(f"representative_data must hold numbers, input {number} is of type {array.dtype}")
+    with np.errstate(all="ignore"):
+        found = array.astype(tensor.dtype)
+        same = "float" in tensor.dtype or np.array_equal(found.astype(array.dtype), array)
+    if not same:
+        raise InvalidArgumentError(
+            f"representative_data of input {number} (type {array.dtype}) holds values that {tensor.dtype} cannot hold"
+        )
+    return found
 
 
 def _random_input(rng: np.random.Generator, shape: tuple, dtype: str) -> np.ndarray:
     if "int" in dtype:
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
+
+
+def _computed(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns what the model computes of the samples that files are compared on."""
+    try:
+        outputs = model(_structured(model, [a[:_SAMPLES] for a in inputs]), training=False)
+    except Exception as error:  # Keras, TensorFlow and custom layers raise many classes
+        raise InvalidArgumentError(
+            f"{model.name!r} cannot compute anything of representative_data: {_first_line(error)}"
+        ) from error
+    expected = [np.asarray(keras.ops.cast(o, "float32")) for o in tree.flatten(outputs)]
+    if not all(np.isfinite(o).all() for o in expected):
+        raise ExportError(
+            f"{model.name!r} itself computes NaN or infinite outputs for representative_data, so a file cannot be "
+            "compared with it; check its weights and the data. No file was written"
+        )
+    return expected
 
 
 def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarray]) -> bytes:
@@ -177,29 +259,17 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
         with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
             archive.write_out(folder, verbose=False)
         try:
-            return _converted(tf.lite.TFLiteConverter.from_saved_model(folder), quantization, inputs)
+            if quantization == "int8":
+                samples = {f"input_{i}": a[:CALIBRATION_SAMPLES] for i, a in enumerate(inputs)}
+                np.savez(Path(folder) / conversion.INPUTS, **samples)
+                _CONVERTER.convert(folder, quantization)
+            else:
+                conversion.convert(folder, quantization)
+            return (Path(folder) / conversion.RESULT).read_bytes()
         except Exception as error:  # the converter raises many classes, with pages of text
             unsupported = [line.strip() for line in str(error).splitlines() if "ops:" in line]
-            reason = "; ".join(unsupported) or str(error).strip().partition("\n")[0][:300]
+            reason = "; ".join(unsupported) or _first_line(error)
             raise ExportError(f"LiteRT cannot convert {model.name!r}: {reason}. No file was written") from error
-
-
-def _converted(converter: Any, quantization: str | None, inputs: list[np.ndarray]) -> bytes:
-    import tensorflow as tf
-
-    if quantization is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantization == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantization == "int8":
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
-
-        def calibration() -> Iterator[dict[str, np.ndarray]]:
-            for i in range(min(_CALIBRATION_SAMPLES, len(inputs[0]))):
-                yield {f"input_{k}": a[i : i + 1] for k, a in enumerate(inputs)}
-
-        converter.representative_dataset = calibration
-    return converter.convert()
 
 
 def _structured(model: keras.Model, flat: Any) -> Any:
@@ -209,14 +279,12 @@ def _structured(model: keras.Model, flat: Any) -> Any:
     return tree.pack_sequence_as(model.input, list(flat))
 
 
-def _compare(model: keras.Model, content: bytes, inputs: list[np.ndarray]) -> tuple[float, float]:
+def _compare(content: bytes, inputs: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
     """Returns the largest and the mean error over some samples, relative to the range of the Keras outputs."""
-    inputs = [a[:_SAMPLES] for a in inputs]
-    expected = [np.asarray(o, "float32") for o in tree.flatten(model(_structured(model, inputs), training=False))]
     interpreter = _interpreter(content, 1)  # kept: the runner does not keep the file's content alive
     runner = interpreter.get_signature_runner()
     worst, means = 0.0, []
-    for i in range(len(inputs[0])):
+    for i in range(len(expected[0])):
         found = runner(**{f"input_{k}": a[i : i + 1] for k, a in enumerate(inputs)})
         for j, want in enumerate(expected):
             scale = max(float(np.ptp(want)), float(np.abs(want).max()), 1e-6)
@@ -232,3 +300,7 @@ def _interpreter(content: bytes, threads: int) -> Any:
     interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
     return interpreter
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__

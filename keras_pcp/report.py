@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_pcp.channels import Selection
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.files import check_target, replacing, write
 from keras_pcp.strategies.state import Round
 
 
@@ -118,7 +120,7 @@ class PruningReport:
         }
         data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
         if path is not None:
-            Path(path).write_text(json.dumps(data, indent=1) + "\n")
+            write(path, json.dumps(data, indent=1) + "\n")
         return data
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -130,7 +132,12 @@ class PruningReport:
 
         figure = plot_report(self)
         if path is not None:
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+            path = check_target(path)
+            try:
+                with replacing(path if path.suffix else path.with_name(path.name + ".png")) as part:
+                    figure.savefig(part, dpi=120, bbox_inches="tight")
+            except ValueError as error:
+                raise InvalidArgumentError(f"cannot draw {path}: {error}") from error
         return figure
 
 

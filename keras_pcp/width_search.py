@@ -1,23 +1,21 @@
 """The search for widths without training, and its checkpoint."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import tree
 
+from keras_pcp import checkpoints
 from keras_pcp.channels import Selection
 from keras_pcp.cost import Limits
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.files import check_target
 from keras_pcp.graph import build_graph
 from keras_pcp.monitor import Monitor, Monitored
 from keras_pcp.search import Criteria, Search
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.strategies.state import State, Strategy
+from keras_pcp.strategies.state import Strategy
 from keras_pcp.surgery import prune_model
 
 
@@ -56,8 +54,10 @@ def search_widths(
         The `Selection` to give to `prune_model`.
 
     Raises:
-        InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint belongs to
-            another search.
+        InvalidArgumentError: an option is out of range, the data does not fit the model, the checkpoint is damaged or
+            belongs to another search, or a criterion could not be known again (one that is neither a function, a
+            `functools.partial` nor a dataclass, with a checkpoint).
+        FileError: the checkpoint cannot be written; the one before is unchanged.
         LimitError: the limits cannot be reached.
         PruningError: no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, or a layer without a rule.
@@ -74,35 +74,24 @@ def search_widths(
     """
     limits = Limits(max_macs, max_params, max_bytes)
     strategy, wanted = strategy or Progressive(), Monitor(monitor, mode)
+    file = check_target(checkpoint) if checkpoint else None
     working = model if reconstruction_data is None else _copied(model)
     search = Search(
         working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,
         reconstruction_data=reconstruction_data, judge=model, monitor=wanted,
     )  # fmt: skip
-    identity = {"groups": {g.name: g.num_channels for g in search.graph}, "limits": search.bounds}
-    identity |= {"strategy": repr(strategy), "criteria": [getattr(c, "__name__", repr(c)) for c in search.criteria]}
-    identity["monitor"] = search.measure.text
-    samples = (search.evaluator.x, search.evaluator.y, search.evaluator.weight)
-    compiled = model.get_compile_config() or {}
-    identity |= {"weights": _digest(model.get_weights()), "samples": _digest(tree.flatten(samples))}
-    identity["loss and metrics"] = str(
-        {key: compiled.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
-    )
-    if search.refit_on is not None:
-        identity["reconstruction_data"] = _digest(tree.flatten(search.refit_on[0]))
-    file = Path(checkpoint) if checkpoint else None
-    if file and not file.parent.is_dir():
-        raise InvalidArgumentError(f"the folder of checkpoint {file} does not exist; make it first")
-    if file and file.exists():
-        search.state = _resumed(file, identity)
-        if reconstruction_data is not None:
-            search.prune(more=True)
+    if file:
+        identity = _identity(model, search, wanted)
+        if file.exists():
+            search.state = checkpoints.read(file, identity, search.graph)
+            if reconstruction_data is not None:
+                search.prune(more=True)
     share = 1 / strategy.rounds_needed(search.graph, search.bounds)
     bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
     while (reached := search.progress()) < 1:
         search.run_round(min(1.0, reached + share))
         if file:
-            _write(file, {**identity, "state": search.state.to_json()})
+            checkpoints.write(file, identity, search.state)
         if reconstruction_data is not None:
             search.prune(more=True)
         latest = search.state.rounds[-1]
@@ -111,34 +100,32 @@ def search_widths(
     return search.state.selection
 
 
+def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, Any]:
+    """Returns what a search depends on, JSON-ready; two searches are the same if it is."""
+    evaluator, compiled = search.evaluator, model.get_compile_config() or {}
+    found = {
+        "groups": {g.name: g.num_channels for g in search.graph},
+        "limits": search.bounds,
+        "strategy": repr(search.strategy),
+        "criteria": [checkpoints.identify(c) for c in search.criteria],
+        "monitor": [
+            search.measure.text,
+            checkpoints.identify(wanted.monitor, "monitor") if callable(wanted.monitor) else "",
+        ],
+        "weights": checkpoints.digest(model.get_weights()),
+        "samples": checkpoints.digest(tree.flatten((evaluator.x, evaluator.y, evaluator.weight))),
+        "loss and metrics": str(
+            {key: compiled.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
+        ),
+    }
+    if search.refit_on is not None:
+        found["reconstruction_data"] = checkpoints.digest(tree.flatten(search.refit_on[0]))
+    return found
+
+
 def _copied(model: keras.Model) -> keras.Model:
     """Returns a copy of a model, with its loss."""
     copy = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
     if getattr(model, "compiled", False):
         copy.compile(loss=model.loss, loss_weights=(model.get_compile_config() or {}).get("loss_weights"))
     return copy
-
-
-def _digest(arrays: list[np.ndarray | None]) -> str:
-    digest = hashlib.sha256()
-    for array in (a for a in arrays if a is not None):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _resumed(file: Path, identity: Mapping[str, Any]) -> State:
-    data = json.loads(file.read_text())
-    other = [key for key, value in identity.items() if data.get(key) != value]
-    if other:
-        raise InvalidArgumentError(
-            f"checkpoint {file} belongs to another search: its {', '.join(other)} differ (there: "
-            f"{ {k: data.get(k) for k in other} }, here: { {k: identity[k] for k in other} }). Delete it to start anew"
-        )
-    return State.from_json(data["state"])
-
-
-def _write(file: Path, data: Mapping[str, Any]) -> None:
-    """Writes a file so that it is never there in part."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(data))
-    part.replace(file)

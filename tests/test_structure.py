@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
 version errors changes
+files conversion
 channels labels internals schedules samples patches
 narrowing monitor finite
 trace
@@ -19,11 +20,11 @@ blocks
 recorder
 graph contributions
 cost statistics
-criteria selection masks live
+criteria selection masks live calibration
 inspection reconstruction recalibration compensation surgery strategies delivery recording
 evaluation report recovery preflight
 plots attempts
-search adaptation clock
+search adaptation clock checkpoints
 session width_search
 callbacks export testing
 cli
