@@ -16,7 +16,7 @@ from keras import tree
 from keras_pcp import internals
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.recalibration import batch_normalizations, estimate_statistics, state_of
-from keras_pcp.samples import count_samples, take_samples
+from keras_pcp.samples import check_inputs, count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import tensor_sizes, trace
 
@@ -52,6 +52,7 @@ class Evaluator:
         self.model, self.judge, self.signal = model, judge or model, signal
         self.prefixes = _output_names(internals.functional_of(model))
         arrays = take_samples(validation_data, samples, seed, "validation_data")
+        check_inputs(model, arrays[0], "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
         order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
         self.x, self.y, self.weight = _rows(arrays, order)

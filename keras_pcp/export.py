@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import checks
 from keras_pcp.errors import ExportError, InvalidArgumentError
 
 # Largest error allowed, as a fraction of the range of the Keras outputs: at any element for the exact formats, on
@@ -114,9 +115,8 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
         ...     keras_pcp.measure_latency(file.path, runs=10) > 0
         True
     """
-    for name, value in (("runs", runs), ("threads", threads)):
-        if value < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1, got {value!r}")
+    runs, threads = checks.count("runs", runs), checks.count("threads", threads)
+    checks.instance("path", path, str | Path, "the path of a LiteRT file")
     if not Path(path).is_file():
         raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
     interpreter = _interpreter(Path(path).read_bytes(), threads)

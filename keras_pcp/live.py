@@ -50,10 +50,10 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         (2, 16)
     """
     check_selection(graph, selection)
+    check_fits(model, graph)
     _check_strategy(model)
     if not selection.removed():
         return
-    check_fits(model, graph)
     _check_plain(model, graph.blocks)
     traced = trace(model)
     models = internals.models_using([model, *traced.operations])

@@ -8,11 +8,12 @@ Means over batches of the present model are not. They are what Wu & Johnson, Ret
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.samples import count_samples, take_samples, with_any_labels
+from keras_pcp.samples import check_inputs, count_samples, take_samples, with_any_labels
 
 L = keras.layers
 
@@ -37,7 +38,8 @@ def recalibrate(
         The names of the layers whose statistics were replaced.
 
     Raises:
-        InvalidArgumentError: there are no samples, or a number is below 1.
+        InvalidArgumentError: there are no samples, they do not fit the model, they or their statistics are NaN or
+            infinite, or a number is below 1. The model stays as it is then.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -48,10 +50,11 @@ def recalibrate(
         >>> float(layer.moving_mean[0]), float(layer.moving_variance[0])  # of the batches: means 2, 6, variances 1
         (4.0, 1.0)
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
-    x = take_samples(with_any_labels(data), samples, seed)[0]
+    if not checks.model("model", model).built:
+        raise InvalidArgumentError(f"model {model.name!r} is not built, so it has no statistics; train it first")
+    samples, batch_size = checks.count("samples", samples), checks.count("batch_size", batch_size)
+    x = take_samples(with_any_labels(data), samples, checks.count("seed", seed, 0))[0]
+    check_inputs(model, x)
     layers = [layer for layer in batch_normalizations(model) if layer.trainable]
     statistics = {id(v) for layer in layers for v in layer.non_trainable_variables}
     before = [(v, v.numpy()) for v in state_of(model)]
@@ -84,6 +87,16 @@ def estimate_statistics(model: keras.Model, x: Any, batch_size: int) -> None:
                 layer.momentum = number / (number + 1)
             rows = slice(number * batch_size, (number + 1) * batch_size)
             model(tree.map_structure(lambda a, rows=rows: a[rows], x), training=True)
+        _check_statistics(layers)
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
+
+
+def _check_statistics(layers: list[keras.Layer]) -> None:
+    for variable in (v for layer in layers for v in layer.non_trainable_variables):
+        if not checks.is_finite(np.asarray(keras.ops.convert_to_numpy(variable.value))):
+            raise InvalidArgumentError(
+                f"the estimated statistics {variable.path!r} have NaN or infinite values; look at the scale of the data "
+                "and at the weights of the layers before"
+            )

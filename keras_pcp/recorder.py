@@ -21,7 +21,7 @@ from keras_pcp.channels import (
 )
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, Outputs, elementwise, find_rule
+from keras_pcp.rules import CallSite, elementwise, find_rule, labels_of_outputs
 from keras_pcp.trace import Call, Trace
 
 
@@ -110,7 +110,7 @@ class GraphRecorder:
             why += f", and cannot be opened: {self.opened.closed[id(call.operation)]}"
         if rule is not None:
             try:
-                return self.listed(rule(site), len(shapes))
+                return labels_of_outputs(site, rule(site))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"
         elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
@@ -124,10 +124,6 @@ class GraphRecorder:
         if any(len(w.shape) > 1 for w in getattr(call.operation, "weights", ())):
             self.uncounted[call.operation.name] = None
         return [None] * len(shapes)
-
-    @staticmethod
-    def listed(outputs: Outputs, count: int) -> Sequence[Labels | None]:
-        return [outputs] if count == 1 and (outputs is None or isinstance(outputs, Labels)) else list(outputs)
 
     def index_of(self, site: CallSite, variable: Any) -> int:
         if id(variable) not in self.weight_index:

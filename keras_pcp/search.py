@@ -32,7 +32,7 @@ Criteria = str | Criterion | Sequence[str | Criterion]
 
 def criteria_of(criterion: Criteria) -> list[Criterion]:
     """Returns the criteria for a name, a callable, or a sequence of them."""
-    several = not callable(criterion) and not isinstance(criterion, str)
+    several = isinstance(criterion, Iterable) and not callable(criterion) and not isinstance(criterion, str | bytes)
     found = [get(c) for c in criterion] if several else [get(criterion)]
     if not found:
         raise InvalidArgumentError("criterion is empty; give one or several")
@@ -94,7 +94,6 @@ class Search:
         self._compensation: Compensation | None = None
         self._origin: _Origin | None = None
         self._draw()
-        self.evaluator.check()
         self.attempt_macs = 0.0
         self._live_macs = self.full.macs
         self.scores()
@@ -104,6 +103,7 @@ class Search:
         self._comparison = None
         strategy = self.strategy
         self.evaluator = Evaluator(self.model, data, strategy.samples, strategy.seed, self.judge, strategy.signal)
+        self.evaluator.check()
 
     def renew_data(self) -> None:
         """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""

@@ -38,6 +38,7 @@ import keras_pcp
 from keras_pcp import criteria, schedules
 
 L = keras.layers
+PACKAGE = Path(keras_pcp.__file__).parent
 SAMPLES = 24
 OFTEN, SELDOM = 0.12, 0.05
 
@@ -114,7 +115,9 @@ class Subject:
         keras.utils.set_random_seed(1)
         rng = np.random.default_rng(0)
         self.model = model = BUILDERS[self.name]()
-        shapes = keras.tree.map_structure(lambda t: (SAMPLES, *(5 if d is None else d for d in t.shape[1:])), model.input)
+        shapes = keras.tree.map_structure(
+            lambda t: (SAMPLES, *(5 if d is None else d for d in t.shape[1:])), model.input
+        )
         self.x = {k: rng.normal(size=v).astype("float32") for k, v in shapes.items()} if self.name == "two" else (
             rng.normal(size=shapes).astype("float32"))  # fmt: skip
         classes = np.arange(SAMPLES) % 3
@@ -211,7 +214,7 @@ class Draw:
             return self.rng.choice(simple)
         rng = self.numpy()
         return self.rng.choice([
-            lambda: "", lambda: "l1", lambda: "abc", lambda: "hidden", lambda: b"x", lambda: {}, lambda: [], lambda: (),
+            lambda: "", lambda: "l1", lambda: "abc", lambda: "hidden", lambda: b"x", dict, list, lambda: (),
             lambda: {"hidden": 1}, lambda: {"hidden": np.array([True, False] * 3)}, lambda: {1: 2}, lambda: [1, 2],
             lambda: ["l1", 3], lambda: [None], lambda: {"stem": None}, lambda: rng.normal(size=(3, 4)),
             lambda: np.arange(6), lambda: np.array(["a", None], object), lambda: np.array([]), lambda: object(),
@@ -264,7 +267,18 @@ class Draw:
             return np.ones(group.num_channels + 1)
 
         fast = ["l1", "l2", "fpgm", "cosine", "least_distance", "random", "bn_scale"]
-        slow = ["taylor", "taylor_gate", "group_fisher", "obd", "mean_activation", "apoz", "hrank", "chip", "lasso", "thinet"]
+        slow = [
+            "taylor",
+            "taylor_gate",
+            "group_fisher",
+            "obd",
+            "mean_activation",
+            "apoz",
+            "hrank",
+            "chip",
+            "lasso",
+            "thinet",
+        ]
         return self.rng.choice([
             *fast, *fast, *fast, self.rng.choice(slow), criteria.l1, nans, short, lambda group: 1, lambda g, s: "a",
             lambda g, s: None, raising, criteria.Chip(2), "nobody", lambda g, s: [[1], [2, 3]],
@@ -409,7 +423,18 @@ def score_channels(d: Draw) -> None:
 
 
 def score_on_data(d: Draw) -> None:
-    slow = ["taylor", "group_fisher", "obd", "mean_activation", "apoz", "hrank", "chip", "lasso", "thinet", criteria.Chip(2)]
+    slow = [
+        "taylor",
+        "group_fisher",
+        "obd",
+        "mean_activation",
+        "apoz",
+        "hrank",
+        "chip",
+        "lasso",
+        "thinet",
+        criteria.Chip(2),
+    ]
     keras_pcp.score_channels(d.subject.model, d.subject.graph, d.one(*slow), data=d.arg(d.data))
 
 
@@ -454,7 +479,11 @@ def shrink(d: Draw) -> str | None:
 
 
 def recalibrate(d: Draw) -> str:
-    options = {"samples": lambda: d.one(8, 24, 100), "batch_size": lambda: d.one(4, 8, 100), "seed": lambda: d.one(0, 1)}
+    options = {
+        "samples": lambda: d.one(8, 24, 100),
+        "batch_size": lambda: d.one(4, 8, 100),
+        "seed": lambda: d.one(0, 1),
+    }
     keras_pcp.recalibrate(d.model(), d.arg(lambda: d.data(labels=False)), **d.options(**options))
     assert all(np.isfinite(w).all() for w in d.subject.model.get_weights())
     return "restore"
@@ -465,10 +494,19 @@ def reconstruct(d: Draw) -> None:
     small = d.model()
     with contextlib.suppress(keras_pcp.PruningError):
         small = keras_pcp.prune_model(d.subject.model, d.subject.graph, selection)
-    options = {"samples": lambda: d.one(8, None, 100), "ridge": lambda: d.one(0.1, 1, 1e-6), "seed": lambda: d.one(0, 1)}
+    options = {
+        "samples": lambda: d.one(8, None, 100),
+        "ridge": lambda: d.one(0.1, 1, 1e-6),
+        "seed": lambda: d.one(0, 1),
+    }
     data = d.arg(lambda: d.data(labels=False))
     found = keras_pcp.reconstruct(
-        d.model(), d.arg(lambda: small, SELDOM), d.graph(), d.arg(lambda: selection, SELDOM), data, **d.options(**options)
+        d.model(),
+        d.arg(lambda: small, SELDOM),
+        d.graph(),
+        d.arg(lambda: selection, SELDOM),
+        data,
+        **d.options(**options),
     )
     assert all(np.isfinite(pair).all() for pair in found.errors.values())
 
@@ -539,7 +577,9 @@ def fit(d: Draw) -> str:
 
 
 def search_widths(d: Draw) -> None:
-    options = pruning_options(d) | d.options(checkpoint=lambda: d.one(None, "/nowhere/at/all.json"), verbose=lambda: False)
+    options = pruning_options(d) | d.options(
+        checkpoint=lambda: d.one(None, "/nowhere/at/all.json"), verbose=lambda: False
+    )
     keras_pcp.search_widths(d.model(), validation_data=d.arg(d.data), **{"verbose": False, **options})
 
 
@@ -617,9 +657,12 @@ def one_call(rng: random.Random, world: World, whole: bool = False) -> Outcome:
         except Exception as error:
             kind = f"undocumented {type(error).__name__}"
             message = str(error)
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if "keras_pcp/keras_pcp" in f.filename or "/wt/" in f.filename]
-            where = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if "tests" not in f.filename]
-            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} at {' > '.join(where)}"
+            if "OwnError" in message:  # TensorFlow wraps what a dataset of the caller raises
+                kind = "OwnError"
+            else:
+                frames = [f for f in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(f.filename).parents]
+                where = " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+                fault = f"{type(error).__name__}: {' '.join(message.split())[:200]} at {where}"
     subject = draw.subject
     if after == "rebuild" or draw.trained:
         subject.make()

@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
 version errors
-channels labels internals schedules samples patches
-narrowing
+checks
+channels labels internals schedules patches
+narrowing samples
 trace
 rules
 blocks
