@@ -251,7 +251,8 @@ class Selection:
             base = before.get(name, np.ones(len(mask), bool))
             if len(base) != len(mask):
                 raise InvalidArgumentError(
-                    f"group {name!r}: one selection is for {len(mask)} channels, the other for {len(base)}"
+                    f"both selections must be of the same model, but for group {name!r} one is for {len(mask)} channels, "
+                    f"the other for {len(base)}"
                 )
             if (mask & ~base).any():
                 raise InvalidArgumentError(f"group {name!r}: a channel that is gone already cannot be kept")

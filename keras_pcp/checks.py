@@ -7,7 +7,7 @@ A bool is no number here; the numbers of NumPy are, and come back as those of Py
 import inspect
 import numbers
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -121,7 +121,7 @@ def function(name: str, value: Any, expected: str, takes: int | None = None) -> 
         keras_pcp.errors.InvalidArgumentError: schedule must be a function of one number, but cannot be called with 1
         arguments: too many positional arguments
     """
-    if not callable(value) or isinstance(value, type):
+    if not callable(value) or isinstance(value, type) or (takes is not None and isinstance(value, keras.Operation)):
         raise refusal(name, expected, value)
     try:
         signature = inspect.signature(value) if takes is not None else None
@@ -145,14 +145,23 @@ def names(name: str, value: Any) -> list[str]:
     """
     if isinstance(value, str):
         return [value]
-    found = [] if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) else None
-    for each in () if found is None else value:
-        found = [*found, str(each)] if isinstance(each, str) else None
-        if found is None:
-            break
-    if found is None:
+    found = items(value)
+    if found is None or not all(isinstance(each, str) for each in found):
         raise refusal(name, "a list of names", value)
-    return found
+    return [str(each) for each in found]
+
+
+def items(value: Any) -> list[Any] | None:
+    """Returns what a list, a tuple, a set or the like holds; None for what is none.
+
+    Example:
+        >>> items((1, 2)), items("ab"), items(3)
+        ([1, 2], None, None)
+    """
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim == 1 else None
+    listed = isinstance(value, Collection | Iterator) and not isinstance(value, Mapping | str | bytes)
+    return list(value) if listed else None
 
 
 def model(name: str, value: Any) -> keras.Model:

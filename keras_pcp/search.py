@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.attempts import Comparison, Values
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection
 from keras_pcp.compensation import Compensation
@@ -32,8 +33,8 @@ Criteria = str | Criterion | Sequence[str | Criterion]
 
 def criteria_of(criterion: Criteria) -> list[Criterion]:
     """Returns the criteria for a name, a callable, or a sequence of them."""
-    several = isinstance(criterion, Iterable) and not callable(criterion) and not isinstance(criterion, str | bytes)
-    found = [get(c) for c in criterion] if several else [get(criterion)]
+    several = None if callable(criterion) else checks.items(criterion)
+    found = [get(criterion)] if several is None else [get(c) for c in several]
     if not found:
         raise InvalidArgumentError("criterion is empty; give one or several")
     return found

@@ -40,6 +40,7 @@ from keras_pcp import criteria, schedules
 L = keras.layers
 PACKAGE = Path(keras_pcp.__file__).parent
 SAMPLES = 24
+SLOW = ("taylor", "taylor_gate", "group_fisher", "obd", "mean_activation", "apoz", "hrank", "chip", "lasso", "thinet")
 OFTEN, SELDOM = 0.12, 0.05
 
 
@@ -250,13 +251,13 @@ class Draw:
     def scores(self) -> dict:
         rng, kind = self.numpy(), self.rng.random()
         found = {g.name: rng.normal(size=g.num_channels) for g in self.subject.graph}
-        for name in list(found)[:1] if kind < 0.2 else []:
-            found[name] = self.rng.choice([
-                lambda: np.full(len(found[name]), np.nan), lambda: found[name] * np.inf, lambda: found[name][:-1],
-                lambda: found[name].tolist(), lambda: found[name].astype(complex), lambda: found[name].astype("float16"),
-                lambda: np.array(["a"] * len(found[name])), lambda: None, lambda: 3, lambda: found[name][None],
-                lambda: found[name].astype(object), lambda: found[name].astype(int), lambda: np.zeros(len(found[name])),
-            ])()  # fmt: skip
+        if found and kind < 0.2:
+            name = next(iter(found))
+            right = found[name]
+            found[name] = self.one(
+                right * np.nan, right * np.inf, right[:-1], right.tolist(), right.astype(complex), right.astype("float16"),
+                np.array(["a"] * len(right)), None, 3, right[None], right.astype(object), right.astype(int), right * 0,
+            )  # fmt: skip
         return found
 
     def criterion(self) -> Any:
@@ -285,44 +286,48 @@ class Draw:
             lambda g, s: np.ones(g.num_channels, complex), lambda g, s: [1] * g.num_channels,
         ])  # fmt: skip
 
-    def data(self, labels: bool = True) -> Any:
+    def data(self) -> Any:
         """Draws samples that fit the subject, or not."""
-        s, kind = self.subject, self.rng.random()
-        if kind < 0.4:
-            return s.x, s.y
-        x, y, rng = s.x, s.y, self.numpy()
+        x, y, rng = self.subject.x, self.subject.y, self.numpy()
+        if self.rng.random() < 0.4:
+            return x, y
+        tree, make = keras.tree, tf.data.Dataset.from_tensor_slices
 
         def each(function):
-            return keras.tree.map_structure(function, x)
+            return tree.map_structure(function, x), y
 
         def poisoned(value):
-            copies = each(np.copy)
-            keras.tree.flatten(copies)[0].flat[rng.integers(4)] = value
-            return copies
+            copies = tree.map_structure(np.copy, x)
+            tree.flatten(copies)[0].flat[rng.integers(4)] = value
+            return copies, y
 
-        def batched(size=8):
-            return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
-
-        weights = {"c": np.ones(SAMPLES), "d": np.zeros(SAMPLES)} if s.name == "two" else rng.random(SAMPLES)
-        return self.rng.choice([
-            lambda: (x, y, weights), lambda: (x, y, None), lambda: [x, y], batched, batched,
-            lambda: tf.data.Dataset.from_tensor_slices((x, y)), lambda: tf.data.Dataset.from_tensor_slices({"x": x, "y": y}).batch(4),
-            lambda: batched().take(0), lambda: iter([(x, y)]), lambda: (b for b in [(x, y), (x, y)]), lambda: x,
-            lambda: (each(lambda a: a[:, :-1]), y), lambda: (each(lambda a: a[0]), y), lambda: (each(lambda a: a[..., None]), y),
-            lambda: (each(lambda a: a.astype("float64")), y), lambda: (each(lambda a: a.astype(int)), y),
-            lambda: (poisoned(np.nan), y), lambda: (poisoned(np.inf), y), lambda: (poisoned(1e38), y),
-            lambda: (each(lambda a: a.astype(object)), y), lambda: (each(lambda a: a.astype(str)), y),
-            lambda: (each(lambda a: a.tolist()), y), lambda: (each(lambda a: a[:0]), y), lambda: (each(lambda a: a[:7]), y),
-            lambda: (x, keras.tree.map_structure(lambda a: a[:3], y)), lambda: (x, np.full(SAMPLES, 99)), lambda: (x, None),
-            lambda: (x, np.full(SAMPLES, np.nan)), lambda: (x, np.eye(3)[np.arange(SAMPLES) % 3]), lambda: (x, np.array(["a"] * SAMPLES)),
-            lambda: (x, y, np.zeros(SAMPLES)), lambda: (x, y, np.ones(3)), lambda: (x, y, np.full(SAMPLES, np.nan)),
-            lambda: (x, y, {"c": np.zeros(SAMPLES), "d": np.zeros(SAMPLES)}), lambda: (x, y, -np.ones(SAMPLES)), lambda: (x, y, "a"),
-            lambda: (x, y, x, y), lambda: (x,), lambda: ({"wrong": x}, y), lambda: ([x, x], y), lambda: (lambda: (x, y)),
-            lambda: raising, lambda: (each(lambda a: a * 0 + 3j), y), lambda: (3, 4), lambda: ("a", "b"), lambda: (x, 3), lambda: 3 * [x],
-            lambda: (each(tf.constant), y), lambda: (keras.ops.convert_to_tensor(keras.tree.flatten(x)[0]), y),
-            lambda: tf.data.Dataset.from_generator(raising, output_signature=tf.TensorSpec(())), lambda: raising_items(),
-            lambda: self.other().x, lambda: (self.other().x, self.other().y), lambda: [(x, y), (x, y)], lambda: keras.tree.flatten(x)[0],
-        ])()  # fmt: skip
+        uneven = {"c": np.ones(SAMPLES), "d": np.zeros(SAMPLES)} if self.subject.name == "two" else rng.random(SAMPLES)
+        silent = {"c": np.zeros(SAMPLES), "d": np.zeros(SAMPLES)}
+        first = tree.flatten(x)[0]
+        return self.one(
+            # Right, or nearly.
+            lambda: (x, y, uneven), lambda: (x, y, None), lambda: [x, y], lambda: make((x, y)).batch(8),
+            lambda: make((x, y, uneven)).batch(5), lambda: iter([(x, y)]), lambda: (b for b in [(x, y), (x, y)]), lambda: x,
+            lambda: each(lambda a: a.astype("float64")), lambda: each(lambda a: a.astype(int)), lambda: each(tf.constant),
+            lambda: each(lambda a: a[..., None]), lambda: (x, y, -np.ones(SAMPLES)), lambda: (first, y), lambda: first,
+            # Datasets that are not what they should be.
+            lambda: make((x, y)), lambda: make({"x": x, "y": y}).batch(4), lambda: make((x, y)).batch(8).take(0),
+            lambda: make(x).batch(4), lambda: (lambda: (x, y)), lambda: raising, raising_items,
+            lambda: tf.data.Dataset.from_generator(raising, output_signature=tf.TensorSpec(())), lambda: [(x, y), (x, y)],
+            lambda: iter([(x, y), (first[:, :-1], y)]), lambda: make((x, y)).batch(4).repeat(),
+            # Inputs that do not fit.
+            lambda: each(lambda a: a[:, :-1]), lambda: each(lambda a: a[0]), lambda: each(lambda a: a.astype(object)),
+            lambda: each(lambda a: a.astype(str)), lambda: each(lambda a: a.tolist()), lambda: each(lambda a: a[:0]),
+            lambda: each(lambda a: a[:7]), lambda: each(lambda a: a * 0 + 3j), lambda: poisoned(np.nan),
+            lambda: poisoned(np.inf), lambda: poisoned(1e38), lambda: ({"wrong": x}, y), lambda: ([x, x], y),
+            lambda: self.other().x, lambda: (self.other().x, self.other().y),
+            # Labels and weights that do not fit.
+            lambda: (x, tree.map_structure(lambda a: a[:3], y)), lambda: (x, np.full(SAMPLES, 99)), lambda: (x, None),
+            lambda: (x, np.full(SAMPLES, np.nan)), lambda: (x, np.eye(3)[np.arange(SAMPLES) % 3]),
+            lambda: (x, np.array(["a"] * SAMPLES)), lambda: (x, y, np.zeros(SAMPLES)), lambda: (x, y, np.ones(3)),
+            lambda: (x, y, np.full(SAMPLES, np.nan)), lambda: (x, y, silent), lambda: (x, y, "a"), lambda: (x, y, x, y),
+            lambda: (x,), lambda: (3, 4), lambda: ("a", "b"), lambda: (x, 3), lambda: [x, x, x],
+        )()  # fmt: skip
 
     def frozen(self) -> Any:
         return self.one((), ["out"], "out", ("hidden",), ["stem"], ["nobody"], {"out"}, [3], ["out", None])
@@ -484,7 +489,7 @@ def recalibrate(d: Draw) -> str:
         "batch_size": lambda: d.one(4, 8, 100),
         "seed": lambda: d.one(0, 1),
     }
-    keras_pcp.recalibrate(d.model(), d.arg(lambda: d.data(labels=False)), **d.options(**options))
+    keras_pcp.recalibrate(d.model(), d.arg(d.data), **d.options(**options))
     assert all(np.isfinite(w).all() for w in d.subject.model.get_weights())
     return "restore"
 
@@ -499,7 +504,7 @@ def reconstruct(d: Draw) -> None:
         "ridge": lambda: d.one(0.1, 1, 1e-6),
         "seed": lambda: d.one(0, 1),
     }
-    data = d.arg(lambda: d.data(labels=False))
+    data = d.arg(d.data)
     found = keras_pcp.reconstruct(
         d.model(),
         d.arg(lambda: small, SELDOM),
@@ -512,14 +517,13 @@ def reconstruct(d: Draw) -> None:
 
 
 def constructors(d: Draw) -> None:
-    pcp = keras_pcp
+    pcp, losses = keras_pcp, (keras.losses.MeanSquaredError(), "mse", _distillation().loss if _distillation() else None)
     d.one(
         d.strategy,
         d.strategy,
-        lambda: pcp.Distillation(**d.options(weight=lambda: 0.5, loss=lambda: d.one(keras.losses.MeanSquaredError(), "mse"))),
-        lambda: pcp.PseudoLabels(**d.options(
-            threshold=lambda: 0.5, refresh_every=lambda: 2, balanced=lambda: True, true_labels=lambda: np.arange(4), history=list
-        )),
+        lambda: pcp.Distillation(**d.options(weight=lambda: 0.5, loss=lambda: d.one(*losses))),
+        lambda: pcp.PseudoLabels(**d.options(threshold=lambda: 0.5, refresh_every=lambda: 2, balanced=lambda: True)),
+        lambda: pcp.PseudoLabels(**d.options(true_labels=lambda: np.arange(4), history=list)),
         lambda: pcp.GradientReversal(**d.options(weight=lambda: 0.5)),
         lambda: pcp.MeanDiscrepancy(**d.options(scales=lambda: d.one((1.0, 2.0), [1], (-1.0,), ("a",), (np.inf,)))),
         lambda: pcp.ReversalSchedule(**d.options(maximum=lambda: 1.0, gamma=lambda: 5)),
@@ -535,7 +539,7 @@ def pruning_options(d: Draw) -> dict:
     return d.limits() | d.options(
         criterion=lambda: d.one(d.criterion(), d.criterion(), ["l1", "l2"], ["l1", 3]),
         strategy=d.a_strategy,
-        reconstruction_data=lambda: d.data(labels=False),
+        reconstruction_data=d.data,
         frozen_layers=d.frozen,
         on_unknown=lambda: d.one("error", "freeze"),
     )
@@ -547,8 +551,10 @@ def callback(d: Draw) -> Any:
         deliver=lambda: d.one(None, d.subject.model),
         begin=lambda: d.one(0.0, 0.1, 0, 0.9),
         end=lambda: d.one(0.5, 1, 1.0, 0.05),
-        schedule=lambda: d.one(schedules.linear, lambda t: t, lambda t: 1, lambda t: "a", raising, lambda: 1, lambda t: t - 1,
-                               lambda t: float("nan") if t < 0.8 else 1.0, lambda t: 1 - t, lambda t: np.float32(t)),
+        schedule=lambda: d.one(
+            schedules.linear, lambda t: t, lambda t: 1, lambda t: "a", raising, lambda: 1, lambda t: t - 1,
+            lambda t: float("nan") if t < 0.8 else 1.0, lambda t: 1 - t, lambda t: np.float32(t),
+        ),
     )  # fmt: skip
     return keras_pcp.ProgressivePruning(validation_data=d.arg(d.data), **options)
 
@@ -626,9 +632,9 @@ def dann(d: Draw) -> None:
 
 # How often each is called.
 CALLS = {
-    build_graph: 6, graph_things: 10, selections: 10, score_channels: 10, score_on_data: 3, select_by_ratio: 10,
-    select_by_cost: 8, prune_model: 3, widen_model: 3, masked: 4, shrink: 4, recalibrate: 6, reconstruct: 4, constructors: 12,
-    callback: 8, fit: 3, search_widths: 5, register_rule: 5, dann: 2,
+    build_graph: 6, graph_things: 10, selections: 10, score_channels: 10, score_on_data: 4, select_by_ratio: 8,
+    select_by_cost: 8, prune_model: 3, widen_model: 3, masked: 4, shrink: 4, recalibrate: 6, reconstruct: 5,
+    constructors: 12, callback: 8, fit: 3, search_widths: 5, register_rule: 5, dann: 2,
 }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ class Progressive:
             way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
         else:
             way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
-        return max(1, int(np.ceil(way / self.width(graph))))
+        return max(1, int(np.ceil(way / max(1, self.width(graph)))))
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups pruned in a round, given all groups."""
