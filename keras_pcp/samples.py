@@ -100,6 +100,8 @@ def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:
             if names and all(key in x for key in names):
                 tensors, arrays = list(names.values()), [x[key] for key in names]
                 break
+        else:
+            arrays = []  # Keras finds the inputs by these names, too
     if len(arrays) != len(tensors) or not all(_fits(a, t) for a, t in zip(arrays, tensors, strict=True)):
         raise InvalidArgumentError(
             f"{name} does not fit the inputs of model {model.name!r}: x is {tree.map_structure(_described, x)}, the model "

@@ -19,7 +19,9 @@ def small():
     y = L.Dense(6, name="hidden")(x)
     y = L.Activation("relu")(L.BatchNormalization(name="bn")(y))
     model = keras.Model(x, L.Dense(3, name="out")(y))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"], run_eagerly=True)
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"], run_eagerly=True
+    )
     return model
 
 
