@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.rules import find_rule
 from keras_pcp.trace import trace
 
@@ -74,7 +74,7 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         >>> [layer.__class__.__name__ for layer in plain.layers]
         ['InputLayer', 'Conv2D', 'GlobalMaxPooling2D', 'Dense']
     """
-    return open_blocks(model).model
+    return open_blocks(checks.model("model", model)).model
 
 
 def open_blocks(model: keras.Model) -> Opened:

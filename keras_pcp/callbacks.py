@@ -1,22 +1,24 @@
 """The Keras callback: a thin shell that runs a strategy inside an ordinary `fit`."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 
+from keras_pcp import checks
 from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph import UNKNOWN
 from keras_pcp.monitor import Monitor, Monitored
 from keras_pcp.preflight import beside
 from keras_pcp.recovery import Distillation
 from keras_pcp.report import PruningReport
-from keras_pcp.schedules import cubic
+from keras_pcp.samples import check_source, with_any_labels
+from keras_pcp.schedules import check_schedule, cubic
 from keras_pcp.search import Criteria, criteria_of
 from keras_pcp.session import Session
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.strategies.state import Strategy
+from keras_pcp.strategies.state import Strategy, check_strategy
 
 
 class ProgressivePruning(keras.callbacks.Callback):
@@ -126,17 +128,23 @@ class ProgressivePruning(keras.callbacks.Callback):
     ):
         super().__init__()
         self.limits = Limits(max_macs, max_params, max_bytes)
-        self.validation_data = validation_data
+        check_source(validation_data, "validation_data", function=True)
+        self.validation_data, self.reconstruction_data = validation_data, reconstruction_data
         self.criterion = criteria_of(criterion)
-        self.strategy, self.monitor = strategy or Progressive(), Monitor(monitor, mode)
-        self.distillation, self.reconstruction_data = distillation, reconstruction_data
-        self.deliver, self.frozen_layers = deliver, frozen_layers
-        self.on_unknown = on_unknown
-        if not 0 <= begin < end <= 1:
-            raise InvalidArgumentError(f"need 0 <= begin < end <= 1, got begin={begin!r}, end={end!r}")
-        if not math.isclose(schedule(1.0), 1.0):
-            raise InvalidArgumentError(f"schedule(1.0) must be 1.0, got {schedule(1.0)!r}")
-        self.begin, self.end, self.schedule = begin, end, schedule
+        self.strategy = Progressive() if strategy is None else check_strategy(strategy)
+        self.monitor = Monitor(monitor, mode)
+        if reconstruction_data is not None:
+            check_source(with_any_labels(reconstruction_data), "reconstruction_data")
+        if distillation is not None:
+            checks.instance("distillation", distillation, Distillation, "a keras_pcp.Distillation")
+        self.distillation = distillation
+        self.deliver = None if deliver is None else checks.model("deliver", deliver)
+        self.frozen_layers = checks.names("frozen_layers", frozen_layers)
+        self.on_unknown = checks.choice("on_unknown", on_unknown, UNKNOWN)
+        self.begin = checks.number("begin", begin, "[0, 1)")
+        self.end = checks.number("end", end, f"({self.begin}, 1]")
+        check_schedule(schedule)
+        self.schedule = schedule
         self.report: PruningReport | None = None
         self._run: Session | None = None
         self._pruned: keras.Model | None = None

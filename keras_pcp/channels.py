@@ -4,13 +4,14 @@ Nothing here knows Keras. A weight is named by its index in `model.weights`, an 
 the order in which `keras_pcp.trace` lists them, so a graph is valid for any model of the same structure.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.errors import InvalidArgumentError
 
 PRODUCE, FOLLOW, CONSUME = "produce", "follow", "consume"
@@ -180,10 +181,9 @@ class ChannelGraph:
         return len(self.groups)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        try:
-            return self.groups[name]
-        except KeyError:
-            raise InvalidArgumentError(f"no channel group named {name!r}; groups: {shorten(self.groups)}") from None
+        if not isinstance(name, str) or name not in self.groups:
+            raise InvalidArgumentError(f"no channel group named {name!r}; groups: {shorten(self.groups)}")
+        return self.groups[name]
 
     def __str__(self) -> str:
         from keras_pcp.inspection import inspect_graph  # it stands above this module, since it counts costs
@@ -194,6 +194,12 @@ class ChannelGraph:
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Which channels of which groups stay: a boolean array per group, True = keep. A group not named stays whole.
+
+    Args:
+        keep: {group name: one bool for each channel of the group, as array or list}.
+
+    Raises:
+        InvalidArgumentError: something else is given.
 
     Example:
         >>> import numpy as np
@@ -206,16 +212,8 @@ class Selection:
     keep: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
-        arrays = {}
-        for name, mask in self.keep.items():
-            mask = np.array(mask)
-            if mask.dtype != bool or mask.ndim != 1:
-                raise InvalidArgumentError(
-                    f"selection of group {name!r} must be a 1-D boolean array (True = keep), "
-                    f"got {mask.dtype} of shape {mask.shape}"
-                )
-            mask.setflags(write=False)
-            arrays[name] = mask
+        given = checks.instance("keep", self.keep, Mapping, "{group name: boolean array, True = keep}")
+        arrays = {checks.instance("a group's name", name, str, "a str"): _mask(name, m) for name, m in given.items()}
         object.__setattr__(self, "keep", MappingProxyType(arrays))
 
     def __eq__(self, other: object) -> bool:
@@ -238,7 +236,7 @@ class Selection:
     def then(self, second: "Selection") -> "Selection":
         """Returns the selection that does at once what this one does followed by `second` on the pruned model."""
         keep = {name: mask.copy() for name, mask in self.keep.items()}
-        for name, mask in second.keep.items():
+        for name, mask in _selection("second", second).keep.items():
             if name not in keep:
                 keep[name] = mask
             elif np.count_nonzero(keep[name]) != len(mask):
@@ -255,9 +253,14 @@ class Selection:
 
         Channels that `first` removed must be removed here too.
         """
-        keep = {}
+        keep, before = {}, _selection("first", first).keep
         for name, mask in self.keep.items():
-            base = first.keep.get(name, np.ones(len(mask), bool))
+            base = before.get(name, np.ones(len(mask), bool))
+            if len(base) != len(mask):
+                raise InvalidArgumentError(
+                    f"both selections must be of the same model, but for group {name!r} one is for {len(mask)} channels, "
+                    f"the other for {len(base)}"
+                )
             if (mask & ~base).any():
                 raise InvalidArgumentError(f"group {name!r}: a channel that is gone already cannot be kept")
             keep[name] = mask[base]
@@ -269,16 +272,54 @@ class Selection:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> "Selection":
-        """Inverse of `to_json`."""
-        keep = {}
-        for name, entry in data.items():
-            keep[name] = np.ones(entry["channels"], bool)
-            keep[name][entry["removed"]] = False
+        """Inverse of `to_json`.
+
+        Raises:
+            InvalidArgumentError: the data is not what `to_json` returns.
+        """
+        keep, expected = {}, 'a dict as to_json() returns it, {group name: {"channels": n, "removed": [numbers]}}'
+        for name, entry in checks.instance("data", data, Mapping, expected).items():
+            if not isinstance(entry, Mapping) or not {"channels", "removed"} <= set(entry):
+                raise checks.refusal(f"the entry of group {name!r}", '{"channels": n, "removed": [numbers]}', entry)
+            channels = checks.count(f"the number of channels of group {name!r}", entry["channels"])
+            removed = checks.instance(
+                f"what is removed of group {name!r}", entry["removed"], Sequence, "a list of numbers"
+            )
+            for number in removed:
+                if checks.count(f"a channel of group {name!r}", number, 0) >= channels:
+                    raise InvalidArgumentError(f"group {name!r} has {channels} channels, so it has no channel {number}")
+            keep[name] = ~np.isin(np.arange(channels), removed)
         return cls(keep)
+
+
+def _mask(name: str, given: Any) -> np.ndarray:
+    try:
+        mask = np.array(given)
+    except Exception:  # ragged, or of a class that is no array
+        mask = np.array(None)
+    if mask.dtype != bool or mask.ndim != 1 or not len(mask):
+        raise checks.refusal(
+            f"the selection of group {name!r}", "a 1-D boolean array (True = keep), one for each channel", given,
+            "for numbers of channels that stay, give np.isin(np.arange(num_channels), numbers)",
+        )  # fmt: skip
+    mask.setflags(write=False)
+    return mask
+
+
+def _selection(name: str, value: Any) -> Selection:
+    advice = "make one with keras_pcp.select_by_ratio, or as keras_pcp.Selection({group name: boolean array})"
+    return checks.instance(name, value, Selection, "a keras_pcp.Selection", advice)
+
+
+def check_graph(graph: ChannelGraph) -> None:
+    """Raises InvalidArgumentError unless it is a channel graph."""
+    checks.instance("graph", graph, ChannelGraph, "a ChannelGraph", "pass keras_pcp.build_graph(model)")
 
 
 def check_selection(graph: ChannelGraph, selection: Selection) -> None:
     """Raises InvalidArgumentError unless `selection` fits `graph` and leaves every group and width at least 1 channel."""
+    check_graph(graph)
+    _selection("selection", selection)
     for name, mask in selection.keep.items():
         group = graph[name]
         if len(mask) != group.num_channels:
@@ -294,6 +335,22 @@ def check_selection(graph: ChannelGraph, selection: Selection) -> None:
             raise InvalidArgumentError(
                 f"selection would leave an axis of width 0 that is fed by group(s) {groups}; keep a channel there"
             )
+
+
+def check_scores(group: ChannelGroup, given: Any, what: str) -> np.ndarray:
+    """Returns the scores of a group as a float array (num_channels,); raises InvalidArgumentError where they are none."""
+    try:
+        array = np.asarray(given)
+        scores = array.astype(float) if array.dtype.kind in "biufV" else None
+    except Exception:  # ragged, or of a class that is no array
+        scores = None
+    if scores is None or scores.shape != (group.num_channels,) or not np.isfinite(scores).all():
+        bad = scores is not None and scores.shape == (group.num_channels,)
+        raise InvalidArgumentError(
+            f"{what} must be {group.num_channels} finite numbers for group {group.name!r}, got {checks.shown(given)}"
+            + (" with NaN or infinite values" if bad else "")
+        )
+    return scores
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:

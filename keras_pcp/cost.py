@@ -1,12 +1,15 @@
 """What a model costs under a selection, counted from the graph without building the smaller model."""
 
 import math
+import numbers
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import IDLE, ChannelGraph, Selection, check_selection, shorten
 from keras_pcp.errors import InvalidArgumentError, LimitError
 from keras_pcp.graph import build_graph
@@ -85,8 +88,9 @@ def count_cost(model_or_graph: keras.Model | ChannelGraph, selection: Selection 
     """
     graph = model_or_graph
     if not isinstance(graph, ChannelGraph):
+        checks.model("model_or_graph", graph)
         graph = build_graph(graph, on_unknown="freeze")
-    selection = selection or Selection()
+    selection = Selection() if selection is None else selection
     check_selection(graph, selection)
     return _count(graph, selection)
 
@@ -142,13 +146,8 @@ class Limits:
         if all(v is None for v in self._values().values()):
             raise InvalidArgumentError("no limit given: pass max_macs, max_params or max_bytes")
         for name, value in self._values().items():
-            fraction = isinstance(value, float) and 0 < value < 1
-            absolute = isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
-            if value is not None and not fraction and not absolute:
-                raise InvalidArgumentError(
-                    f"{name} must be a float in (0, 1), a fraction of the unpruned model, or a positive int, "
-                    f"got {value!r}"
-                )
+            if value is not None:
+                object.__setattr__(self, name, _limit(name, value))
 
     def _values(self) -> dict[str, float | int | None]:
         return {"max_macs": self.max_macs, "max_params": self.max_params, "max_bytes": self.max_bytes}
@@ -175,6 +174,15 @@ class Limits:
                 "max_macs needs a model with multiply-accumulates, and this one has none; limit max_params"
             )
         return {k: v * getattr(full, k) if isinstance(v, float) else float(v) for k, v in bounds.items()}
+
+
+def _limit(name: str, value: float | int) -> float | int:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    whole = number and isinstance(value, numbers.Integral)
+    if not number or not (1 <= value < sys.float_info.max if whole else 0 < value < 1):
+        expected = "a float in (0, 1), a fraction of the unpruned model, or a positive int"
+        raise checks.refusal(name, expected, value)
+    return int(value) if whole else float(value)
 
 
 def progress(cost: Cost, full: Cost, bounds: Mapping[str, float]) -> float:

@@ -17,7 +17,7 @@ from keras_pcp.changes import Journal, temporarily
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.monitor import Measure, Monitor, Output, is_own, resolve
 from keras_pcp.recalibration import recalibrated
-from keras_pcp.samples import count_samples, take_samples
+from keras_pcp.samples import check_inputs, count_samples, take_samples
 from keras_pcp.strategies.state import Evaluation
 from keras_pcp.trace import tensor_sizes, trace
 
@@ -49,6 +49,7 @@ class Evaluator:
         self.model, self.judge = model, judge or model
         self.monitor = monitor or Monitor()
         arrays = take_samples(validation_data, samples, seed, "validation_data")
+        check_inputs(model, arrays[0], "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
         order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
         self.x, self.y, self.weight = _rows(arrays, order)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp import conversion
+from keras_pcp import checks, conversion
 from keras_pcp.calibration import CALIBRATION_SAMPLES, check_calibration, narrow_outputs
 from keras_pcp.errors import ExportError, InvalidArgumentError
 from keras_pcp.files import check_target, write
@@ -118,10 +118,9 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
         ...     keras_pcp.measure_latency(file.path, runs=10) > 0
         True
     """
-    for name, value in (("runs", runs), ("threads", threads)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1, got {value!r}; give an int")
-    if not isinstance(path, str | Path) or not Path(path).is_file():
+    runs, threads = checks.count("runs", runs), checks.count("threads", threads)
+    checks.instance("path", path, str | Path, "the path of a LiteRT file")
+    if not Path(path).is_file():
         raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
     try:
         interpreter = _interpreter(Path(path).read_bytes(), threads)

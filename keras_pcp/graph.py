@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_pcp import checks
 from keras_pcp.blocks import open_blocks
-from keras_pcp.channels import ChannelGraph
+from keras_pcp.channels import ChannelGraph, check_graph
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.recorder import GraphRecorder
 from keras_pcp.rules import (
@@ -20,6 +21,7 @@ from keras_pcp.rules import (
 )
 from keras_pcp.trace import fingerprint, trace
 
+UNKNOWN = ("error", "freeze")  # what may be done about a layer without a rule
 _RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention, kerashub)
 
 
@@ -53,9 +55,9 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
         >>> graph.frozen[0].layer, graph.frozen[0].reason
         ('logits', 'output of the model')
     """
-    if on_unknown not in ("error", "freeze"):
-        raise InvalidArgumentError(f"on_unknown must be 'error' or 'freeze', got {on_unknown!r}")
-    frozen_layers = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
+    checks.model("model", model)
+    checks.choice("on_unknown", on_unknown, UNKNOWN)
+    frozen_layers = checks.names("frozen_layers", frozen_layers)
     opened = open_blocks(model)
     traced = trace(opened.model)
     names = {op.name for op in traced.operations}
@@ -80,6 +82,8 @@ def _unknown_message(unknown: dict[str, str]) -> str:
 
 def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
     """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks."""
+    checks.model("model", model)
+    check_graph(graph)
     found = [tuple(w.shape) for w in model.weights]
     expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
     if found != expected:

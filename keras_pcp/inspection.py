@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_pcp.channels import IDLE, PRODUCE, ChannelGraph, ChannelGroup, Extent, shorten
+from keras_pcp.channels import IDLE, PRODUCE, ChannelGraph, ChannelGroup, Extent, check_graph, shorten
 from keras_pcp.cost import Cost, count_cost
 from keras_pcp.selection import smallest
 
@@ -211,6 +211,7 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
           10 channels of 1 layer: output of the model
             logits
     """
+    check_graph(graph)
     floor, full = smallest(graph), count_cost(graph)
     macs, params = dict.fromkeys(graph.groups, 0.0), dict.fromkeys(graph.groups, 0)
     for term in graph.macs:

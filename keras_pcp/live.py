@@ -60,10 +60,10 @@ def shrinking(
 ) -> Callable[[Journal], None]:
     """Computes all that `shrink` will write, and returns what writes it; `values` are for the weights of the result."""
     check_selection(graph, selection)
+    check_fits(model, graph)
     _check_strategy(model)
     if not selection.removed():
         return lambda journal: None
-    check_fits(model, graph)
     _check_plain(model, graph.blocks)
     traced = trace(model)
     masks, variables = weight_masks(graph, selection), model.weights

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.changes import Journal, all_or_nothing, guarded, temporarily
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.samples import count_samples, take_samples, with_any_labels
+from keras_pcp.samples import check_inputs, count_samples, take_samples, with_any_labels
 
 L = keras.layers
 
@@ -40,7 +40,8 @@ def recalibrate(
         The names of the layers whose statistics were replaced.
 
     Raises:
-        InvalidArgumentError: there are no samples, or a number is below 1.
+        InvalidArgumentError: there are no samples, they do not fit the model, they or their statistics are NaN or
+            infinite, or a number is below 1. The model stays as it is then.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -51,10 +52,11 @@ def recalibrate(
         >>> float(layer.moving_mean[0]), float(layer.moving_variance[0])  # of the batches: means 2, 6, variances 1
         (4.0, 1.0)
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
-    x = take_samples(with_any_labels(data), samples, seed)[0]
+    if not checks.model("model", model).built:
+        raise InvalidArgumentError(f"model {model.name!r} is not built, so it has no statistics; train it first")
+    samples, batch_size = checks.count("samples", samples), checks.count("batch_size", batch_size)
+    x = take_samples(with_any_labels(data), samples, checks.count("seed", seed, 0))[0]
+    check_inputs(model, x)
     layers = [layer for layer in batch_normalizations(model) if layer.trainable]
     statistics = guarded(lambda: _mean_statistics(model, layers, x, batch_size))
     all_or_nothing(lambda journal: journal.assign(statistics))
@@ -81,7 +83,14 @@ def _mean_statistics(
     """Returns the statistics of some layers and their means over batches; the model is as before."""
     with temporarily(lambda journal: journal.keep(state_of(model))):
         estimate_statistics(model, x, batch_size)
-        return [(v, v.numpy()) for layer in layers for v in layer.non_trainable_variables]
+        found = [(v, v.numpy()) for layer in layers for v in layer.non_trainable_variables]
+    for variable, value in found:
+        if not checks.is_finite(np.asarray(value, "float32")):
+            raise InvalidArgumentError(
+                f"the estimated statistics {variable.path!r} have NaN or infinite values; look at the scale of the data "
+                "and at the weights of the layers before"
+            )
+    return found
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.Layer]:

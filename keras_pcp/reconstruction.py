@@ -21,6 +21,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import checks
 from keras_pcp.blocks import open_blocks
 from keras_pcp.changes import all_or_nothing
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
@@ -38,7 +39,7 @@ from keras_pcp.patches import (
     penalized,
     window_of,
 )
-from keras_pcp.samples import count_samples, take_samples, with_any_labels
+from keras_pcp.samples import check_inputs, count_samples, take_samples, with_any_labels
 from keras_pcp.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
 
 # Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
@@ -91,7 +92,8 @@ def reconstruct(
         seed: for the draw of samples and positions.
 
     Raises:
-        InvalidArgumentError: graph or selection does not fit, or `pruned` is not `model` pruned.
+        InvalidArgumentError: graph, selection or data does not fit, `pruned` is not `model` pruned, or a layer of one of
+            them gives NaN or infinite values on the data.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -107,8 +109,9 @@ def reconstruct(
     """
     check_selection(graph, selection)
     check_fits(model, graph)
-    if not ridge > 0:
-        raise InvalidArgumentError(f"ridge must be above 0, got {ridge!r}")
+    checks.model("pruned", pruned)
+    ridge, samples = checks.number("ridge", ridge, "(0, inf)"), checks.count("samples", samples, optional=True)
+    seed = checks.count("seed", seed, 0)
     whole, small = (trace(open_blocks(m).model) for m in (model, pruned))
     if {id(w) for w in model.weights} & {id(w) for w in pruned.weights} or len(whole.calls) != len(small.calls):
         raise InvalidArgumentError(
@@ -139,6 +142,7 @@ def reconstruct(
 def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int) -> Any:
     """Draws inputs for a model, as `take_samples`; so few that its largest tensor does not take more than 1 GiB."""
     drawn = take_samples(with_any_labels(data), samples, seed)
+    check_inputs(model, drawn[0])
     most = _BYTES_AT_ONCE // (4 * max(tensor_sizes(trace(model), drawn[0])))
     return take_samples(drawn, max(1, most), seed)[0]
 
@@ -212,7 +216,8 @@ def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal
     chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
     chosen = np.split(chosen, np.cumsum(lengths)[:-1])
     read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
-    return _Goal([_outputs(call.operation, window, r).astype(r.dtype) for r in read], chosen, plan.kept(call))
+    targets = [_finite(_outputs(call.operation, window, r), call.operation, "model").astype(r.dtype) for r in read]
+    return _Goal(targets, chosen, plan.kept(call))
 
 
 def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:
@@ -225,7 +230,7 @@ def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, lis
     for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
         read = patches(window, step.input, chosen).astype(float)
         wanted = target[:, outputs]
-        error = wanted - _outputs(layer, window, read)
+        error = wanted - _finite(_outputs(layer, window, read), layer, "pruned")
         sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
         energy += np.square(wanted, dtype=float).sum()
     change, shift = sums.fit(layer.use_bias, ridge)
@@ -267,7 +272,10 @@ class _Sums:
         """
         x, e = self.x / self.count * bias, self.e / self.count * bias
         turned = self.count * x.swapaxes(1, 2)
-        change = np.linalg.solve(penalized(self.xx - turned @ x, self.count, ridge), self.xe - turned @ e)
+        try:
+            change = np.linalg.solve(penalized(self.xx - turned @ x, self.count, ridge), self.xe - turned @ e)
+        except np.linalg.LinAlgError as error:
+            raise InvalidArgumentError(f"ridge={ridge!r} is too small for this data; the default is 0.1") from error
         return change, e - x @ change
 
     def left(self, change: np.ndarray, shift: np.ndarray) -> float:
@@ -298,6 +306,18 @@ def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
     apart = read @ kernel_matrix(window, _array(layer.kernel))
     found = np.moveaxis(apart, 0, 1).reshape(read.shape[1], -1)
     return found + _array(layer.bias) if layer.use_bias else found
+
+
+def _finite(outputs: np.ndarray, layer: Any, which: str) -> np.ndarray:
+    """Returns what a layer gives, or raises InvalidArgumentError where that is NaN or infinite."""
+    if not np.isfinite(outputs).all():
+        own = "its weights are not finite" if not all(np.isfinite(as_floats(w)).all() for w in layer.weights) else (
+            "its weights are finite, so look at the layers before it and at the scale of the data"
+        )  # fmt: skip
+        raise InvalidArgumentError(
+            f"layer {layer.name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"
+        )
+    return outputs
 
 
 def _array(variable: Any) -> np.ndarray:

@@ -10,13 +10,15 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.changes import Journal, temporarily
 from keras_pcp.channels import Selection
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph import build_graph
 from keras_pcp.surgery import prune_model
 from keras_pcp.trace import trace
+
+DISTILLATION_LOSS = "that of a keras.distillation loss, such as LogitsDistillation()"
 
 
 def _logits() -> Any:
@@ -60,8 +62,8 @@ class Distillation:
     loss: Any = field(default_factory=_logits)
 
     def __post_init__(self):
-        if not 0 < self.weight <= 1:
-            raise InvalidArgumentError(f"weight must be in (0, 1], got {self.weight!r}")
+        checks.number("weight", self.weight, "(0, 1]")
+        checks.function("compute_loss of `loss`", getattr(self.loss, "compute_loss", None), DISTILLATION_LOSS)
         if getattr(self.loss, "teacher_layer_name", None) or getattr(self.loss, "student_layer_name", None):
             raise InvalidArgumentError(
                 "distillation of hidden layers is not supported, since their widths change; use a loss without "

@@ -3,6 +3,11 @@
 A schedule is any callable from [0, 1] (begin to end of the pruning phase) to [0, 1] (nothing pruned to limit reached).
 """
 
+import math
+from collections.abc import Callable
+
+from keras_pcp import checks
+
 
 def linear(t: float) -> float:
     """Equal steps.
@@ -11,7 +16,7 @@ def linear(t: float) -> float:
         >>> linear(0.25)
         0.25
     """
-    return t
+    return checks.number("t", t, "[0, 1]")
 
 
 def cubic(t: float) -> float:
@@ -24,4 +29,26 @@ def cubic(t: float) -> float:
         >>> cubic(0.5)
         0.875
     """
-    return 1 - (1 - t) ** 3
+    return 1 - (1 - checks.number("t", t, "[0, 1]")) ** 3
+
+
+def check_schedule(schedule: Callable[[float], float]) -> None:
+    """Raises InvalidArgumentError unless a schedule gives numbers in [0, 1] that never fall and end at 1.
+
+    What the schedule itself raises passes through.
+    """
+    checks.function(
+        "schedule", schedule, "a function from [0, 1] to [0, 1], such as keras_pcp.schedules.cubic", takes=1
+    )
+    latest = 0.0
+    for t in (i / 16 for i in range(17)):
+        given = schedule(t)
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            raise checks.refusal(f"schedule({t})", "a number in [0, 1]", given) from None
+        if not latest - 1e-6 <= value <= 1 + 1e-6:  # NaN, too
+            raise checks.refusal(f"schedule({t})", f"a number in [{latest}, 1], since channels do not come back", given)
+        latest = value
+    if not math.isclose(latest, 1.0, rel_tol=1e-6):
+        raise checks.refusal("schedule(1.0)", "1.0", given)

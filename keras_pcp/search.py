@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.attempts import Comparison, Values
 from keras_pcp.changes import Journal, all_or_nothing, guarded
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection
@@ -35,8 +36,8 @@ Criteria = str | Criterion | Sequence[str | Criterion]
 
 def criteria_of(criterion: Criteria) -> list[Criterion]:
     """Returns the criteria for a name, a callable, or a sequence of them."""
-    several = not callable(criterion) and not isinstance(criterion, str)
-    found = [get(c) for c in criterion] if several else [get(criterion)]
+    several = None if callable(criterion) else checks.items(criterion)
+    found = [get(criterion)] if several is None else [get(c) for c in several]
     if not found:
         raise InvalidArgumentError("criterion is empty; give one or several")
     return found
@@ -100,7 +101,6 @@ class Search:
         self._origin: _Origin | None = None
         self.measure: Measure | Monitor | None = monitor
         self._draw()
-        self.evaluator.check()
         self.measure = self.evaluator.measure
         self.attempt_macs = 0.0
         self._live_macs = self.full.macs
@@ -111,6 +111,7 @@ class Search:
         self._comparison = None
         strategy = self.strategy
         self.evaluator = Evaluator(self.model, data, strategy.samples, strategy.seed, self.judge, self.measure)
+        self.evaluator.check()
 
     def renew_data(self) -> None:
         """Draws the samples anew if they come from a function; what was known of attempts is forgotten then."""

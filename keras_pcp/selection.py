@@ -1,14 +1,17 @@
 """Scores + ratio or limits -> Selection."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection
+from keras_pcp import checks
+from keras_pcp.channels import ChannelGraph, ChannelGroup, Selection, check_graph, check_scores
 from keras_pcp.cost import Limits, check_reachable, count_cost
 from keras_pcp.errors import InvalidArgumentError
 
 Scores = Mapping[str, np.ndarray]
+SCOPES = ("global", "local")
 
 
 def select_by_ratio(
@@ -44,14 +47,10 @@ def select_by_ratio(
         >>> select_by_ratio(graph, {"a": np.array([3., 1., 2., 4.])}, 0.5, scope="local").removed()["a"].tolist()
         [1, 2]
     """
-    _check(graph, scores, min_channels, multiple_of)
-    if scope not in ("global", "local"):
-        raise InvalidArgumentError(f"scope must be 'global' or 'local', got {scope!r}")
+    scores = _checked(graph, scores, scope, min_channels, multiple_of)
     ratios = pruning_ratio if isinstance(pruning_ratio, Mapping) else dict.fromkeys(graph.groups, pruning_ratio)
     for name, ratio in ratios.items():
-        graph[name]
-        if not 0 <= ratio < 1:
-            raise InvalidArgumentError(f"pruning_ratio must be in [0, 1), got {ratio!r} for group {name!r}")
+        checks.number(f"pruning_ratio of group {graph[name].name!r}", ratio, "[0, 1)")
     if scope == "local":
         counts = {g.name: int(g.num_channels * ratios.get(g.name, 0.0)) for g in graph}
     elif isinstance(pruning_ratio, Mapping):
@@ -116,7 +115,7 @@ def select_by_cost(
         >>> len(keras_pcp.select_by_cost(graph, scores, max_macs=0.5).removed()["hidden"])
         8
     """
-    _check(graph, scores, min_channels, multiple_of)
+    scores = _checked(graph, scores, scope, min_channels, multiple_of)
     bounds = Limits(max_macs, max_params, max_bytes).absolute(count_cost(graph))
     check_reachable(graph, smallest(graph, min_channels, multiple_of), bounds)
 
@@ -189,14 +188,14 @@ def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.nd
     return mask
 
 
-def _check(graph: ChannelGraph, scores: Scores, min_channels: int, multiple_of: int) -> None:
-    for group in graph:
-        if group.name not in scores or np.shape(scores[group.name]) != (group.num_channels,):
-            raise InvalidArgumentError(
-                f"scores need an array of {group.num_channels} numbers for group {group.name!r}, "
-                f"got {np.shape(scores[group.name]) if group.name in scores else 'none'}"
-            )
+def _checked(graph: ChannelGraph, scores: Scores, scope: str, min_channels: Any, multiple_of: Any) -> Scores:
+    """Returns the scores as float arrays, or raises InvalidArgumentError where an argument is wrong."""
+    check_graph(graph)
+    checks.choice("scope", scope, SCOPES)
+    advice = "pass keras_pcp.score_channels(model, graph)"
+    checks.instance("scores", scores, Mapping, "{group name: float array (num_channels,)}", advice)
     check_widths(min_channels, multiple_of, graph)
+    return {group.name: check_scores(group, scores.get(group.name), "scores") for group in graph}
 
 
 def check_widths(
@@ -205,10 +204,9 @@ def check_widths(
     """Raises InvalidArgumentError unless both are positive ints, or such ints by names of groups of the graph."""
     for name, option in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         for value in option.values() if isinstance(option, Mapping) else [option]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidArgumentError(f"{name} must be an int of at least 1, got {value!r}")
+            checks.count(name, value)
         unknown = set(option) - set(graph.groups) if isinstance(option, Mapping) and graph is not None else set()
         if unknown:
             raise InvalidArgumentError(
-                f"{name} names {sorted(unknown)}, which are no groups; they are {list(graph.groups)}"
+                f"{name} names {sorted(map(str, unknown))}, which are no groups; they are {list(graph.groups)}"
             )

@@ -16,7 +16,7 @@ from keras_pcp.blocks import open_blocks
 from keras_pcp.channels import CONSUME, FOLLOW, PRODUCE, ChannelGraph
 from keras_pcp.contributions import contribution_products
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.samples import count_samples, take_samples
+from keras_pcp.samples import check_inputs, count_samples, take_samples
 from keras_pcp.trace import Trace, arrange_inputs, replay, trace
 
 SAMPLES = 256  # at most so many samples are used: gate gradients take a backward pass for each
@@ -80,7 +80,9 @@ class Statistics:
     @cached_property
     def samples(self) -> tuple[Any, Any, Any]:
         """(x, y, sample_weight or None): the samples that are used."""
-        return take_samples(self.data, SAMPLES, self.seed)
+        samples = take_samples(self.data, SAMPLES, self.seed)
+        check_inputs(self.model, samples[0])
+        return samples
 
     @cached_property
     def sample_weights(self) -> np.ndarray:
@@ -274,7 +276,14 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
             f"gradients need a loss, but model {model.name!r} is not compiled; call model.compile(loss=...) first"
         )
     with _stateless(model.weights, [w.value for w in model.weights]):  # builds the loss, impossible while tracing
-        internals.loss_of(model, batch[0], batch[1], model(batch[0], training=False), batch[2])
+        predicted = model(batch[0], training=False)
+        try:
+            internals.loss_of(model, batch[0], batch[1], predicted, batch[2])
+        except Exception as error:  # whatever a loss raises on labels that do not suit it
+            found, expected = (tf.nest.map_structure(lambda a: tuple(a.shape), v) for v in (batch[1], predicted))
+            raise InvalidArgumentError(
+                f"the loss of model {model.name!r} cannot be computed on data (labels {found}, outputs {expected}): {error}"
+            ) from error
 
     @tf.function(autograph=False)
     def compute(x, y, sample_weight):

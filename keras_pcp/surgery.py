@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.blocks import inline_blocks
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
@@ -79,10 +79,18 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
         (3, True)
     """
     check_selection(graph, selection)
+    check_fits(original, graph)
+    checks.model("pruned", pruned)
     masks = weight_masks(graph, selection)
     values = []
     index = {id(w): i for i, w in enumerate(original.weights)}
-    for full, small in zip(inline_blocks(original).weights, pruned.weights, strict=True):
+    wide_weights = inline_blocks(original).weights
+    if len(wide_weights) != len(pruned.weights):
+        raise InvalidArgumentError(
+            f"pruned has {len(pruned.weights)} weights, but the original has {len(wide_weights)}; give what "
+            "prune_model(original, graph, selection) returned"
+        )
+    for full, small in zip(wide_weights, pruned.weights, strict=True):
         i = index[id(full)]
         value = np.zeros(full.shape, small.numpy().dtype)
         target = np.ix_(*(np.flatnonzero(masks.get(i, {}).get(a, np.ones(d, bool))) for a, d in enumerate(full.shape)))

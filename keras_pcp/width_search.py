@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
-from keras_pcp import checkpoints
+from keras_pcp import checkpoints, checks
 from keras_pcp.channels import Selection
 from keras_pcp.cost import Limits
 from keras_pcp.files import check_target
 from keras_pcp.graph import build_graph
 from keras_pcp.monitor import Monitor, Monitored
+from keras_pcp.samples import check_source, with_any_labels
 from keras_pcp.search import Criteria, Search
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.strategies.state import Strategy
+from keras_pcp.strategies.state import Strategy, check_strategy
 from keras_pcp.surgery import prune_model
 
 
@@ -72,9 +74,15 @@ def search_widths(
         >>> keras_pcp.count_cost(keras_pcp.build_graph(model), selection).macs <= 0.5 * 160
         True
     """
+    checks.model("model", model)
     limits = Limits(max_macs, max_params, max_bytes)
-    strategy, wanted = strategy or Progressive(), Monitor(monitor, mode)
-    file = check_target(checkpoint) if checkpoint else None
+    wanted = Monitor(monitor, mode)
+    check_source(validation_data, "validation_data", function=True)
+    strategy = Progressive() if strategy is None else check_strategy(strategy)
+    if reconstruction_data is not None:
+        check_source(with_any_labels(reconstruction_data), "reconstruction_data")
+    file = None if checkpoint is None else check_target(checkpoint)
+    checks.instance("verbose", verbose, int | np.bool_, "True or False")
     working = model if reconstruction_data is None else _copied(model)
     search = Search(
         working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,

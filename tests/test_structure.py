@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 ORDER = """
 version errors changes
 files conversion
-channels labels internals schedules samples patches
-narrowing monitor finite
+checks
+channels labels internals schedules patches
+narrowing samples monitor finite
 trace
 sizes rules
 counting

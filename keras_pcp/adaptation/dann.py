@@ -16,11 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss
 from keras_pcp.adaptation.pseudo_labels import PseudoLabels
 from keras_pcp.adaptation.reversal import GradientReversal
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.samples import take_samples
+from keras_pcp.samples import take_inputs, take_samples
 
 SOURCE, TARGET = 0.0, 1.0
 
@@ -62,15 +63,22 @@ def build_dann(
             "features must be a functional keras.Model with one output, built from an Input; got "
             f"{type(features).__name__} {getattr(features, 'name', '')!r}"
         )
+    weight = checks.number("weight", weight, "[0, inf)")
+    for role, head in (("label_head", label_head), ("domain_head", domain_head)):
+        checks.function(role, head, "a layer or model, such as keras.layers.Dense(1)")
+    checks.instance("name", name, str, "a str")
     shared = features.output
     adversarial = not isinstance(domain_head, MeanDiscrepancy)
     domain = domain_head(GradientReversal(weight, name="reversal")(shared) if adversarial else shared)
+    label = label_head(shared)
+    for role, output in (("label_head", label), ("domain_head", domain)):
+        checks.instance(f"what {role} returns", output, keras.KerasTensor, "one tensor")
     if tuple(domain.shape[1:]) != (1,):
         raise InvalidArgumentError(
             f"domain_head must give one logit per sample, (batch, 1), but gives {tuple(domain.shape)}; let it end with "
             "Dense(1)"
         )
-    outputs = {"label": label_head(shared), "domain": domain}
+    outputs = {"label": label, "domain": domain}
     # Keras 3.8 finds the metrics of an output by the name of its layer, not by the key of the output.
     named = {key: keras.layers.Identity(name=key, dtype=output.dtype)(output) for key, output in outputs.items()}
     return keras.Model(features.input, named, name=name)
@@ -140,6 +148,9 @@ class DANN:
                 raise InvalidArgumentError(f"DANN sets {name}; use domain_weight, and metrics for those of the labels")
         if isinstance(metrics, dict):
             raise InvalidArgumentError(f"metrics are those of the labels, a list; got outputs {sorted(metrics)}")
+        if not isinstance(metrics, tuple | list):
+            raise checks.refusal("metrics", "a list of those of the labels", metrics)
+        domain_weight = checks.number("domain_weight", domain_weight, "[0, inf)")
         domain_loss = keras.losses.BinaryCrossentropy(from_logits=True) if self.adversarial else discrepancy_loss
         told = [keras.metrics.MeanMetricWrapper(told_apart, "told_apart")]
         self.model.compile(
@@ -195,8 +206,9 @@ class DANN:
                 f"DANN.fit puts the domains behind each other in a batch, which {strategy.num_replicas_in_sync} replicas "
                 "would tear apart; build the network outside the strategy's scope, or call model.fit with mixed batches"
             )
-        if not pseudo_weight >= 0:
-            raise InvalidArgumentError(f"pseudo_weight must be at least 0, got {pseudo_weight!r}")
+        pseudo_weight, seed = checks.number("pseudo_weight", pseudo_weight, "[0, inf)"), checks.count("seed", seed, 0)
+        if pseudo_labels is not None:
+            checks.instance("pseudo_labels", pseudo_labels, PseudoLabels, "a keras_pcp.PseudoLabels")
         if validation_data is not None:
             if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
                 raise InvalidArgumentError(
@@ -217,7 +229,7 @@ class DANN:
         Raises:
             InvalidArgumentError: they do not fit each other or the network.
         """
-        (x, y), target = _labelled(source, "source"), _unlabelled(target)
+        (x, y), target = _labelled(source, "source"), take_inputs(target, "target")
         if target.shape[1:] != x.shape[1:]:
             raise InvalidArgumentError(f"source and target need inputs of one shape, got {x.shape} and {target.shape}")
         wanted = keras.tree.flatten(self.classifier.inputs)[0].shape
@@ -258,13 +270,12 @@ class DANN:
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.
         """
-        if not 0 <= target_weight <= 1:
-            raise InvalidArgumentError(f"target_weight must be in [0, 1], got {target_weight!r}")
-        if samples is not None and samples < 1:
-            raise InvalidArgumentError(f"samples must be at least 1 or None, got {samples!r}")
+        target_weight = checks.number("target_weight", target_weight, "[0, 1]")
+        samples, seed = checks.count("samples", samples, optional=True), checks.count("seed", seed, 0)
+        pseudo_labels = PseudoLabels() if pseudo_labels is None else pseudo_labels
+        checks.instance("pseudo_labels", pseudo_labels, PseudoLabels, "a keras_pcp.PseudoLabels")
         source, target = self._checked(source, target)
         x, y, _ = take_samples(source, samples, seed, "source")
-        pseudo_labels = pseudo_labels or PseudoLabels()
         pseudo_labels.check(len(target))
         x_target, place, _ = take_samples((target, np.arange(len(target))), samples, seed, "target")
         return _Mixed(self.classifier, (x, y), x_target, place, target_weight, pseudo_labels)
@@ -298,8 +309,8 @@ class _Batches(keras.utils.PyDataset):
 
     def __init__(self, dann: DANN, source: tuple, target: np.ndarray, size: int, pseudo_labels, pseudo_weight, seed):
         super().__init__()
-        if not isinstance(size, int) or size < 2 or size % 2:
-            raise InvalidArgumentError(f"batch_size must be an even int, half for each domain, got {size!r}")
+        if checks.count("batch_size", size, 2) % 2:
+            raise checks.refusal("batch_size", "even, half for each domain", size)
         if min(len(source[0]), len(target)) < size // 2:
             raise InvalidArgumentError(
                 f"half a batch of {size} is more than there are samples: {len(source[0])} source, {len(target)} target"
@@ -358,38 +369,14 @@ def told_apart(y_true, y_pred):
 
 
 def _labelled(data: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    _check_finite(data, name)
     x, y, weight = take_samples(data, None, 0, name)
     if not isinstance(x, np.ndarray):
         raise InvalidArgumentError(f"{name} must have one array of inputs, got {type(x).__name__}")
     if weight is not None:
         raise InvalidArgumentError(f"{name} has sample weights, which DANN has no use for; give (x, y) alone")
-    y = np.asarray(y).reshape(len(x), -1)
-    if y.shape[1] != 1 or not np.array_equal(y, y.astype(int)):
-        raise InvalidArgumentError(f"{name}: labels must be class numbers, one per sample, got shape {y.shape}")
-    return x, y[:, 0].astype(int)
-
-
-def _check_finite(data: Any, name: str) -> None:
-    """A dataset without an end would be read for ever; tf.data gives -1 as its size."""
-    size = getattr(data, "cardinality", lambda: 0)()
-    if int(size) == -1:
-        raise InvalidArgumentError(f"{name} is a dataset without an end; leave out .repeat(), DANN repeats as needed")
-
-
-def _unlabelled(target: Any) -> np.ndarray:
-    _check_finite(target, "target")
-    if hasattr(target, "shape"):  # an array or a tensor
-        return np.asarray(target)
-    if isinstance(target, tuple | list) or not hasattr(target, "__iter__"):
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or y.size != len(x) or not np.array_equal(y, y // 1):
         raise InvalidArgumentError(
-            f"target must be an array of inputs or a dataset of batches of them, got {type(target).__name__}"
+            f"{name}: labels must be class numbers, one per sample, got "
+            + (checks.shown(y) if not isinstance(y, np.ndarray) else f"shape {y.reshape(len(x), -1).shape}")
         )
-    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in target]
-    if not batches:
-        raise InvalidArgumentError("target is empty")
-    if any(isinstance(batch, dict) or np.ndim(batch) == 0 for batch in batches):
-        raise InvalidArgumentError(
-            f"target must be a dataset of batches of one array of inputs, got {type(batches[0]).__name__}"
-        )
-    return np.concatenate([np.asarray(batch) for batch in batches])
+    return x, y.reshape(-1).astype(int)

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp import checks
 from keras_pcp.rules import CallSite, register_rule
 
 
@@ -35,9 +35,9 @@ class MeanDiscrepancy(keras.layers.Layer):
 
     def __init__(self, scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0), **kwargs: Any):
         super().__init__(**kwargs)
-        if not scales or not all(s > 0 for s in scales):
-            raise InvalidArgumentError(f"scales must be positive numbers, got {scales!r}")
-        self.scales = tuple(scales)
+        if not isinstance(scales, tuple | list) or not scales:
+            raise checks.refusal("scales", "a tuple of positive numbers", scales)
+        self.scales = tuple(checks.number("each of scales", s, "(0, inf)") for s in scales)
 
     def call(self, x):
         """Returns the witness function."""

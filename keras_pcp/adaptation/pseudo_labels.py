@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.errors import InvalidArgumentError
 
 _MOST_BALANCE = 10
@@ -46,10 +47,17 @@ class PseudoLabels:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self):
-        if not 0 <= self.threshold < 1:
-            raise InvalidArgumentError(f"threshold must be in [0, 1), got {self.threshold!r}")
-        if not isinstance(self.refresh_every, int) or self.refresh_every < 1:
-            raise InvalidArgumentError(f"refresh_every must be an int of at least 1, got {self.refresh_every!r}")
+        self.threshold = checks.number("threshold", self.threshold, "[0, 1)")
+        self.refresh_every = checks.count("refresh_every", self.refresh_every)
+        self.balanced = checks.flag("balanced", self.balanced)
+        checks.instance("history", self.history, list, "a list")
+        if self.true_labels is not None:
+            try:
+                numeric = np.asarray(self.true_labels).dtype.kind in "biuf"
+            except Exception:  # ragged, or of a class that is no array
+                numeric = False
+            if not numeric or np.ndim(self.true_labels) == 0:
+                raise checks.refusal("true_labels", "an int array (samples,)", self.true_labels)
 
     def assign(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns labels and weights for outputs of a classifier.

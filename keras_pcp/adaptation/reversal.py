@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_pcp import internals
+from keras_pcp import checks, internals
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.rules import register_rule
 from keras_pcp.rules.elementwise import same
@@ -51,8 +51,7 @@ class GradientReversal(keras.layers.Layer):
 
     def __init__(self, weight: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
-        if not 0 <= weight < math.inf:
-            raise InvalidArgumentError(f"weight must be a finite number of at least 0, got {weight!r}")
+        weight = checks.number("weight", weight, "[0, inf)")
         self.initial_weight = float(weight)
         self.weight = self.add_weight(
             name="weight", shape=(), initializer=keras.initializers.Constant(weight), trainable=False
@@ -100,9 +99,9 @@ class ReversalSchedule(keras.callbacks.Callback):
 
     def __init__(self, maximum: float = 1.0, gamma: float = 10.0):
         super().__init__()
-        if not (maximum > 0 and gamma > 0):
-            raise InvalidArgumentError(f"need maximum > 0 and gamma > 0, got {maximum!r} and {gamma!r}")
-        self.maximum, self.gamma = maximum, gamma
+        self.maximum, self.gamma = (
+            checks.number(name, value, "(0, inf)") for name, value in (("maximum", maximum), ("gamma", gamma))
+        )
         self.layers: list[GradientReversal] = []
         self.epoch = 0
 
@@ -156,11 +155,11 @@ class AnnealedLearningRate(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, initial: float = 0.01, steps: int = 1000, alpha: float = 10.0, beta: float = 0.75):
-        if not (initial > 0 and steps >= 1 and alpha >= 0 and beta >= 0):
-            raise InvalidArgumentError(
-                f"need initial > 0, steps >= 1, alpha >= 0 and beta >= 0, got {initial!r}, {steps!r}, {alpha!r}, {beta!r}"
-            )
-        self.initial, self.steps, self.alpha, self.beta = initial, steps, alpha, beta
+        self.initial, self.steps = (
+            checks.number("initial", initial, "(0, inf)"),
+            checks.number("steps", steps, "[1, inf)"),
+        )
+        self.alpha, self.beta = checks.number("alpha", alpha, "[0, inf)"), checks.number("beta", beta, "[0, inf)")
 
     def __call__(self, step):
         """Returns the learning rate at a step."""

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pcp.channels import ChannelGraph, ChannelGroup
+from keras_pcp import checks
+from keras_pcp.channels import ChannelGraph, ChannelGroup, check_scores
 from keras_pcp.criteria.activation import apoz, mean_activation
 from keras_pcp.criteria.chip import Chip
 from keras_pcp.criteria.control import random
@@ -29,6 +30,7 @@ from keras_pcp.criteria.thinet import thinet
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.finite import check_finite
 from keras_pcp.graph import check_fits
+from keras_pcp.samples import check_source
 from keras_pcp.statistics import Statistics, needs_data
 
 Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
@@ -59,11 +61,11 @@ BY_NAME: dict[str, Criterion] = {
 
 def get(criterion: str | Criterion) -> Criterion:
     """Returns the criterion for a name, or the callable itself."""
-    if callable(criterion):
-        return criterion
-    if criterion not in BY_NAME:
-        raise InvalidArgumentError(f"criterion must be a callable or one of {sorted(BY_NAME)}, got {criterion!r}")
-    return BY_NAME[criterion]
+    if isinstance(criterion, str) and criterion in BY_NAME:
+        return BY_NAME[criterion]
+    return checks.function(
+        "criterion", criterion, f"a function (group, statistics) or one of {sorted(BY_NAME)}", takes=2
+    )
 
 
 def score_channels(
@@ -91,8 +93,9 @@ def score_channels(
 
     Raises:
         InvalidArgumentError: the criterion is unknown, lacks data or a compiled model, or returns something else than
-            one finite number per channel.
-        NotFiniteError: the same, because weights of the model are NaN or infinite.
+            one finite number per channel; the graph, the data or the seed does not fit. What a criterion itself raises
+            passes through.
+        NotFiniteError: the scores are not finite because weights of the model are NaN or infinite.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -107,21 +110,22 @@ def score_channels(
     """
     function = get(criterion)
     check_fits(model, graph)
+    seed = checks.count("seed", seed, 0)
+    if data is not None:
+        check_source(data)
+    label = criterion if isinstance(criterion, str) else getattr(function, "__name__", type(function).__name__)
     if data is None and getattr(function, "needs_data", False):
         raise InvalidArgumentError(
-            f"criterion {criterion!r} needs data=(x, y): some labelled samples, on which gradients or features are "
+            f"criterion {label!r} needs data=(x, y): some labelled samples, on which gradients or features are "
             "computed; or use a criterion that reads weights only, such as 'l1'"
         )
     statistics = Statistics(model, graph, data, seed)
     scores = {}
     for group in graph:
-        score = np.asarray(function(group, statistics), float)
-        if score.shape != (group.num_channels,) or not np.isfinite(score).all():
-            check_finite(model)
-            name = getattr(function, "__name__", None) or type(function).__name__
-            raise InvalidArgumentError(
-                f"criterion {name!r} must return {group.num_channels} finite scores for group {group.name!r}, "
-                f"got shape {score.shape}" + ("" if np.isfinite(score).all() else " with NaN or infinite values")
-            )
-        scores[group.name] = score
+        score = function(group, statistics)
+        try:
+            scores[group.name] = check_scores(group, score, f"the scores of criterion {label!r}")
+        except InvalidArgumentError:
+            check_finite(model)  # then the criterion is not to blame
+            raise
     return scores

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGroup
-from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.statistics import Statistics, needs_data
 
 
@@ -31,8 +31,7 @@ class Chip:
     samples: int = 8
 
     def __post_init__(self):
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise InvalidArgumentError(f"samples must be an int of at least 1, got {self.samples!r}")
+        checks.count("samples", self.samples)
 
     def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
         maps = np.moveaxis(statistics.features[group.name], -1, 1)[: self.samples].astype(float)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGroup
 from keras_pcp.cost import freed_macs
 from keras_pcp.errors import InvalidArgumentError
@@ -34,8 +35,7 @@ class GroupFisher:
     per: str | None = None
 
     def __post_init__(self):
-        if self.per not in ("macs", "memory", None):
-            raise InvalidArgumentError(f"per must be 'macs', 'memory' or None, got {self.per!r}")
+        checks.choice("per", self.per, ("macs", "memory", None))
 
     def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
         importance = statistics.sample_weights @ np.square(statistics.gate_gradients[group.name])

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGroup
 from keras_pcp.criteria.filters import filters, or_zeros
-from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.statistics import Statistics, needs_data
 
 
@@ -51,8 +51,7 @@ class TaylorGate:
     batch_size: int = 32
 
     def __post_init__(self):
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise InvalidArgumentError(f"batch_size must be an int of at least 1, got {self.batch_size!r}")
+        checks.count("batch_size", self.batch_size)
 
     def __call__(self, group: ChannelGroup, statistics: Statistics) -> np.ndarray:
         gates = statistics.gate_gradients[group.name]

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import checks
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.labels import Labels
 
@@ -223,11 +224,15 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
         ...     return site.inputs[0]          # element-wise, no weights: the channels pass through
     """
 
+    if not layer_classes:
+        raise InvalidArgumentError("register_rule needs the classes of layers: @register_rule(MyLayer)")
+    for cls in layer_classes:
+        if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
+            raise InvalidArgumentError(f"register_rule takes classes of Keras layers, got {checks.shown(cls)}")
+
     def register(rule: Rule) -> Rule:
-        for cls in layer_classes:
-            if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
-                raise InvalidArgumentError(f"register_rule takes classes of Keras layers, got {cls!r}")
-            _LAYER_RULES[cls] = rule
+        checks.function("the rule", rule, "a function of one CallSite", takes=1)
+        _LAYER_RULES.update(dict.fromkeys(layer_classes, rule))
         return rule
 
     return register
@@ -245,6 +250,38 @@ def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def labels_of_outputs(site: CallSite, outputs: Outputs) -> Sequence[Labels | None]:
+    """Returns what a rule gave as one entry for each output of the call.
+
+    Raises:
+        UnsupportedModelError: it is something else than labels that fit the outputs.
+    """
+    shapes = site.output_shapes
+    listed = [outputs] if len(shapes) == 1 and (outputs is None or isinstance(outputs, Labels)) else outputs
+    if not isinstance(listed, list | tuple) or not all(v is None or isinstance(v, Labels) for v in listed):
+        raise UnsupportedModelError(
+            f"the rule of layer {site.name} must return a Labels or None, or a list of them for several outputs; got "
+            f"{checks.shown(outputs)}"
+        )
+    if len(listed) != len(shapes):
+        raise UnsupportedModelError(
+            f"the rule of layer {site.name} returned {len(listed)} labels, but the layer has {len(shapes)} outputs"
+        )
+    for labels, shape in zip(listed, shapes, strict=True):
+        if labels is not None and not _are_labels(labels, shape):
+            raise UnsupportedModelError(
+                f"the rule of layer {site.name} returned {checks.shown(labels)} for an output of shape {shape}; its axis "
+                "must be one of them, counted from 0, and its ids whole numbers, one for each position along it"
+            )
+    return listed
+
+
+def _are_labels(labels: Labels, shape: Shape) -> bool:
+    axis, ids = labels.axis, labels.ids
+    whole = isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"
+    return whole and isinstance(axis, int | np.integer) and 0 <= axis < len(shape) and shape[axis] == len(ids)
 
 
 def find_rule(operation: Any) -> Rule | None:

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import check_reachable, count_cost
-from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.selection import holds, lowest_removed, select_by_cost, select_by_ratio, smallest
+from keras_pcp.selection import SCOPES, holds, lowest_removed, select_by_cost, select_by_ratio, smallest
 from keras_pcp.strategies.state import Observation, Round, State, nothing_removed
 
 
@@ -67,6 +67,10 @@ class OneShot(_Control):
 
     scope: str = "local"
 
+    def __post_init__(self):
+        super().__post_init__()
+        checks.choice("scope", self.scope, SCOPES)
+
     def chosen(
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]
     ) -> Selection:
@@ -90,8 +94,8 @@ class RandomWidths(_Control):
     draws: int = 10
 
     def __post_init__(self):
-        if not isinstance(self.draws, int) or self.draws < 1:
-            raise InvalidArgumentError(f"draws must be an int of at least 1, got {self.draws!r}")
+        super().__post_init__()
+        checks.count("draws", self.draws)
 
     def chosen(
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float]

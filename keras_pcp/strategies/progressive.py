@@ -26,15 +26,16 @@ Differs from the paper:
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
 
+import numbers
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import Cost, check_reachable, count_cost, progress
-from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.selection import check_widths, least_width, removal_order, smallest, width_option
 from keras_pcp.strategies.racing import Measured, race
 from keras_pcp.strategies.state import (
@@ -98,19 +99,13 @@ class Progressive:
     seed: int = 0
 
     def __post_init__(self):
-        fixed = isinstance(self.step, int)
-        if isinstance(self.step, bool) or not (self.step >= 1 if fixed else 0 < self.step < 1):
-            raise InvalidArgumentError(
-                f"step must be a float in (0, 1) or a number of channels of at least 1, got {self.step!r}"
-            )
+        number = isinstance(self.step, numbers.Real) and not isinstance(self.step, bool)
+        if not number or not (self.step >= 1 if isinstance(self.step, numbers.Integral) else 0 < self.step < 1):
+            raise checks.refusal("step", "a float in (0, 1) or a number of channels of at least 1", self.step)
         check_options(self, select=("topk", "threshold", "joint"), attempts=("fast", "exact"))
         for name in ("confidence", "max_drop"):
-            if not getattr(self, name) >= 0:
-                raise InvalidArgumentError(f"{name} must be at least 0, got {getattr(self, name)!r}")
-        for name in ("groups_per_round", "samples"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidArgumentError(f"{name} must be an int of at least 1 or None, got {value!r}")
+            checks.number(name, getattr(self, name), "[0, inf]")
+        checks.count("groups_per_round", self.groups_per_round, optional=True)
         check_widths(self.min_channels, self.multiple_of)
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
@@ -127,14 +122,14 @@ class Progressive:
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
         """Returns about how many rounds it takes to reach the bounds."""
         full, state = count_cost(graph), State(nothing_removed(graph))
-        if isinstance(self.step, int):
+        if isinstance(self.step, numbers.Integral):
             scores = {group.name: np.zeros(group.num_channels) for group in graph}
             attempts = self.candidates(state, scores, graph, bounds, 0.0).items()
             gains = [_gain(full, count_cost(graph, without(state.selection, *a)), full, bounds) for a in attempts]
             way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
         else:
             way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
-        return max(1, int(np.ceil(way / self.width(graph))))
+        return max(1, int(np.ceil(way / max(1, self.width(graph)))))
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups pruned in a round, given all groups."""
@@ -174,7 +169,7 @@ class Progressive:
             unit = min(width_option(self.multiple_of, group.name), spare)
             gain = _gain(here, count_cost(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
             if gain > 0:
-                wanted = self.step / unit if isinstance(self.step, int) else max(goal, 0.0) / gain
+                wanted = self.step / unit if isinstance(self.step, numbers.Integral) else max(goal, 0.0) / gain
                 units = max(1, round(wanted))
                 found[group.name] = tuple(int(c) for c in ranked[: min(units * unit, spare)])
         return found

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from keras_pcp import checks
 from keras_pcp.channels import ChannelGraph, Selection
-from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.strategies.racing import Measured, worth
 
 
@@ -148,11 +148,27 @@ class Strategy(Protocol):
         """Runs one round, meant to bring `keras_pcp.cost.progress` to about `target`."""
 
 
+def check_strategy(value: Any) -> Any:
+    """Returns a strategy; raises InvalidArgumentError for anything else."""
+    methods = all(callable(getattr(value, name, None)) for name in ("init", "rounds_needed", "update"))
+    attributes = all(hasattr(value, name) for name in ("samples", "recalibrate", "seed", "one_criterion"))
+    if isinstance(value, type) or not methods or not attributes:
+        advice = "import those of others from keras_pcp, such as keras_pcp.OneShot()"
+        raise checks.refusal("strategy", "a strategy such as keras_pcp.Progressive()", value, advice)
+    return value
+
+
 def check_options(strategy: Any, **allowed: Collection[str]) -> None:
-    """Raises InvalidArgumentError unless each of these attributes of a strategy is one of what it may be."""
+    """Checks what all strategies have, and that each of the attributes named is one of what it may be.
+
+    Raises:
+        InvalidArgumentError: one is not.
+    """
+    checks.count("samples", strategy.samples, optional=True)
+    checks.flag("recalibrate", strategy.recalibrate)
+    checks.count("seed", strategy.seed, 0)
     for name, values in allowed.items():
-        if getattr(strategy, name) not in values:
-            raise InvalidArgumentError(f"{name} must be one of {values}, got {getattr(strategy, name)!r}")
+        checks.choice(name, getattr(strategy, name), values)
 
 
 def without(selection: Selection, name: str, removed: Collection[int]) -> Selection:
