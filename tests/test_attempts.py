@@ -399,7 +399,7 @@ def test_results_of_outputs_in_a_dict_are_told_by_the_name_of_the_metric():
     assert found.metric == pytest.approx(-found.loss)  # "iou_mae" is no accuracy
     model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"iou": [keras.metrics.BinaryAccuracy(name="acc")]})
     y = (x[:, 4:5] > 0).astype(float)
-    found = Evaluator(model, (x, {"box": x[:, :4], "iou": y}), None, 0).evaluate()
+    found = Evaluator(model, (x, {"box": x[:, :4], "iou": y}), None, 0, monitor=Monitor("iou_acc")).evaluate()
     predicted = model.predict(x, verbose=0)["iou"] > 0.5
     assert found.metric == pytest.approx((predicted == y).mean())
 
@@ -464,7 +464,7 @@ def test_a_checkpoint_belongs_to_its_labels_and_metrics(tmp_path):
         keras_pcp.search_widths(model, validation_data=(x, 3 - y), **options)
     keras.backend.clear_session()
     other = compiled(metrics=[])
-    with pytest.raises(InvalidArgumentError, match="its loss and metrics differ"):
+    with pytest.raises(InvalidArgumentError, match="its monitor, loss and metrics differ"):
         keras_pcp.search_widths(other, validation_data=(x, y), **options)
 
 
