@@ -47,7 +47,7 @@ class GraphRecorder:
         self.independent_weights: set[int] = set()
         self.ruled: list[tuple[CallSite, tuple[Labels | None, ...]]] = []
         self.sized = sized_calls(traced)
-        self.costs: list[tuple[CallSite, float, int | None, tuple[int, ...]]] = []
+        self.costs: list[tuple[CallSite, float, int, tuple[int, ...]]] = []
         self.unknown: dict[str, str] = {}
         self.uncounted: dict[str, str] = {}
         self.owner = {id(w): op.name for op in traced.operations if not isinstance(op, keras.Model)
@@ -208,7 +208,7 @@ class GraphRecorder:
         self.costs.append((site, uses, self.index_of(site, variable), tuple(range(len(variable.shape)))))
 
     def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        self.costs.append((site, factor, None if variable is None else self.index_of(site, variable), tuple(axes)))
+        self.costs.append((site, factor, self.index_of(site, variable), tuple(axes)))
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
         self.table.tie(a, b, reason)

@@ -130,10 +130,7 @@ class CallSite:
             self.recorder.macs(self, variable, uses)
 
     def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample.
-
-        Without axes (and a variable) that is `factor`.
-        """
+        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
         self.recorder.macs_product(self, factor, variable, axes)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
