@@ -66,11 +66,17 @@ def take_inputs(data: Any, name: str) -> np.ndarray:
     else:
         _check_end(data, name)
         batches = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
-        taken = [(_array(batch, "x", name),) for batch in batches]
+        taken = [(_array(_one_array(batch, name), "x", name),) for batch in batches]
         [found] = _joined(taken, name) if taken else [np.zeros(0)]
     count_samples(found, name)
     _check_finite(found, name)
     return found
+
+
+def _one_array(batch: Any, name: str) -> Any:
+    if isinstance(batch, Mapping | tuple | list):
+        raise checks.refusal(name, "a dataset of batches of one array of inputs", batch)
+    return batch
 
 
 def check_source(data: Any, name: str = "data", function: bool = False) -> None:

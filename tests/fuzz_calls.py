@@ -675,6 +675,8 @@ def one_call(rng: random.Random, world: World, whole: bool = False) -> Outcome:
     elif after == "restore":
         subject.restore()
         subject.keep()
+    for name in world.changed() if after else []:  # another model may have been given
+        world.subjects[name].make()
     names = world.changed() if whole else [subject.name] if subject.look() != subject.seen else []
     if names and not fault:
         fault = f"changed {names} though {kind}"

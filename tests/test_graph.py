@@ -213,16 +213,9 @@ def test_frozen_layers_are_frozen_and_unknown_names_refused():
         keras_pcp.build_graph(model, on_unknown="guess")
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (keras.Sequential([L.Dense(3)]), "has no graph yet"),
-        ("no model", "expected a keras.Model"),
-    ],
-)
-def test_models_without_a_graph_are_refused(model, message):
-    with pytest.raises(UnsupportedModelError, match=message):
-        keras_pcp.build_graph(model)
+def test_a_model_without_a_graph_is_refused():
+    with pytest.raises(UnsupportedModelError, match="has no graph yet"):
+        keras_pcp.build_graph(keras.Sequential([L.Dense(3)]))
 
 
 def test_unknown_heights_and_widths_are_no_obstacle():
