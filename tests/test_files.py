@@ -43,9 +43,13 @@ def mode(path) -> int:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_block_that_fails_or_is_interrupted_leaves_the_old_file_and_nothing_else(error, good, tmp_path):
-    with pytest.raises(error), replacing(good) as part:
-        part.write_text("half")
-        raise error
+    def fail(path):
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail(good)
     assert good.read_text() == "good"
     assert os.listdir(tmp_path) == ["good.json"]
 
@@ -84,11 +88,15 @@ def test_a_full_disk_leaves_the_old_file_and_is_an_error_with_its_path(good, tmp
 
 
 def test_what_a_writer_raises_after_a_full_disk_is_told_from_other_errors(good):
-    with pytest.raises(FileError, match="No space left on device"), replacing(good):
-        try:
-            raise OSError(28, "No space left on device")
-        finally:
-            raise ValueError("cannot close while a handle is open")
+    def fail(path):
+        with replacing(path):
+            try:
+                raise OSError(28, "No space left on device")
+            finally:
+                raise ValueError("cannot close while a handle is open")
+
+    with pytest.raises(FileError, match="No space left on device"):
+        fail(good)
     with pytest.raises(ValueError, match="of its own"), replacing(good):
         raise ValueError("of its own")
 
