@@ -5,29 +5,32 @@ keras-pcp prune model.keras small.keras --max-macs 0.5
 keras-pcp export small.keras small.tflite --quantization float16
 keras-pcp bench small.tflite
 
-Results go to stdout. An error is one line on stderr and exit code 2. TensorFlow logs to stderr while it is imported, which
-is before any of this runs: TF_CPP_MIN_LOG_LEVEL=3 in the environment keeps most of that away.
+Results go to stdout. An error is one line on stderr and exit code 2, an interrupt exit code 130. TensorFlow logs to stderr
+while it is imported, which is before any of this runs: TF_CPP_MIN_LOG_LEVEL=3 in the environment keeps most of that away.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.files import check_target, replacing
 
 # Spelled out so that `--help` need not import Keras; those that need data are for `keras_pcp.score_channels`.
 _CRITERIA = ("l2", "bn_scale", "dead_probability", "fpgm", "least_distance", "cosine", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, or 2 after an error, which stands on stderr in one line.
+    """Runs the command and returns its exit code: 0, 2 after an error (one line on stderr), or 130 after an interrupt.
 
     Args:
         argv: arguments without the name of the program; None takes those of the process.
@@ -52,9 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PruningError as error:
         print(f"keras-pcp: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough; stdout is flushed once more at exit, where it must not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has seen enough
+        _give_up_stdout()
+    except OSError as error:  # such as a full disk behind `> file`
+        _give_up_stdout()
+        print(f"keras-pcp: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("keras-pcp: interrupted", file=sys.stderr)
+        return 130
     return 0
+
+
+def _give_up_stdout() -> None:
+    """Points stdout nowhere: it is flushed once more at exit, where it must not fail."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -83,7 +99,8 @@ def prune(args: argparse.Namespace) -> None:
     )  # fmt: skip
     small = prune_model(model, graph, selection)
     before, after = count_cost(graph), count_cost(small)
-    small.save(target)
+    with replacing(target) as part:
+        small.save(part)
     print(f"{'':<11} {'before':>15} {'after':>15}   ratio")
     for name, old, new in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
         if not math.isnan(old):
@@ -113,10 +130,7 @@ def bench(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix != ".tflite":
             path = export_litert(_load(args), Path(folder) / "model.tflite").path
-        try:
-            milliseconds = measure_latency(path, runs=args.runs, threads=args.threads)
-        except (ValueError, RuntimeError) as error:
-            raise InvalidArgumentError(f"LiteRT cannot run {args.model}: {error}") from error
+        milliseconds = measure_latency(path, runs=args.runs, threads=args.threads)
         print(
             f"{milliseconds:.3f} ms for one sample: median of {args.runs} runs of {path.stat().st_size:,} bytes, "
             f"{args.threads} thread{'s' if args.threads > 1 else ''}"
@@ -148,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", parents=[loaded], help="write a verified LiteRT file")
     command.add_argument("target", help="file to write, *.tflite")
     command.add_argument("--quantization", choices=["float16", "dynamic", "int8"])
-    command.add_argument("--representative-data", metavar="X.npy", help="inputs, needed for int8")
+    command.add_argument("--representative-data", metavar="X.npy", help="inputs, needed for int8; X.npz with an array for "
+                         "each input, by its name or in order, for a model that has several")  # fmt: skip
     command.set_defaults(run=export)
 
     command = commands.add_parser("bench", parents=[loaded], help="latency of a *.tflite file or a Keras model")
@@ -172,16 +187,19 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 def _limit(text: str) -> float | int:
     """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.cost.Limits` takes them."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    raise argparse.ArgumentTypeError(
+        f"must be a fraction such as 0.5 or a whole number such as 300000000, got {text!r}"
+    )
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
 
 
 def _names(text: str) -> list[str]:
@@ -198,15 +216,17 @@ def _writable(path: str, suffix: str) -> Path:
     """Refuses a bad target before the work rather than after it."""
     if not path.endswith(suffix):
         raise InvalidArgumentError(f"{path} must end in {suffix}")
-    if not Path(path).parent.is_dir():
-        raise InvalidArgumentError(f"folder {Path(path).parent} does not exist")
-    return Path(path)
+    return check_target(path)
 
 
 def _load(args: argparse.Namespace) -> Any:
     import keras
 
     path, custom = _existing(args.model), _custom_objects(args.custom_objects)
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise InvalidArgumentError(
+            f"cannot load {path}: it is no .keras file, or only a part of one; save the model again"
+        )
     try:
         return keras.models.load_model(path, custom_objects=custom, compile=False)
     except Exception as error:  # Keras and the deserialized layers raise many classes
@@ -239,11 +259,20 @@ def _graph(args: argparse.Namespace, model: Any) -> Any:
 
 
 def _samples(path: str | None) -> Any:
+    """Reads an array, or the arrays of a .npz file: by name, or in order where NumPy has named them."""
     import numpy as np
 
     if path is None:
         return None
     try:
-        return np.load(_existing(path))
-    except (ValueError, EOFError) as error:
-        raise InvalidArgumentError(f"{path} is not a .npy file of numbers: {error}") from error
+        found = np.load(_existing(path))
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            return found
+        with found:
+            arrays = {name: found[name] for name in found.files}
+    except PruningError:
+        raise
+    except Exception as error:  # NumPy raises what its readers of zip files, headers and pickles raise
+        raise InvalidArgumentError(f"{path} is not a .npy or .npz file of numbers: {error}") from error
+    in_order = [f"arr_{i}" for i in range(len(arrays))]
+    return [arrays[name] for name in in_order] if set(arrays) == set(in_order) else arrays

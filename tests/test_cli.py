@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from test_files import full_disk
 from zoo import build, inputs_for
 
 import keras_pcp
@@ -172,6 +173,22 @@ def test_export_and_bench_give_a_file_and_its_latency(saved, tmp_path, capsys):
     assert float(capsys.readouterr().out.split(" ms")[0]) > 0
 
 
+def test_samples_for_several_inputs_go_by_name_or_in_order(tmp_path, capsys):
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    keras.Model([b, a], L.Dense(2)(L.Concatenate()([L.Dense(3)(a), b]))).save(tmp_path / "two.keras")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
+    command = ["export", str(tmp_path / "two.keras"), str(tmp_path / "two.tflite"), "--quantization", "int8"]
+    command += ["--representative-data", str(tmp_path / "x.npz")]
+    np.savez(tmp_path / "x.npz", a=x, b=y)
+    assert main(command) == 0
+    np.savez(tmp_path / "x.npz", y, x)
+    assert main(command) == 0
+    capsys.readouterr()
+    np.savez(tmp_path / "x.npz", a=x, y=y)
+    assert "has the entries ['a', 'y'], the model takes ['b', 'a']" in failed(capsys, *command)
+
+
 def test_bench_takes_a_keras_model_too(saved, tmp_path, capsys):
     assert main(["bench", saved, "--runs", "5", "--threads", "2"]) == 0
     out = capsys.readouterr().out
@@ -197,13 +214,17 @@ def test_a_missing_file_is_named(arguments, tmp_path, monkeypatch, capsys):
 
 def test_missing_or_broken_samples_are_named(saved, tmp_path, capsys):
     (tmp_path / "broken.npy").write_text("no numbers")
-    for name, message in (("missing.npy", "does not exist"), ("broken.npy", "is not a .npy file")):
+    for name, message in (("missing.npy", "does not exist"), ("broken.npy", "is not a .npy or .npz file")):
         arguments = ["export", saved, str(tmp_path / "m.tflite"), "--representative-data", str(tmp_path / name)]
         assert message in failed(capsys, *arguments)
 
 
 def test_files_that_hold_no_model_are_named(tmp_path, capsys):
-    for name, command, message in (("m.keras", "inspect", "cannot load"), ("m.tflite", "bench", "LiteRT cannot run")):
+    for name, command, message in (
+        ("m.keras", "inspect", "it is no .keras file"),
+        ("m.h5", "inspect", "cannot load"),
+        ("m.tflite", "bench", "LiteRT cannot run"),
+    ):
         (tmp_path / name).write_text("no model")
         assert message in failed(capsys, command, str(tmp_path / name))
 
@@ -214,6 +235,49 @@ def test_a_wrong_command_line_ends_with_exit_code_2(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: keras-pcp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "a.keras", "b.keras", "--max-macs", "abc"], "must be a fraction such as 0.5 or a whole number"),
+        (["bench", "a.tflite", "--runs", "x"], "must be a whole number of at least 1, got 'x'"),
+    ],
+)
+def test_numbers_that_are_none_are_named_without_private_functions(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    err = capsys.readouterr().err
+    assert message in err
+    assert "invalid _" not in err
+
+
+def test_a_full_disk_leaves_an_existing_target(saved, tmp_path, capsys):
+    target = tmp_path / "small.keras"
+    target.write_text("good")
+    with full_disk(2000):
+        message = failed(capsys, "prune", saved, str(target), "--max-macs", "0.5")
+    assert f"cannot write {target}: File too large" in message
+    assert target.read_text() == "good"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.keras", "small.keras"]
+
+
+def test_an_interrupt_is_exit_code_130_and_leaves_nothing(saved, tmp_path, capsys, monkeypatch):
+    def interrupted(model, path):
+        Path(path).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "save", interrupted)
+    assert main(["prune", saved, str(tmp_path / "small.keras"), "--max-macs", "0.5"]) == 130
+    assert capsys.readouterr().err == "keras-pcp: interrupted\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_output_that_cannot_be_written_is_an_error_of_one_line(saved, capsys, monkeypatch):
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        assert main(["inspect", saved]) == 2
+    assert capsys.readouterr().err == "keras-pcp: error: cannot write the output: No space left on device\n"
 
 
 def test_help_lists_the_criteria_that_need_no_data():

@@ -1,11 +1,19 @@
 """Files are verified before they are written; their figures are right."""
 
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+from keras import layers as L
 from zoo import build, inputs_for
 
 import keras_pcp
+from keras_pcp import conversion
 from keras_pcp.errors import ExportError, InvalidArgumentError
 
 
@@ -18,6 +26,8 @@ def test_quantized_files_stay_near_the_model_and_are_smaller(quantization, limit
     assert small.bytes < full.bytes
     assert 0 < small.mean_error <= small.max_error < limit
     assert full.max_error < 1e-4
+    os.umask(umask := os.umask(0o022))
+    assert full.path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path):
@@ -54,6 +64,13 @@ def test_what_litert_cannot_run_is_an_error_that_names_it(tmp_path):
         ({"quantization": "int8"}, "representative_data"),
         ({"representative_data": np.zeros((3, 8, 8))}, "shapes"),
         ({"representative_data": np.zeros((0, 8, 8, 3))}, "at least one sample"),
+        ({"representative_data": np.zeros((2, 9, 8, 3))}, "shapes"),
+        ({"representative_data": 3}, "shapes"),
+        ({"representative_data": [[1], [2, 3]]}, "shapes"),
+        ({"representative_data": np.zeros((2, 8, 8, 3)).astype(str)}, "must hold numbers"),
+        ({"quantization": ["int8"]}, "int8"),
+        ({"tolerance": -1}, "tolerance"),
+        ({"tolerance": float("nan")}, "tolerance"),
     ],
 )
 def test_bad_arguments_are_refused(options, message, tmp_path):
@@ -79,7 +96,162 @@ def test_latency_is_a_positive_time(tmp_path):
     path = tmp_path / "m.tflite"
     with pytest.raises(InvalidArgumentError, match="there is no file"):
         keras_pcp.measure_latency(path)
+    (tmp_path / "linked.tflite").write_bytes(b"old")
+    path.symlink_to("linked.tflite")
     keras_pcp.export_litert(build("residual"), path)
+    assert path.is_symlink()
     assert 0 < keras_pcp.measure_latency(path, runs=10) < 1000
     with pytest.raises(InvalidArgumentError, match="runs must be at least 1, got 0"):
         keras_pcp.measure_latency(path, runs=0)
+    path.write_bytes(b"no model")
+    with pytest.raises(InvalidArgumentError, match="LiteRT cannot run"):
+        keras_pcp.measure_latency(path)
+
+
+def network(activation="relu"):
+    """A convolution, a second one and a classifier, with weights that the tests spoil, and samples for it."""
+    keras.utils.set_random_seed(0)
+    i = keras.Input((6, 6, 2))
+    x = L.Conv2D(4, 3, activation=activation, name="first")(i)
+    model = keras.Model(i, L.Dense(3, name="logits")(L.GlobalAveragePooling2D()(L.Conv2D(4, 3, name="second")(x))))
+    return model, np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype("float32")
+
+
+def spoiled(model, name, value):
+    kernel, bias = model.get_layer(name).get_weights()
+    kernel.flat[0] = value
+    model.get_layer(name).set_weights([kernel, bias])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e39])
+def test_int8_refuses_samples_that_are_not_finite(value, tmp_path):
+    model, x = network()
+    x = x.astype("float64")
+    x[5, 0, 0, 0] = value
+    with pytest.raises(InvalidArgumentError, match=r"NaN, infinite or too large values in sample\(s\) 5"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight", "scale", "message"),
+    [
+        ("first", np.inf, 1, "weight first/kernel"),
+        ("second", np.nan, 1, "weight second/kernel"),
+        ("first", 1e38, 100, "layer 'first' computes"),
+        ("second", 1e38, 100, "layer 'second' computes"),
+    ],
+)
+def test_int8_refuses_what_is_not_finite_inside_and_names_the_layer(layer, weight, scale, message, tmp_path):
+    model, x = network()
+    spoiled(model, layer, weight)
+    with pytest.raises(ExportError, match=message):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=scale * x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_that_crashes_is_an_error_and_the_next_export_works(tmp_path):
+    model, x = network("softplus")  # finite, but LiteRT's own way to compute it overflows
+    spoiled(model, "first", 1e30)
+    spoiled(model, "second", 0)
+    with pytest.raises(ExportError, match=r"LiteRT cannot .*No file was written"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=1e3 * abs(x))
+    model, x = network()
+    assert keras_pcp.export_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=x).bytes > 0
+
+
+def test_a_dead_layer_is_an_error_that_names_it(tmp_path):
+    model, x = network()
+    kernel, bias = model.get_layer("first").get_weights()
+    model.get_layer("first").set_weights([kernel, bias - 100])
+    with pytest.raises(ExportError, match=r"LiteRT cannot run .* layer\(s\) 'first', .* have no int8 range"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_keras_itself_cannot_compute_are_said_to_be_so(tmp_path):
+    model, x = network()
+    spoiled(model, "first", np.inf)
+    with pytest.raises(ExportError, match="itself computes NaN or infinite outputs"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", representative_data=x)
+    tokens = keras.Input((4,), dtype="int32")
+    model = keras.Model(tokens, L.Embedding(5, 2)(tokens))
+    with pytest.raises(InvalidArgumentError, match=r"cannot compute anything of representative_data"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", representative_data=np.full((2, 4), 7))
+    with pytest.raises(InvalidArgumentError, match="int32 cannot hold"):
+        keras_pcp.export_litert(model, tmp_path / "m.tflite", representative_data=np.full((2, 4), np.inf))
+
+
+def test_samples_in_a_dict_go_by_the_names_of_the_inputs():
+    a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model([b, a], L.Subtract()([a, b]))
+    data = {"a": np.zeros((1, 2)), "b": np.ones((1, 2)), "id": np.zeros(1)}
+    assert [x.tolist() for x in keras_pcp.export._samples(model, data)] == [[[1, 1]], [[0, 0]]]
+    with pytest.raises(InvalidArgumentError, match=r"has the entries \['a', 'x'\], the model takes \['b', 'a'\]"):
+        keras_pcp.export._samples(model, {"a": data["a"], "x": data["b"]})
+
+
+def program(tmp_path, monkeypatch, text):
+    """Lets the process run something else than the conversion."""
+    (tmp_path / "program.py").write_text(text)
+    monkeypatch.setattr(conversion, "__file__", str(tmp_path / "program.py"))
+    return conversion.Converter()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "crashed \\(SIGSEGV\\)"),
+        ("import os; os.kill(os.getpid(), 9)", "crashed \\(SIGKILL, usually because memory ran out\\)"),
+        ("import sys; sys.exit(3)", "ended with exit code 3"),
+        ("input(); print('\"no such operation\"')", "no such operation"),
+    ],
+)
+def test_how_the_process_ended_is_said(text, message, tmp_path, monkeypatch):
+    converter = program(tmp_path, monkeypatch, text)
+    with pytest.raises(RuntimeError, match=message):
+        converter.convert("folder", "int8")
+    converter.stop()
+
+
+def test_a_process_that_has_ended_itself_is_started_again(tmp_path, monkeypatch):
+    converter = program(tmp_path, monkeypatch, "input(); print('null')")  # as one that has been idle
+    for _ in range(2):
+        converter.convert("folder", "int8")
+        converter.process.wait()
+    converter.stop()
+
+
+def test_an_interrupt_ends_the_process(tmp_path, monkeypatch):
+    converter = program(tmp_path, monkeypatch, "import time; time.sleep(60)")
+
+    def interrupt(*args):
+        process.append(converter.process)
+        raise KeyboardInterrupt
+
+    process, old = [], signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            converter.convert("folder", "int8")
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert process[0].returncode == -signal.SIGKILL
+    assert converter.process is None
+
+
+def test_the_main_module_is_not_run_again_and_no_process_is_left(tmp_path):
+    path = importlib.util.find_spec("keras_pcp.conversion").origin
+    (tmp_path / "program.py").write_text("import os\nfor _ in iter(input, ''): print(os.getpid(), flush=True)")
+    (tmp_path / "script.py").write_text(
+        "import runpy\n"
+        "print('once')\n"
+        f"module = runpy.run_path({path!r})\n"
+        f"module['Converter'].convert.__globals__['__file__'] = {str(tmp_path / 'program.py')!r}\n"
+        "try: module['Converter']().convert('folder', 'int8')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    once, pid = done.stdout.split()
+    assert (once, done.stderr) == ("once", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
