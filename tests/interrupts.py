@@ -224,17 +224,16 @@ def a_fit(seed, eagerly):
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     i = keras.Input((8, 8, 1))
-    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, padding="same")(i)))
-    x = L.Add()([x, L.Conv2D(8, 3, padding="same")(x)])
-    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, strides=2)(x)))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(6, 3, padding="same")(i)))
+    x = L.Add()([x, L.Conv2D(6, 3, padding="same")(x)])
     model = keras.Model(i, L.Dense(3)(L.Flatten()(x)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, metrics=["accuracy"], run_eagerly=eagerly)
-    x, y = rng.normal(size=(64, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 64)
+    x, y = rng.normal(size=(48, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 48)
     watch = Watch()
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=0.4, validation_data=(x, y), reconstruction_data=(x, y), begin=0.1, end=0.9,
-        strategy=keras_pcp.Progressive(samples=32), distillation=keras_pcp.Distillation(0.5),
+        max_macs=0.6, validation_data=(x, y), reconstruction_data=(x, y), begin=0.1, end=0.9,
+        strategy=keras_pcp.Progressive(samples=16), distillation=keras_pcp.Distillation(0.5),
     )  # fmt: skip
 
     def run():

@@ -1,0 +1,16 @@
+"""An interrupt on any line of `shrink`, `masked` and `recalibrate` leaves the model wholly old or wholly new.
+
+Here some of the lines; `python tests/interrupts.py --every-line` takes all of them.
+"""
+
+import interrupts
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "offset"), [("shrink", 997, 17), ("masked", 149, 5), ("recalibrate", 331, 7)]
+)
+def test_an_interrupt_leaves_the_model_old_or_new(name, stride, offset):
+    _, found, torn = interrupts.every_line(name, stride, offset, use_every=10)
+    assert torn == []
+    assert sum(found.values()) > 7
