@@ -14,6 +14,8 @@
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
+| `tf.__internal__.FuncGraph`                      | run a layer's own code without effect, and list what it did  |
+| `Layer._losses`                                | notice a loss that is added in a call                        |
 | `Optimizer._trainable_variables`, `_var_key`   | find slots; keep what is stored under a variable's key       |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
@@ -74,6 +76,32 @@ def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
             stack.append((node, True))
             stack += [(_node_of(t), False) for t in reversed(tree.flatten(node.input_tensors))]
     return found
+
+
+def recorded(function: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Runs a function in a graph of its own, without effect on variables.
+
+    Returns:
+        What the function returns, and the types of the operations with a state that it ran, reads of variables left out.
+        Calls on KerasTensors are not among them: Keras runs those in graphs of their own.
+    """
+    graph = tf.__internal__.FuncGraph("keras_pcp")
+    with graph.as_default():
+        result = function()
+    reads = ("Placeholder", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp")
+    return result, [o.type for o in graph.get_operations() if o.op_def.is_stateful and o.type not in reads]
+
+
+def keras_attributes() -> frozenset[str]:
+    """Returns the attributes that Keras itself gives every layer and changes when it is called, losses excepted."""
+    if not _ATTRIBUTES:
+        layer = keras.layers.Identity()
+        layer(keras.Input((1,)))
+        _ATTRIBUTES.append(frozenset(vars(layer)) - {"_losses"})
+    return _ATTRIBUTES[0]
+
+
+_ATTRIBUTES: list[frozenset[str]] = []
 
 
 def _node_of(tensor: keras.KerasTensor) -> Any:

@@ -12,8 +12,9 @@ ORDER = """
 version errors
 channels labels internals schedules samples patches
 narrowing
-trace
-rules
+trace probing
+rules effects
+inside
 blocks
 recorder
 graph contributions
