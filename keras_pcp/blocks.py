@@ -13,9 +13,16 @@ import keras
 from keras import tree
 
 from keras_pcp import internals
+from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.inside import INERT, look_inside, saveable
 from keras_pcp.rules import find_rule
 from keras_pcp.trace import trace
+
+# What a class may do in its own way when it trains, evaluates and predicts.
+_TRAINING = (
+    "train_step", "test_step", "predict_step", "compute_loss", "compute_metrics",
+    "make_train_function", "make_test_function", "make_predict_function",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +48,12 @@ def inline_blocks(model: keras.Model) -> keras.Model:
     Blocks are custom layers whose `call` consists of other layers and `keras.ops`, and models that are saved by the
     arguments of their constructor (such as the backbones of KerasHub) rather than by their structure. The result computes
     the same, in training too, and shares layers and weights with `model`. It is not compiled. A block stays closed if it
-    owns weights that belong to no inner layer, computes with tensors that are no inputs, does something else in training
-    than its layers do, or does not accept symbolic inputs.
+    does anything besides computing its outputs with its layers, for example assign to a variable, add a loss, or keep a
+    value in an attribute; if it owns weights that belong to no inner layer or computes with tensors that are no inputs; or
+    if it does not accept symbolic inputs. Whatever is opened is compared with the closed block on random data.
+
+    A functional model whose class can be made from inputs and outputs (no `__init__` of its own, or one that hands
+    `*args, **kwargs` on) keeps its class, and with it its own `train_step` and the like.
 
     Prune, train and save the plain model: the config of a block tells nothing of pruned widths, so a block that has been
     pruned inside could be saved but not loaded.
@@ -54,7 +65,8 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         The plain model, or `model` itself if it holds no blocks.
 
     Raises:
-        UnsupportedModelError: the model has no functional graph.
+        UnsupportedModelError: the model has no functional graph, or its class has training methods of its own and cannot
+            be made from a graph.
 
     Example:
         >>> import keras, keras_pcp
@@ -72,7 +84,23 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         >>> [layer.__class__.__name__ for layer in plain.layers]
         ['InputLayer', 'Conv2D', 'GlobalMaxPooling2D', 'Dense']
     """
-    return open_blocks(model).model
+    plain = open_blocks(model).model
+    if plain is not model and type(plain) is not type(model):
+        check_nothing_lost(model)
+    return plain
+
+
+def check_nothing_lost(model: keras.Model) -> None:
+    """Raises UnsupportedModelError if a model of the same layers, but not of the same class, trains in another way."""
+    lost = internals.own_methods(model, _TRAINING)
+    if lost:
+        cls = type(model).__name__
+        raise UnsupportedModelError(
+            f"model {model.name!r} is of class {cls}, which cannot be made from a graph of layers, so its own methods "
+            f"{', '.join(lost)} would be lost. If you do not need them, take keras.Model(model.inputs, model.outputs). If "
+            f"you do, derive {cls} from keras.Model without an __init__ of its own, make it as "
+            f"{cls}(inputs, outputs), and set what its methods need as attributes afterwards"
+        )
 
 
 def open_blocks(model: keras.Model) -> Opened:
@@ -116,7 +144,9 @@ class _Inliner:
             return model
         if not by_structure:
             self.blocks[model.name] = None
-        plain = keras.Model(functional.input, tree.map_structure(self.current, functional.output), name=model.name)
+        keeps_class = by_structure and not isinstance(model, keras.Sequential)
+        outputs = tree.map_structure(self.current, functional.output)
+        plain = (type(model) if keeps_class else keras.Model)(functional.input, outputs, name=model.name)
         if not model.trainable:
             plain.trainable = False
         return plain

@@ -23,7 +23,7 @@
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import Any
 
@@ -118,12 +118,18 @@ def saved_by_structure(model: keras.Model) -> bool:
     base, cls = _functional_class(), type(model)
     arguments = inspect.getfullargspec(cls.__init__)
     alike = arguments.args[1:] == inspect.getfullargspec(base.__init__).args[1:]
-    passed_on = bool(arguments.varargs and arguments.varkw)
+    passed_on = bool(arguments.varargs and arguments.varkw and not arguments.args[1:] and not arguments.kwonlyargs)
     return (
         cls.get_config is base.get_config
         and cls.from_config.__func__ is base.from_config.__func__
         and (alike or passed_on)
     )
+
+
+def own_methods(model: keras.Model, names: Iterable[str]) -> list[str]:
+    """Returns which of some methods the class of a model, or a parent that is not of Keras, defines."""
+    own = [cls for cls in type(model).__mro__ if not cls.__module__.startswith("keras.")]
+    return sorted(name for name in names if any(name in vars(cls) for cls in own))
 
 
 def call_arguments(node: Any) -> tuple[tuple, dict]:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.blocks import open_blocks
+from keras_pcp.blocks import check_nothing_lost, open_blocks
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph import check_fits
@@ -89,6 +89,8 @@ def check_live(model: keras.Model) -> None:
 
 def _check_plain(model: keras.Model, blocks: Sequence[str]) -> None:
     if blocks:
+        if not internals.saved_by_structure(model) or isinstance(model, keras.Sequential):
+            check_nothing_lost(model)
         raise UnsupportedModelError(
             f"model {model.name!r} hides layers in blocks whose config cannot tell their pruned widths, such as "
             f"{', '.join(map(repr, blocks[:3]))}, so a file of the pruned model could not be loaded. Open them first: "
