@@ -13,8 +13,9 @@ import keras
 from keras import tree
 
 from keras_pcp import internals
+from keras_pcp.effects import why_not_the_same
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.inside import INERT, look_inside, saveable
+from keras_pcp.inside import INERT, Inside, look_inside, saveable
 from keras_pcp.rules import find_rule
 from keras_pcp.trace import trace
 
@@ -170,7 +171,7 @@ class _Inliner:
         args, kwargs = tree.map_structure(self.current, internals.call_arguments(node))
         # Inside a block, a layer that cannot be saved on its own is replaced by what it runs, even if it has a rule.
         stands_alone = block is None or saveable(operation)
-        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs):
+        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs, block is None):
             return
         if not stands_alone:
             raise _StaysClosed(f"its inner {type(operation).__name__} cannot be saved on its own")
@@ -179,7 +180,7 @@ class _Inliner:
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
             self.put(node.outputs, operation(*args, **kwargs))
 
-    def open(self, node: Any, args: tuple, kwargs: dict) -> bool:
+    def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
         """Runs what a block runs in its place; tells whether that was possible."""
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
@@ -194,14 +195,18 @@ class _Inliner:
             t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
         ]
         self.put(inside.inputs, actual)
+        blocks = dict(self.blocks)
+        self.blocks[layer.name] = None
         try:
             for inner in inside.nodes:
                 self.replay(inner, layer.name)
+            outputs = [self.current(t) for t in inside.outputs]
+            if outermost:
+                _check_the_same(layer, args, kwargs, outputs)
         except _StaysClosed as error:
-            self.closed[id(layer)] = str(error)
+            self.closed[id(layer)], self.blocks = str(error), blocks
             return False
-        self.blocks[layer.name] = None
-        self.put(node.outputs, [self.current(t) for t in inside.outputs])
+        self.put(node.outputs, outputs)
         return True
 
     def claim_name(self, operation: Any, block: str) -> None:
@@ -215,3 +220,12 @@ class _Inliner:
 
 class _StaysClosed(Exception):
     """A block cannot be opened because of a layer in it."""
+
+
+def _check_the_same(layer: keras.Layer, args: tuple, kwargs: dict, outputs: list[keras.KerasTensor]) -> None:
+    """Compares a closed block with all that takes its place, inner blocks opened too."""
+    kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+    given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+    opened = Inside(given, internals.nodes_before(outputs, given), outputs)
+    if reason := why_not_the_same(layer, opened.run, opened.structure(), args, kwargs):
+        raise _StaysClosed(reason)

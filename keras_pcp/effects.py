@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp import internals
-from keras_pcp.probing import random_array, same
+from keras_pcp.probing import random_tensor, same
 
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
 _BY_NAME = {
@@ -120,23 +120,28 @@ class _Caller(keras.Layer):
         return self.function(tensors, training)
 
 
-_COMPARED: WeakKeyDictionary[keras.Layer, dict[tuple, str | None]] = WeakKeyDictionary()
+_COMPARED: WeakKeyDictionary[type, dict[tuple, str | None]] = WeakKeyDictionary()
 
 
-def why_not_the_same(layer: keras.Layer, other: Callable[..., list[Any]], args: tuple, kwargs: dict) -> str | None:
-    """Compares a layer with what is to replace it on random data, in training and not, and returns how they differ.
+def why_not_the_same(
+    layer: keras.Layer, other: Callable[..., list[Any]], structure: tuple, args: tuple, kwargs: dict
+) -> str | None:
+    """Compares a layer with what is to replace it on random data, and returns how they differ.
 
-    Compared are outputs with their masks, gradients, losses, and the new values of all variables. A layer that does not
-    run on such data is not compared. The answer for a layer is kept; nothing about it is changed.
+    Compared are outputs with their masks, losses, the new values of all variables and, in training, gradients. Nothing
+    about the layer is changed. A layer that does not run on such data is not compared, and of layers of one class that run
+    the same, in whatever widths, only the first one is.
 
     Args:
         layer: a built layer.
         other: called as `other(tensors, training)`, with the tensors among the arguments; returns the flat outputs.
+        structure: what `other` runs.
         args, kwargs: the arguments of the layer; symbolic tensors in them are replaced by random ones.
     """
-    known = _COMPARED.setdefault(layer, {})
+    known = _COMPARED.setdefault(type(layer), {})
     tensors = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-    key = tuple((t.shape, t.dtype, internals.mask_of(t) is None) for t in tensors)
+    inputs = tuple((len(t.shape), t.dtype, internals.mask_of(t) is None) for t in tensors)
+    key = (structure, inputs, layer.dtype_policy.name, layer.trainable, layer.supports_masking)
     if key not in known:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are those of the layer's own code, and come again when it is used
@@ -146,18 +151,15 @@ def why_not_the_same(layer: keras.Layer, other: Callable[..., list[Any]], args: 
 
 def _compare(layer, other, args, kwargs, tensors) -> str | None:
     rng = np.random.default_rng(0)
-    try:
-        arrays = [_with_random_mask(t, rng) for t in tensors]
-    except TypeError:
-        return None
 
     def closed(arrays: Sequence[Any], training: bool) -> list[Any]:
         place = {id(t): array for t, array in zip(tensors, arrays, strict=True)}
         found_args, found_kwargs = tree.map_structure(lambda v: place.get(id(v), v), (args, kwargs))
         return tree.flatten(layer(*found_args, **found_kwargs))
 
-    for training in (False, True):
+    for training in (True, False):
         try:
+            arrays = [random_tensor(t, rng) for t in tensors]
             expected = _effects(layer, closed, arrays, training)
         except Exception:  # whatever the layer's own code raises on data that it is not made for
             return None
@@ -169,15 +171,6 @@ def _compare(layer, other, args, kwargs, tensors) -> str | None:
             if len(values) != len(found[what]) or not all(map(same, found[what], values)):
                 return f"what it runs gives other {what} without it" + (" in training" if training else "")
     return None
-
-
-def _with_random_mask(tensor: keras.KerasTensor, rng: np.random.Generator) -> Any:
-    array = random_array(tensor, rng)
-    mask = internals.mask_of(tensor)
-    if mask is None:
-        return keras.ops.convert_to_tensor(array, tensor.dtype)
-    found = rng.random(array.shape[: len(mask.shape)]) < 0.7
-    return internals.with_mask(keras.ops.convert_to_tensor(array, tensor.dtype), found)
 
 
 def _effects(layer: keras.Layer, call: Callable, arrays: Sequence[Any], training: bool) -> dict[str, list[Any]]:
@@ -196,7 +189,7 @@ def _effects(layer: keras.Layer, call: Callable, arrays: Sequence[Any], training
             for t in outputs
             if keras.backend.is_float_dtype(t.dtype)
         )
-    gradients = tape.gradient(total, sources) if tf.is_tensor(total) else []
+    gradients = tape.gradient(total, sources) if training and tf.is_tensor(total) else []
     return {
         "outputs": list(outputs),
         "gradients": [None if g is None else tf.convert_to_tensor(g) for g in gradients],

@@ -62,9 +62,10 @@ def nodes(functional: keras.Model) -> list[Any]:
     return [n for depth in sorted(by_depth, reverse=True) for n in by_depth[depth] if n.operation and not n.is_input]
 
 
-def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
-    """Returns the nodes that lead to some tensors, in an order of execution, back to tensors without a history."""
-    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs)]
+def nodes_before(outputs: list[keras.KerasTensor], inputs: Iterable[keras.KerasTensor] = ()) -> list[Any]:
+    """Returns the nodes that lead to some tensors, in an order of execution, back to inputs or without a history."""
+    ends = {id(t) for t in inputs}
+    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs) if id(t) not in ends]
     while stack:
         node, inputs_done = stack.pop()
         if node is None or (id(node) in seen and not inputs_done):
@@ -74,7 +75,8 @@ def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
         else:
             seen.add(id(node))
             stack.append((node, True))
-            stack += [(_node_of(t), False) for t in reversed(tree.flatten(node.input_tensors))]
+            before = [t for t in tree.flatten(node.input_tensors) if id(t) not in ends]
+            stack += [(_node_of(t), False) for t in reversed(before)]
     return found
 
 

@@ -1,6 +1,5 @@
 """Small random data of the shapes of symbolic tensors, and whether two results on it are the same."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -35,9 +34,11 @@ def random_array(tensor: keras.KerasTensor, rng: np.random.Generator, spatial: i
     return rng.integers(0, 2, shape).astype(tensor.dtype)
 
 
-def symbolic_in(values: Iterable[Any]) -> list[keras.KerasTensor]:
-    """Returns the symbolic tensors among some values."""
-    return [v for v in values if isinstance(v, keras.KerasTensor)]
+def random_tensor(tensor: keras.KerasTensor, rng: np.random.Generator, spatial: int | None = None) -> Any:
+    """Returns `random_array` as a tensor, with a random mask if the symbolic one has a mask."""
+    found = keras.ops.convert_to_tensor(random_array(tensor, rng, spatial), tensor.dtype)
+    mask = internals.mask_of(tensor)
+    return found if mask is None else internals.with_mask(found, rng.random(found.shape[: len(mask.shape)]) < 0.7)
 
 
 def same(a: Any, b: Any) -> bool:

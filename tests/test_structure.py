@@ -13,7 +13,7 @@ version errors
 channels labels internals schedules samples patches
 narrowing
 trace probing
-rules effects
+rules effects likeness
 inside
 blocks
 recorder
