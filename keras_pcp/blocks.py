@@ -6,7 +6,7 @@ all there is to the layer, the layer can be replaced by it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from keras import tree
 from keras_pcp import internals
 from keras_pcp.effects import why_not_the_same
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.inside import INERT, Inside, look_inside, saveable
+from keras_pcp.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
 from keras_pcp.rules import find_rule
 from keras_pcp.trace import trace
 
@@ -35,12 +35,19 @@ class Opened:
         blocks: names of the layers and nested models that were replaced by what they hide.
         closed: {`id` of a layer without a rule: why it could not be opened}.
         inert: `id`s of layers without weights that return their input as it is, except in training.
+        hiding: those of the blocks that have to be opened before widths in them change: nested models and what owns
+            weights. The others can stay where they are if they follow the widths of their inputs.
+        staying: (call, what it runs) for the calls of these others.
+        tensors: {`id` of a tensor of the model, or of what a block runs: what has taken its place}.
     """
 
     model: keras.Model
     blocks: tuple[str, ...]
     closed: Mapping[int, str]
     inert: frozenset[int]
+    hiding: tuple[str, ...] = ()
+    staying: tuple[tuple[Any, Inside], ...] = ()
+    tensors: Mapping[int, keras.KerasTensor] = field(default_factory=dict)
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
@@ -111,7 +118,15 @@ def open_blocks(model: keras.Model) -> Opened:
         return Opened(model, (), {}, frozenset())
     inliner = _Inliner({op.name: op for op in (model, *operations)})
     plain = inliner.convert(model)
-    return Opened(plain, tuple(inliner.blocks), inliner.closed, frozenset(inliner.inert))
+    return Opened(
+        plain,
+        tuple(inliner.blocks),
+        inliner.closed,
+        frozenset(inliner.inert),
+        tuple(name for name, hides in inliner.blocks.items() if hides),
+        tuple(inliner.staying),
+        {old: new for old, (_, new) in inliner.replaced.items()},
+    )
 
 
 def _to_replace(operation: Any) -> bool:
@@ -129,7 +144,8 @@ class _Inliner:
 
     def __init__(self, names: dict[str, Any]):
         self.names = names
-        self.blocks: dict[str, None] = {}
+        self.blocks: dict[str, bool] = {}
+        self.staying: list[tuple[Any, Inside]] = []
         self.closed: dict[int, str] = {}
         self.inert: set[int] = set()
         self.replaced: dict[int, tuple[Any, Any]] = {}
@@ -144,7 +160,7 @@ class _Inliner:
         if by_structure and not any(id(t) in self.replaced for t in functional.outputs):
             return model
         if not by_structure:
-            self.blocks[model.name] = None
+            self.blocks[model.name] = True
         keeps_class = by_structure and not isinstance(model, keras.Sequential)
         outputs = tree.map_structure(self.current, functional.output)
         plain = (type(model) if keeps_class else keras.Model)(functional.input, outputs, name=model.name)
@@ -177,6 +193,8 @@ class _Inliner:
             raise _StaysClosed(f"its inner {type(operation).__name__} cannot be saved on its own")
         if block is not None:
             self.claim_name(operation, block)
+            if unknown_settings(operation) and not leave_batch_open(operation, args[0].shape):
+                raise _StaysClosed(f"{type(operation).__name__} in it depends on a size that is not known")
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
             self.put(node.outputs, operation(*args, **kwargs))
 
@@ -196,7 +214,7 @@ class _Inliner:
         ]
         self.put(inside.inputs, actual)
         blocks = dict(self.blocks)
-        self.blocks[layer.name] = None
+        self.blocks[layer.name] = bool(layer.weights)
         try:
             for inner in inside.nodes:
                 self.replay(inner, layer.name)
@@ -206,6 +224,8 @@ class _Inliner:
         except _StaysClosed as error:
             self.closed[id(layer)], self.blocks = str(error), blocks
             return False
+        if outermost and not layer.weights:
+            self.staying.append((node, inside))
         self.put(node.outputs, outputs)
         return True
 

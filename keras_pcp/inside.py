@@ -89,11 +89,6 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
             nothing = training and not layer.weights and not first.nodes and len(first.inputs) == 1
             return INERT if nothing else reason
         first = first or inside
-    for node in first.nodes:
-        if unknown_settings(node.operation) and not _leave_batch_open(
-            node.operation, internals.call_arguments(node)[0][0]
-        ):
-            return f"{type(node.operation).__name__} in it depends on a size that is not known"
     return first
 
 
@@ -213,12 +208,12 @@ def _identity(operation: Any) -> Any:
     return type(operation).__name__, {k: repr(v) for k, v in _settings(operation).items()}
 
 
-def _leave_batch_open(operation: Any, tensor: keras.KerasTensor) -> bool:
+def leave_batch_open(operation: Any, shape: tuple) -> bool:
     """Gives a reshape to (batch size, ...) the target (-1, ...), because symbolic inputs do not tell the batch size.
 
     Returns whether the target is certain then.
     """
-    sample, target = tensor.shape[1:], operation.newshape[1:]
+    sample, target = shape[1:], operation.newshape[1:]
     if -1 in target and None not in sample:
         rest = math.prod(size for size in target if size != -1)
         internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)

@@ -182,6 +182,11 @@ def write_argument(node: Any, path: tuple, value: int) -> None:
     arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
 
 
+def with_value(container: Any, path: tuple, value: Any) -> Any:
+    """Returns a container with another value at the end of a path; it is left as it is."""
+    return _replaced(container, path, value)
+
+
 def _replaced(container: Any, path: tuple, value: int) -> Any:
     if not path:
         return value

@@ -15,7 +15,8 @@ from keras_pcp import internals
 from keras_pcp.blocks import check_nothing_lost, open_blocks
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph import check_fits
+from keras_pcp.following import check_blocks_follow, half_of, widths_in_place
+from keras_pcp.graph import build_graph, check_fits
 from keras_pcp.narrowing import weight_masks
 from keras_pcp.trace import Trace, trace
 
@@ -54,7 +55,9 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     if not selection.removed():
         return
     check_fits(model, graph)
-    _check_plain(model, graph.blocks)
+    opened = open_blocks(model)
+    _check_plain(model, opened.hiding)
+    check_blocks_follow(opened, graph, selection)
     traced = trace(model)
     models = internals.models_using([model, *traced.operations])
     optimizers = internals.built_optimizers(models)
@@ -68,7 +71,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
         with strategy_scope(model):
             for variable, value in resized:
                 journal.append(internals.resize_variable(variable, value))
-        rewrite_widths(traced, graph, selection, journal)
+        rewrite_widths(traced, widths_in_place(traced, opened, graph), selection, journal)
         internals.rekey(keys)
         internals.forget_traces(models)
     except BaseException:
@@ -81,7 +84,11 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 def check_live(model: keras.Model) -> None:
     """Raises UnsupportedModelError if the model, its distribution strategy or its optimizer cannot follow a shrink."""
     _check_strategy(model)
-    _check_plain(model, open_blocks(model).blocks)
+    opened = open_blocks(model)
+    _check_plain(model, opened.hiding)
+    if opened.staying:
+        graph = build_graph(model, on_unknown="freeze")
+        check_blocks_follow(opened, graph, half_of(graph))
     variables = model.weights
     for optimizer in internals.built_optimizers([model]):
         _sliced_slots(optimizer, variables, {i: {} for i in range(len(variables))})

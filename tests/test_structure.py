@@ -18,7 +18,7 @@ inside
 blocks
 recorder
 graph contributions
-cost statistics
+cost statistics following
 criteria selection masks live
 inspection reconstruction recalibration compensation surgery strategies delivery recording
 evaluation report recovery
