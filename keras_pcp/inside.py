@@ -66,7 +66,7 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
     in another way is not listed, but if it owns no weights and returns its only input otherwise, as stochastic depth does,
     the answer is `INERT`.
     """
-    if isinstance(layer, keras.layers.RNN):
+    if isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return "it is recurrent: it runs in a loop, in which each step reads what the step before gave"
     fixed, kwargs = kwargs.get("training"), {k: v for k, v in kwargs.items() if k != "training"}
     parameter = _parameters(layer).get("training")
@@ -93,7 +93,7 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
 
 
 def _message(error: Exception) -> str:
-    if "convert a value (None)" in str(error):
+    if "None" in str(error).partition("\n")[0]:
         return "it computes with a size that is not known in advance, such as that of the batch"
     return first_line(error)
 
