@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.blocks import check_nothing_lost, open_blocks
+from keras_pcp.blocks import Opened, check_nothing_lost, open_blocks
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.following import check_blocks_follow, half_of, widths_in_place
@@ -55,7 +55,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
     if not selection.removed():
         return
     check_fits(model, graph)
-    opened = open_blocks(model)
+    opened = open_blocks(model) if graph.blocks else Opened(model, (), {}, frozenset())
     _check_plain(model, opened.hiding)
     check_blocks_follow(opened, graph, selection)
     traced = trace(model)
