@@ -5,19 +5,25 @@ rule can know what it does. But calling `call` on KerasTensors lists the layers 
 all there is to the layer, the layer can be replaced by it.
 """
 
-import inspect
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 from keras import tree
 
 from keras_pcp import checks, internals
+from keras_pcp.effects import why_not_the_same
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
 from keras_pcp.rules import find_rule
 from keras_pcp.trace import trace
+
+# What a class may do in its own way when it trains, evaluates and predicts.
+_TRAINING = (
+    "train_step", "test_step", "predict_step", "compute_loss", "compute_metrics",
+    "make_train_function", "make_test_function", "make_predict_function",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +35,19 @@ class Opened:
         blocks: names of the layers and nested models that were replaced by what they hide.
         closed: {`id` of a layer without a rule: why it could not be opened}.
         inert: `id`s of layers without weights that return their input as it is, except in training.
+        hiding: those of the blocks that have to be opened before widths in them change: nested models and what owns
+            weights. The others can stay where they are if they follow the widths of their inputs.
+        staying: (call, what it runs) for the calls of these others.
+        tensors: {`id` of a tensor of the model, or of what a block runs: what has taken its place}.
     """
 
     model: keras.Model
     blocks: tuple[str, ...]
     closed: Mapping[int, str]
     inert: frozenset[int]
+    hiding: tuple[str, ...] = ()
+    staying: tuple[tuple[Any, Inside], ...] = ()
+    tensors: Mapping[int, keras.KerasTensor] = field(default_factory=dict)
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
@@ -43,8 +56,12 @@ def inline_blocks(model: keras.Model) -> keras.Model:
     Blocks are custom layers whose `call` consists of other layers and `keras.ops`, and models that are saved by the
     arguments of their constructor (such as the backbones of KerasHub) rather than by their structure. The result computes
     the same, in training too, and shares layers and weights with `model`. It is not compiled. A block stays closed if it
-    owns weights that belong to no inner layer, computes with tensors that are no inputs, does something else in training
-    than its layers do, or does not accept symbolic inputs.
+    does anything besides computing its outputs with its layers, for example assign to a variable, add a loss, or keep a
+    value in an attribute; if it owns weights that belong to no inner layer or computes with tensors that are no inputs; or
+    if it does not accept symbolic inputs. Whatever is opened is compared with the closed block on random data.
+
+    A functional model whose class can be made from inputs and outputs (no `__init__` of its own, or one that hands
+    `*args, **kwargs` on) keeps its class, and with it its own `train_step` and the like.
 
     Prune, train and save the plain model: the config of a block tells nothing of pruned widths, so a block that has been
     pruned inside could be saved but not loaded.
@@ -56,7 +73,8 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         The plain model, or `model` itself if it holds no blocks.
 
     Raises:
-        UnsupportedModelError: the model has no functional graph.
+        UnsupportedModelError: the model has no functional graph, or its class has training methods of its own and cannot
+            be made from a graph.
 
     Example:
         >>> import keras, keras_pcp
@@ -74,7 +92,23 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         >>> [layer.__class__.__name__ for layer in plain.layers]
         ['InputLayer', 'Conv2D', 'GlobalMaxPooling2D', 'Dense']
     """
-    return open_blocks(checks.model("model", model)).model
+    plain = open_blocks(checks.model("model", model)).model
+    if plain is not model and type(plain) is not type(model):
+        check_nothing_lost(model)
+    return plain
+
+
+def check_nothing_lost(model: keras.Model) -> None:
+    """Raises UnsupportedModelError if a model of the same layers, but not of the same class, trains in another way."""
+    lost = internals.own_methods(model, _TRAINING)
+    if lost:
+        cls = type(model).__name__
+        raise UnsupportedModelError(
+            f"model {model.name!r} is of class {cls}, which cannot be made from a graph of layers, so its own methods "
+            f"{', '.join(lost)} would be lost. If you do not need them, take keras.Model(model.inputs, model.outputs). If "
+            f"you do, derive {cls} from keras.Model without an __init__ of its own, make it as "
+            f"{cls}(inputs, outputs), and set what its methods need as attributes afterwards"
+        )
 
 
 def open_blocks(model: keras.Model) -> Opened:
@@ -84,7 +118,15 @@ def open_blocks(model: keras.Model) -> Opened:
         return Opened(model, (), {}, frozenset())
     inliner = _Inliner({op.name: op for op in (model, *operations)})
     plain = inliner.convert(model)
-    return Opened(plain, tuple(inliner.blocks), inliner.closed, frozenset(inliner.inert))
+    return Opened(
+        plain,
+        tuple(inliner.blocks),
+        inliner.closed,
+        frozenset(inliner.inert),
+        tuple(name for name, hides in inliner.blocks.items() if hides),
+        tuple(inliner.staying),
+        {old: new for old, (_, new) in inliner.replaced.items()},
+    )
 
 
 def _to_replace(operation: Any) -> bool:
@@ -102,7 +144,8 @@ class _Inliner:
 
     def __init__(self, names: dict[str, Any]):
         self.names = names
-        self.blocks: dict[str, None] = {}
+        self.blocks: dict[str, bool] = {}
+        self.staying: list[tuple[Any, Inside]] = []
         self.closed: dict[int, str] = {}
         self.inert: set[int] = set()
         self.replaced: dict[int, tuple[Any, Any]] = {}
@@ -117,8 +160,10 @@ class _Inliner:
         if by_structure and not any(id(t) in self.replaced for t in functional.outputs):
             return model
         if not by_structure:
-            self.blocks[model.name] = None
-        plain = keras.Model(functional.input, tree.map_structure(self.current, functional.output), name=model.name)
+            self.blocks[model.name] = True
+        keeps_class = by_structure and not isinstance(model, keras.Sequential)
+        outputs = tree.map_structure(self.current, functional.output)
+        plain = (type(model) if keeps_class else keras.Model)(functional.input, outputs, name=model.name)
         if not model.trainable:
             plain.trainable = False
         return plain
@@ -141,19 +186,19 @@ class _Inliner:
             operation = self.models[id(operation)]
         args, kwargs = tree.map_structure(self.current, internals.call_arguments(node))
         # Inside a block, a layer that cannot be saved on its own is replaced by what it runs, even if it has a rule.
-        stands_alone = block is None or _saveable(operation)
-        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs):
+        stands_alone = block is None or saveable(operation)
+        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs, block is None):
             return
         if not stands_alone:
             raise _StaysClosed(f"its inner {type(operation).__name__} cannot be saved on its own")
         if block is not None:
             self.claim_name(operation, block)
-            if _unknown_settings(operation):
-                _leave_batch_open(operation, args[0])
+            if unknown_settings(operation) and not leave_batch_open(operation, args[0].shape):
+                raise _StaysClosed(f"{type(operation).__name__} in it depends on a size that is not known")
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
             self.put(node.outputs, operation(*args, **kwargs))
 
-    def open(self, node: Any, args: tuple, kwargs: dict) -> bool:
+    def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
         """Runs what a block runs in its place; tells whether that was possible."""
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
@@ -168,14 +213,20 @@ class _Inliner:
             t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
         ]
         self.put(inside.inputs, actual)
+        blocks = dict(self.blocks)
+        self.blocks[layer.name] = bool(layer.weights)
         try:
             for inner in inside.nodes:
                 self.replay(inner, layer.name)
+            outputs = [self.current(t) for t in inside.outputs]
+            if outermost:
+                _check_the_same(layer, args, kwargs, outputs)
         except _StaysClosed as error:
-            self.closed[id(layer)] = str(error)
+            self.closed[id(layer)], self.blocks = str(error), blocks
             return False
-        self.blocks[layer.name] = None
-        self.put(node.outputs, [self.current(t) for t in inside.outputs])
+        if outermost and not layer.weights:
+            self.staying.append((node, inside))
+        self.put(node.outputs, outputs)
         return True
 
     def claim_name(self, operation: Any, block: str) -> None:
@@ -191,134 +242,10 @@ class _StaysClosed(Exception):
     """A block cannot be opened because of a layer in it."""
 
 
-def _saveable(operation: Any) -> bool:
-    if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
-        return True
-    try:
-        type(operation).from_config(operation.get_config())
-    except Exception:  # whatever the layer's own code raises
-        return False
-    return True
-
-
-@dataclass(frozen=True, eq=False)
-class Inside:
-    """What a layer runs: its calls in order, from stand-ins for the inputs to the outputs."""
-
-    inputs: list[keras.KerasTensor]
-    nodes: list[Any]
-    outputs: list[keras.KerasTensor]
-
-
-INERT = "it does nothing, except in training"
-
-
-def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
-    """Lists what a layer runs when it is called with these arguments, or says why that is not all there is to it.
-
-    A layer that is run in training in another way is not listed, but if it owns no weights and returns its only input
-    otherwise, as stochastic depth does, the answer is `INERT`.
-    """
+def _check_the_same(layer: keras.Layer, args: tuple, kwargs: dict, outputs: list[keras.KerasTensor]) -> None:
+    """Compares a closed block with all that takes its place, inner blocks opened too."""
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-    has_training = "training" in inspect.signature(layer.call).parameters
-    first = None
-    for training in (None, False, True) if has_training else (None,):
-        try:
-            inside = _run(layer, args, kwargs, {"training": training} if has_training else {})
-            reason = _why_more(layer, inside, training)
-        except Exception as error:  # whatever the layer's own code raises on symbolic inputs
-            reason = f"its call does not accept symbolic inputs ({_first_line(error)})"
-        if not reason and first is not None and _signature(inside) != _signature(first):
-            reason = "it does something else in training"
-        if reason:
-            nothing = training and not layer.weights and not first.nodes and len(first.inputs) == 1
-            return INERT if nothing else reason
-        first = first or inside
-    return first
-
-
-def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict) -> Inside:
-    inputs = []
-
-    def stand_in(value: Any) -> Any:
-        if not isinstance(value, keras.KerasTensor):
-            return value
-        floating = keras.backend.is_float_dtype(value.dtype) and layer.autocast
-        inputs.append(keras.KerasTensor(value.shape, layer.compute_dtype if floating else value.dtype))
-        return inputs[-1]
-
-    args, kwargs = tree.map_structure(stand_in, (args, kwargs))
-    outputs = tree.flatten(layer.call(*args, **kwargs, **extra))
-    if not all(isinstance(t, keras.KerasTensor) for t in outputs):
-        raise TypeError("an output is not a tensor")
-    return Inside(inputs, internals.nodes_before(outputs), outputs)
-
-
-def _why_more(layer: keras.Layer, inside: Inside, training: bool | None) -> str | None:
-    """Returns what a layer does beyond the calls it makes, or None."""
-    if layer.activity_regularizer is not None:
-        return "it has an activity regularizer"
-    operations = [n.operation for n in inside.nodes]
-    owned = {id(w) for op in operations if isinstance(op, keras.Layer) for w in op.weights}
-    if any(id(w) not in owned for w in layer.weights):
-        return "it owns weights that belong to no layer that it calls"
-    for node in inside.nodes:
-        if _unknown_settings(node.operation) not in ([], [("newshape", 0)]):
-            return f"{type(node.operation).__name__} in it depends on a size that is not known"
-        args, kwargs = internals.call_arguments(node)
-        if any(keras.ops.is_tensor(v) or isinstance(v, keras.Variable) for v in tree.flatten((args, kwargs))):
-            return "it computes with a tensor that is not among its inputs"
-        if None not in (training, kwargs.get("training")) and kwargs["training"] != training:
-            return f"it calls a layer with training={kwargs['training']} at all times"
-    return None
-
-
-def _unknown_settings(operation: Any) -> list[tuple[str, int]]:
-    """Returns the places in the settings of a raw operation where a size is unknown."""
-    settings = {} if isinstance(operation, keras.Layer) else vars(operation)
-    shapes = {k: v for k, v in settings.items() if not k.startswith("_") and isinstance(v, list | tuple)}
-    return [(k, i) for k, shape in shapes.items() for i, size in enumerate(shape) if size is None]
-
-
-def _leave_batch_open(operation: Any, tensor: keras.KerasTensor) -> None:
-    """Gives a reshape to (batch size, ...) the target (-1, ...), because symbolic inputs do not tell the batch size."""
-    sample, target = tensor.shape[1:], operation.newshape[1:]
-    if -1 in target and None not in sample:
-        rest = math.prod(size for size in target if size != -1)
-        internals.write(operation, ("newshape", 1 + target.index(-1)), math.prod(sample) // rest)
-    internals.write(operation, ("newshape", 0), -1)
-    if operation.newshape.count(-1) > 1:
-        raise _StaysClosed("Reshape in it depends on a size that is not known")
-
-
-def _signature(inside: Inside) -> list[tuple]:
-    """Returns the calls as comparable values: operations, and arguments with tensors numbered."""
-    number = {id(t): i for i, t in enumerate(inside.inputs)}
-
-    def comparable(value: Any) -> str:
-        if isinstance(value, keras.KerasTensor):
-            return f"tensor {number[id(value)]}"
-        return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)
-
-    found = []
-    for node in inside.nodes:
-        args, kwargs = internals.call_arguments(node)
-        kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-        found.append((_identity(node.operation), tree.map_structure(comparable, (args, kwargs))))
-        for tensor in node.outputs:
-            number[id(tensor)] = len(number)
-    return [*found, [number[id(t)] for t in inside.outputs]]
-
-
-def _identity(operation: Any) -> Any:
-    if isinstance(operation, keras.Layer):
-        if operation.weights or not _saveable(operation):
-            return id(operation)
-        # A layer without weights may have been made in the call.
-        return type(operation).__name__, repr({k: v for k, v in operation.get_config().items() if k != "name"})
-    settings = {k: repr(v) for k, v in vars(operation).items() if k != "name" and not k.startswith("_")}
-    return type(operation).__name__, settings
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+    given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+    opened = Inside(given, internals.nodes_before(outputs, given), outputs)
+    if reason := why_not_the_same(layer, opened.run, opened.structure(), args, kwargs):
+        raise _StaysClosed(reason)

@@ -15,6 +15,8 @@
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
+| `tf.__internal__.FuncGraph`                      | run a layer's own code without effect, and list what it did  |
+| `Layer._losses`                                | notice a loss that is added in a call                        |
 | `Optimizer._trainable_variables`, `_variables`, `_var_key` | find slots; keep what is stored under a variable's key |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
@@ -24,7 +26,7 @@
 import gc
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import Any
 
@@ -64,9 +66,10 @@ def nodes(functional: keras.Model) -> list[Any]:
     return [n for depth in sorted(by_depth, reverse=True) for n in by_depth[depth] if n.operation and not n.is_input]
 
 
-def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
-    """Returns the nodes that lead to some tensors, in an order of execution, back to tensors without a history."""
-    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs)]
+def nodes_before(outputs: list[keras.KerasTensor], inputs: Iterable[keras.KerasTensor] = ()) -> list[Any]:
+    """Returns the nodes that lead to some tensors, in an order of execution, back to inputs or without a history."""
+    ends = {id(t) for t in inputs}
+    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs) if id(t) not in ends]
     while stack:
         node, inputs_done = stack.pop()
         if node is None or (id(node) in seen and not inputs_done):
@@ -76,8 +79,35 @@ def nodes_before(outputs: list[keras.KerasTensor]) -> list[Any]:
         else:
             seen.add(id(node))
             stack.append((node, True))
-            stack += [(_node_of(t), False) for t in reversed(tree.flatten(node.input_tensors))]
+            before = [t for t in tree.flatten(node.input_tensors) if id(t) not in ends]
+            stack += [(_node_of(t), False) for t in reversed(before)]
     return found
+
+
+def recorded(function: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Runs a function in a graph of its own, without effect on variables.
+
+    Returns:
+        What the function returns, and the types of the operations with a state that it ran, reads of variables left out.
+        Calls on KerasTensors are not among them: Keras runs those in graphs of their own.
+    """
+    graph = tf.__internal__.FuncGraph("keras_pcp")
+    with graph.as_default():
+        result = function()
+    reads = ("Placeholder", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarHandleOp")
+    return result, [o.type for o in graph.get_operations() if o.op_def.is_stateful and o.type not in reads]
+
+
+def keras_attributes() -> frozenset[str]:
+    """Returns the attributes that Keras itself gives every layer and changes when it is called, losses excepted."""
+    if not _ATTRIBUTES:
+        layer = keras.layers.Identity()
+        layer(keras.Input((1,)))
+        _ATTRIBUTES.append(frozenset(vars(layer)) - {"_losses"})
+    return _ATTRIBUTES[0]
+
+
+_ATTRIBUTES: list[frozenset[str]] = []
 
 
 def _node_of(tensor: keras.KerasTensor) -> Any:
@@ -94,12 +124,18 @@ def saved_by_structure(model: keras.Model) -> bool:
     base, cls = _functional_class(), type(model)
     arguments = inspect.getfullargspec(cls.__init__)
     alike = arguments.args[1:] == inspect.getfullargspec(base.__init__).args[1:]
-    passed_on = bool(arguments.varargs and arguments.varkw)
+    passed_on = bool(arguments.varargs and arguments.varkw and not arguments.args[1:] and not arguments.kwonlyargs)
     return (
         cls.get_config is base.get_config
         and cls.from_config.__func__ is base.from_config.__func__
         and (alike or passed_on)
     )
+
+
+def own_methods(model: keras.Model, names: Iterable[str]) -> list[str]:
+    """Returns which of some methods the class of a model, or a parent that is not of Keras, defines."""
+    own = [cls for cls in type(model).__mro__ if not cls.__module__.startswith("keras.")]
+    return sorted(name for name in names if any(name in vars(cls) for cls in own))
 
 
 def call_arguments(node: Any) -> tuple[tuple, dict]:
@@ -154,6 +190,11 @@ def write_argument(node: Any, path: tuple, value: int, journal: Journal | None =
     journal.remember(arguments, "_flat_arguments")
     journal.set(arguments, path[0], _replaced(getattr(arguments, path[0]), path[1:], value))
     arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
+
+
+def with_value(container: Any, path: tuple, value: Any) -> Any:
+    """Returns a container with another value at the end of a path; it is left as it is."""
+    return _replaced(container, path, value)
 
 
 def _replaced(container: Any, path: tuple, value: int) -> Any:

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 
 from keras_pcp import internals
-from keras_pcp.blocks import open_blocks
+from keras_pcp.blocks import Opened, check_nothing_lost, open_blocks
 from keras_pcp.changes import Journal, all_or_nothing
 from keras_pcp.channels import ChannelGraph, Selection, Width, check_selection
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph import check_fits
+from keras_pcp.following import check_blocks_follow, half_of, widths_in_place
+from keras_pcp.graph import build_graph, check_fits
 from keras_pcp.narrowing import weight_masks
 from keras_pcp.trace import Trace, trace
 
@@ -64,7 +65,9 @@ def shrinking(
     _check_strategy(model)
     if not selection.removed():
         return lambda journal: None
-    _check_plain(model, graph.blocks)
+    opened = open_blocks(model) if graph.blocks else Opened(model, (), {}, frozenset())
+    _check_plain(model, opened.hiding)
+    check_blocks_follow(opened, graph, selection)
     traced = trace(model)
     masks, variables = weight_masks(graph, selection), model.weights
     if values is None:
@@ -73,14 +76,14 @@ def shrinking(
     kept = [(v, value) for i, (v, value) in enumerate(zip(variables, values, strict=True)) if i not in masks]
     kept = [(v, value) for v, value in kept if value is not None]
     models, optimizers, slots = _followers(model, traced.operations, masks)
-    keys = internals.variable_keys(optimizers)
+    keys, widths = internals.variable_keys(optimizers), widths_in_place(traced, opened, graph)
 
     def write(journal: Journal) -> None:
         with strategy_scope(model):
             for variable, value in [*resized, *slots]:
                 internals.resize_variable(variable, value, journal)
         journal.assign(kept)
-        rewrite_widths(traced, graph, selection, journal)
+        rewrite_widths(traced, widths, selection, journal)
         internals.rekey(keys, journal)
         internals.forget_traces(models, journal)
 
@@ -90,7 +93,11 @@ def shrinking(
 def check_live(model: keras.Model) -> None:
     """Raises UnsupportedModelError if the model, its distribution strategy or an optimizer cannot follow a shrink."""
     _check_strategy(model)
-    _check_plain(model, open_blocks(model).blocks)
+    opened = open_blocks(model)
+    _check_plain(model, opened.hiding)
+    if opened.staying:
+        graph = build_graph(model, on_unknown="freeze")
+        check_blocks_follow(opened, graph, half_of(graph))
     _followers(model, [], {i: {} for i in range(len(model.weights))})
 
 
@@ -114,6 +121,8 @@ def _followers(
 
 def _check_plain(model: keras.Model, blocks: Sequence[str]) -> None:
     if blocks:
+        if not internals.saved_by_structure(model) or isinstance(model, keras.Sequential):
+            check_nothing_lost(model)
         raise UnsupportedModelError(
             f"model {model.name!r} hides layers in blocks whose config cannot tell their pruned widths, such as "
             f"{', '.join(map(repr, blocks[:3]))}, so a file of the pruned model could not be loaded. Open them first: "

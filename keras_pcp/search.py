@@ -16,7 +16,7 @@ from keras_pcp.compensation import Compensation
 from keras_pcp.cost import Cost, Limits, count_cost, progress
 from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.delivery import delivered_graph
-from keras_pcp.errors import InvalidArgumentError, NotFiniteError, PruningError
+from keras_pcp.errors import InvalidArgumentError, NotFiniteError, PruningError, UnsupportedModelError
 from keras_pcp.evaluation import RECALIBRATION_SAMPLES, Evaluator
 from keras_pcp.finite import check_finite
 from keras_pcp.live import shrinking
@@ -93,6 +93,11 @@ class Search:
         self.done = self.state.selection
         self._validation_data, self.refit_on = validation_data, reconstruction_data
         if self.refit_on is not None:
+            if self.graph.blocks:
+                raise UnsupportedModelError(
+                    f"reconstruction_data needs a plain model, and {model.name!r} has blocks such as "
+                    f"{self.graph.blocks[0]!r}; open them first: model = keras_pcp.inline_blocks(model)"
+                )
             data = with_any_labels(self.refit_on)
             self.refit_on = take_samples(data, REFIT_SAMPLES, strategy.seed, "reconstruction_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later

@@ -1,6 +1,7 @@
 """Makes a smaller or a wider copy of a model; the model given is not touched."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,9 +11,10 @@ from keras_pcp.blocks import inline_blocks
 from keras_pcp.channels import ChannelGraph, Selection, check_selection
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph import check_fits
-from keras_pcp.live import rewrite_widths, sliced, strategy_scope
+from keras_pcp.likeness import first_unlike
+from keras_pcp.live import check_live, rewrite_widths, sliced, strategy_scope
 from keras_pcp.narrowing import weight_masks
-from keras_pcp.trace import trace
+from keras_pcp.trace import Trace, trace
 
 
 def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
@@ -47,7 +49,7 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
     check_fits(model, graph)
     masks = weight_masks(graph, selection)
     values = {id(w): sliced(internals.array_of(w), masks.get(i, {})) for i, w in enumerate(model.weights)}
-    return _rebuilt(inline_blocks(model), values, lambda copy: rewrite_widths(trace(copy), graph, selection))
+    return _rebuilt(model, values, lambda copy: rewrite_widths(trace(copy), graph, selection))
 
 
 def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
@@ -107,30 +109,34 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
 
 def copy_model(model: keras.Model) -> keras.Model:
     """Returns an uncompiled plain copy of a model, weights included, that shares nothing with it."""
-    return _rebuilt(inline_blocks(model), {id(w): w.numpy() for w in model.weights}, lambda copy: None)
+    return _rebuilt(model, {id(w): w.numpy() for w in model.weights}, lambda copy: None)
 
 
 def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
-    """Rebuilds a plain model from its config, changed by `change`, with `values` by the `id` of each weight."""
-    classes = {type(op) for op in (model, *trace(model).operations)}
+    """Rebuilds a model as a plain one from its config, changed by `change`, with `values` by the `id` of each weight."""
+    plain = inline_blocks(model)
+    traced = trace(plain)
+    classes = {type(op) for op in (plain, *traced.operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
-    with strategy_scope(model), keras.StatelessScope():
+    with strategy_scope(plain), keras.StatelessScope():
         try:
-            config = keras.saving.serialize_keras_object(model)
-            config.pop("compile_config", None)
-            copy = keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+            copy = _from_config(plain, custom)
         except Exception as error:  # whatever a layer's own get_config or constructor raises
-            raise UnsupportedModelError(
-                f"model {model.name!r} cannot be copied, because a layer cannot be rebuilt from its config "
-                f"({_last_line(error)}); keras_pcp.shrink works on such a model in place"
-            ) from error
-        weights, variables = model.weights, copy.weights
+            raise UnsupportedModelError(_why_not_rebuilt(model, traced, custom, error)) from error
+        weights, variables = plain.weights, copy.weights
         if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in weights]:
             raise UnsupportedModelError(
                 f"model {model.name!r} rebuilt from its config has other weights than the original, for example because "
-                "a layer is shared between a model and a model nested in it; keras_pcp.shrink works on such a model in "
-                "place"
+                f"a layer is shared between a model and a model nested in it{_in_place(model)}"
+            )
+        if unlike := first_unlike(traced, trace(copy)):
+            raise UnsupportedModelError(
+                f"model {model.name!r} cannot be copied: {unlike.name!r} ({type(unlike).__name__}) computes something "
+                "else when it is rebuilt from its config, and so it would in a saved file. Keras keeps functions by name "
+                "only: give the layer a function of a name of its own, registered with "
+                f"keras.saving.register_keras_serializable, and let get_config return all that it depends on"
+                f"{_in_place(model)}"
             )
         change(copy)
         for variable, weight in zip(variables, weights, strict=True):
@@ -141,5 +147,36 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
     return copy
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2][:300]
+def _from_config(thing: keras.Operation, custom: dict[str, type]) -> Any:
+    config = keras.saving.serialize_keras_object(thing)
+    config.pop("compile_config", None)
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
+
+
+def _why_not_rebuilt(model: keras.Model, traced: Trace, custom: dict[str, type], error: Exception) -> str:
+    """Names the layer that cannot be rebuilt, with all that Keras says about it but the example."""
+    culprit = "it"
+    for operation in traced.operations:
+        if isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model):
+            try:
+                _from_config(operation, custom)
+            except Exception as own:  # whatever the layer's own code raises
+                culprit, error = f"layer {operation.name!r} ({type(operation).__name__})", own
+                break
+    text = " ".join(str(error).partition("Example:")[0].split()).rstrip(".")
+    text = text if len(text) <= 800 else f"{text[:400]} [...] {text[-400:]}"
+    return (
+        f"model {model.name!r} cannot be copied: {culprit} cannot be rebuilt from its config: {text}{_in_place(model)}"
+    )
+
+
+def _in_place(model: keras.Model) -> str:
+    """Returns how to go on without a copy, if there is a way, as the end of a message."""
+    plain = inline_blocks(model)
+    for candidate, how in ((model, ""), (plain, " after model = keras_pcp.inline_blocks(model)")):
+        try:
+            check_live(candidate)
+        except UnsupportedModelError:
+            continue
+        return f". keras_pcp.shrink needs no copy and works on this model in place{how}"
+    return ""

@@ -245,7 +245,16 @@ def _why_no_graph(model: Any) -> str:
             f"Sequential model {model.name!r} has no graph yet. Give it an input: start it with keras.Input(shape), "
             "or call model.build(input_shape)"
         )
+    inner = [name for name, value in vars(model).items() if isinstance(value, keras.Model) and not name.startswith("_")]
+    found = next((name for name in inner if internals.functional_of(vars(model)[name]) is not None), None)
+    wraps = (
+        f"If it only wraps networks that it trains, prune the one that you need, such as model.{found}. "
+        if found
+        else ""
+    )
     return (
         f"model {model.name!r} of class {type(model).__name__} has no functional graph, so what its layers feed into "
-        "each other is unknown. Build it with the functional API, keras.Model(inputs, outputs), without overriding call()"
+        f"each other is unknown. {wraps}"
+        "If its call() runs layers on its inputs, x = keras.Input(shape); keras.Model(x, model.call(x)) gives a model of "
+        "the same layers that has a graph. Otherwise build it with the functional API, keras.Model(inputs, outputs)"
     )

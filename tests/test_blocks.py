@@ -12,8 +12,8 @@ from keras import ops
 from zoo import assert_close, classify, inputs_for, outputs_of, random_selection
 
 import keras_pcp
-from keras_pcp.blocks import INERT, look_inside
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.inside import INERT, look_inside
 from keras_pcp.trace import trace
 
 L = keras.layers

@@ -298,3 +298,31 @@ def test_a_graph_fits_copies_of_its_model_and_the_narrowed_graph_the_pruned_mode
         keras_pcp.shrink(model, graph, half)
         check_fits(model, small)
         assert keras_pcp.build_graph(model).fingerprint == graph.fingerprint
+
+
+@pytest.mark.parametrize(
+    "layer", [L.LSTM(3), L.GRU(3), L.SimpleRNN(3), L.RNN(L.GRUCell(3)), L.Bidirectional(L.LSTM(3)), L.ConvLSTM1D(3, 1)]
+)
+def test_a_recurrent_layer_is_refused_with_the_true_reason(layer):
+    i = keras.Input((6, 4, 2) if isinstance(layer, L.ConvLSTM1D) else (6, 4))
+    with pytest.raises(
+        UnsupportedModelError, match=r"\(\w+\) has no rule, and cannot be opened: it is recurrent"
+    ) as error:
+        keras_pcp.build_graph(keras.Model(i, layer(i)))
+    assert "None" not in str(error.value)
+
+
+def test_a_wrapper_is_shown_the_network_in_it_and_how_to_make_a_graph_of_a_call():
+    class Wrapper(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.generator = after_conv(L.ReLU())
+
+        def call(self, x):
+            return 2.0 * self.generator(x)
+
+    wrapper = Wrapper()
+    with pytest.raises(UnsupportedModelError, match=r"such as model\.generator\..*keras\.Model\(x, model\.call\(x\)\)"):
+        keras_pcp.build_graph(wrapper)
+    x = keras.Input((6, 6, 3))
+    assert widths(keras.Model(x, wrapper.call(x))) == widths(wrapper.generator) == {"conv": 6}

@@ -165,3 +165,30 @@ def test_metrics_of_keras_say_whether_higher_is_better():
     assert internals.direction_of(metrics.CosineSimilarity()) == "up"
     assert internals.direction_of(metrics.MeanAbsoluteError()) == "down"
     assert internals.direction_of(metrics.Mean()) is None
+
+
+def test_what_a_function_does_to_variables_is_recorded_and_has_no_effect():
+    layer, x = L.Dense(2), keras.Input((3,))
+    layer.build((None, 3))
+    kernel = layer.kernel.numpy()
+
+    def run():
+        layer.bias.assign(layer.bias + 1.0)
+        return L.BatchNormalization()(L.Dropout(0.5)(layer(x)))
+
+    output, found = internals.recorded(run)
+    assert isinstance(output, keras.KerasTensor)
+    assert found == ["AssignVariableOp"]
+    assert np.array_equal(layer.kernel.numpy(), kernel)
+    assert not layer.bias.numpy().any()
+
+
+def test_the_attributes_of_keras_are_known_and_losses_are_kept_apart():
+    known = internals.keras_attributes()
+    assert {"_inbound_nodes", "built", "_metrics"} <= known
+    layer = L.Dense(2)
+    layer(np.ones((1, 2)))
+    layer.add_loss(keras.ops.ones(()))
+    assert "_losses" not in known
+    assert len(vars(layer)["_losses"]) == 1
+    assert not {"kernel", "units", "activation"} & known

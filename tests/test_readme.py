@@ -83,7 +83,9 @@ def test_a_training_goes_on_from_the_file_that_it_left(names):
 
     again = names["model"]
     assert again is not model
-    assert int(again.optimizer.iterations) == 16  # 8 epochs of 2 batches: the second fit went on with the first's optimizer
+    assert (
+        int(again.optimizer.iterations) == 16
+    )  # 8 epochs of 2 batches: the second fit went on with the first's optimizer
     assert 0.4 * full < keras_pcp.count_cost(again).macs <= 0.5 * full
 
 

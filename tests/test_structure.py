@@ -14,13 +14,13 @@ files conversion
 checks
 channels labels internals schedules patches
 narrowing samples monitor finite
-trace
-sizes rules
-counting
+trace probing
+sizes rules effects likeness
+counting inside
 blocks
 recorder
 graph contributions
-cost statistics
+cost statistics following
 criteria selection masks live calibration
 inspection reconstruction recalibration compensation surgery strategies delivery recording
 evaluation report recovery preflight
