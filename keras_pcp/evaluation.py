@@ -14,7 +14,7 @@ from keras import tree
 
 from keras_pcp import internals
 from keras_pcp.changes import Journal, temporarily
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.monitor import Measure, Monitor, Output, is_own, resolve
 from keras_pcp.recalibration import recalibrated
 from keras_pcp.samples import check_inputs, count_samples, take_samples
@@ -74,7 +74,7 @@ class Evaluator:
             ) from error
         if not np.isfinite([found.metric, found.loss]).all():
             if not all(np.isfinite(p).all() for p in tree.flatten(self._predicted())):
-                raise InvalidArgumentError(
+                raise NotFiniteError(
                     f"model {self.model.name!r} gives outputs that are not finite on validation_data; if its training "
                     "has diverged, train it again with a smaller learning rate"
                 )
