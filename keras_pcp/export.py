@@ -51,7 +51,8 @@ def export_litert(
         quantization: None (float32), `"float16"` (weights), `"dynamic"` (int8 weights) or `"int8"` (weights and
             activations; inputs and outputs stay float32).
         representative_data: inputs (arrays, in the model's input structure or in a dict by the names of the inputs, with a
-            batch axis) for `"int8"` calibration, which runs in a process of its own, and for the comparison. Without it the comparison uses normally distributed inputs.
+            batch axis) for `"int8"` calibration, which runs in a process of its own, and for the comparison. Without it
+            the comparison uses normally distributed inputs.
         tolerance: largest allowed error as a fraction of the output range; None: 1e-4 for float32, 1e-2 for float16
             (at any element), 0.05 for the int8 formats (on average).
 
