@@ -50,8 +50,9 @@ def export_litert(
         path: file to write, usually `*.tflite`. It is only written if the comparison holds.
         quantization: None (float32), `"float16"` (weights), `"dynamic"` (int8 weights) or `"int8"` (weights and
             activations; inputs and outputs stay float32).
-        representative_data: inputs (arrays, in the model's input structure, with a batch axis) for `"int8"` calibration
-            and for the comparison. Without it the comparison uses normally distributed inputs.
+        representative_data: inputs (arrays, in the model's input structure or in a dict by the names of the inputs, with a
+            batch axis) for `"int8"` calibration, which runs in a process of its own, and for the comparison. Without it
+            the comparison uses normally distributed inputs.
         tolerance: largest allowed error as a fraction of the output range; None: 1e-4 for float32, 1e-2 for float16
             (at any element), 0.05 for the int8 formats (on average).
 
@@ -59,9 +60,10 @@ def export_litert(
         A `LiteRTFile` with path, bytes and measured errors.
 
     Raises:
-        ExportError: LiteRT cannot convert the model, or the file does not compute what the model computes; no file is
-            left behind.
-        InvalidArgumentError: an argument is out of range.
+        ExportError: LiteRT cannot convert the model or run the file, the file does not compute what the model computes,
+            or values in the model are not finite; an existing file stays as it was.
+        InvalidArgumentError: an argument is out of range, or the data does not fit the model.
+        FileError: the system cannot write the file; an existing one stays as it was.
 
     Example:
         >>> import keras, keras_pcp, tempfile
@@ -107,7 +109,7 @@ def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> fl
         threads: at least 1: number of threads.
 
     Raises:
-        InvalidArgumentError: there is no such file, or `runs` or `threads` is out of range.
+        InvalidArgumentError: there is no such file, LiteRT cannot run it, or `runs` or `threads` is out of range.
 
     Example:
         >>> import keras, keras_pcp, tempfile
@@ -252,12 +254,12 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
         return {f"output_{i}": keras.ops.cast(o, "float32") for i, o in enumerate(tree.flatten(outputs))}
 
     with tempfile.TemporaryDirectory() as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", serve, input_signature=specs)
-        with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
-            archive.write_out(folder, verbose=False)
         try:
+            archive = keras.export.ExportArchive()
+            archive.track(model)
+            archive.add_endpoint("serve", serve, input_signature=specs)
+            with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
+                archive.write_out(folder, verbose=False)
             if quantization == "int8":
                 samples = {f"input_{i}": a[:CALIBRATION_SAMPLES] for i, a in enumerate(inputs)}
                 np.savez(Path(folder) / conversion.INPUTS, **samples)
@@ -265,7 +267,7 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
             else:
                 conversion.convert(folder, quantization)
             return (Path(folder) / conversion.RESULT).read_bytes()
-        except Exception as error:  # the converter raises many classes, with pages of text
+        except Exception as error:  # Keras and the converter raise many classes, with pages of text
             unsupported = [line.strip() for line in str(error).splitlines() if "ops:" in line]
             reason = "; ".join(unsupported) or _first_line(error)
             raise ExportError(f"LiteRT cannot convert {model.name!r}: {reason}. No file was written") from error
