@@ -272,6 +272,7 @@ def signals(count, seed=0):
     """Interrupts fits at random times; returns the numbers of hits and of hits within a moment, and what is torn."""
     rng = np.random.default_rng(seed)
     signal.signal(signal.SIGALRM, raise_interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
     hits, within, torn, spans = 0, 0, [], {}
     for eagerly in (True, False):
         for _ in range(2):  # the second one is as fast as those to come

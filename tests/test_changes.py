@@ -11,6 +11,14 @@ from keras_pcp import changes
 from keras_pcp.changes import Journal, all_or_nothing, guarded, temporarily, uninterrupted
 
 
+@pytest.fixture(autouse=True)
+def handler_of_python():
+    """Where tests run in the background, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Injected(Exception):
     pass
 
