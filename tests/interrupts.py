@@ -185,7 +185,8 @@ class Watch(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.in_moment, self.committed = False, None
+        self.in_moment, self.committed, self.first_moment = False, None, None
+        self.at_first_moment = lambda: None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.committed = whole_state(self.model)
@@ -206,6 +207,9 @@ def watching(watch):
 
     def watched(self):
         watch.in_moment = any(p[0] <= self.step for p in self.points)
+        if watch.in_moment and watch.first_moment is None:
+            watch.first_moment = time.perf_counter()
+            watch.at_first_moment()
         take_due(self)
         watch.in_moment = False
 
@@ -229,6 +233,7 @@ def a_fit(seed, eagerly):
     model = keras.Model(i, L.Dense(3)(L.Flatten()(x)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, metrics=["accuracy"], run_eagerly=eagerly)
+    model.optimizer.build(model.trainable_variables)  # Keras would leave it half built in an interrupted first step
     x, y = rng.normal(size=(48, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 48)
     watch = Watch()
     pruning = keras_pcp.ProgressivePruning(
@@ -273,33 +278,32 @@ def signals(count, seed=0):
     rng = np.random.default_rng(seed)
     signal.signal(signal.SIGALRM, raise_interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
-    hits, within, torn, spans = 0, 0, [], {}
+    hits, within, torn, spans, attempt = 0, 0, [], {}, 0
     for eagerly in (True, False):
         for _ in range(2):  # the second one is as fast as those to come
-            _, _, run, _ = a_fit(0, eagerly)
-            begin = time.perf_counter()
+            _, watch, run, _ = a_fit(0, eagerly)
             run()
-            spans[eagerly] = time.perf_counter() - begin
-    print("seconds of a whole fit:", spans, flush=True)
-    attempt = 0
+            spans[eagerly] = time.perf_counter() - watch.first_moment
+    print("seconds from the first moment of pruning on:", spans, flush=True)
     while hits < count:
         attempt += 1
         eagerly = attempt % 4 > 0
         model, watch, run, data = a_fit(attempt, eagerly)
-        delay = rng.uniform(0.05, 0.95) * spans[eagerly]
-        if attempt % 2:
-            timer = None
-            signal.setitimer(signal.ITIMER_REAL, delay)
+        delay = rng.uniform(0.001, 0.9) * spans[eagerly]
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        alarm = partial(signal.setitimer, signal.ITIMER_REAL, delay)
+        start = (alarm, timer.start)[attempt % 2]
+        if attempt % 10:
+            watch.at_first_moment = start
         else:
-            timer = threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT))
-            timer.start()
+            start()  # some hit the beginning of the fit
         try:
             run()
             signal.setitimer(signal.ITIMER_REAL, 0)
-            if timer is not None:
-                timer.join()
+            timer.cancel()
             continue
-        except KeyboardInterrupt as e:
+        except (KeyboardInterrupt, RuntimeError) as e:  # TensorFlow makes of some interrupts a RuntimeError
+            assert "KeyboardInterrupt" in repr(e), e
             error = e
         hits += 1
         within += watch.in_moment
