@@ -86,7 +86,8 @@ def check_fractions(
             + (f", {_as_arguments(were)} for that part of the unpruned one" if were else "")
             + "; or take the callback that pruned it, which goes on to its own limits"
         )
-    steps = int(getattr(getattr(model, "optimizer", None), "iterations", 0))
+    optimizer = getattr(model, "optimizer", None)
+    steps = 0 if optimizer is None else int(internals.array_of(optimizer.iterations))
     if fractions and steps and known is None:
         warnings.warn(
             f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "

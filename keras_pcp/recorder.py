@@ -24,7 +24,7 @@ from keras_pcp.channels import (
 from keras_pcp.counting import count
 from keras_pcp.errors import PruningError, UnsupportedModelError
 from keras_pcp.labels import Classes, Labels, LabelTable, connected
-from keras_pcp.rules import CallSite, elementwise, find_rule, list_outputs
+from keras_pcp.rules import CallSite, elementwise, find_rule, labels_of_outputs
 from keras_pcp.sizes import sized_calls
 from keras_pcp.trace import Call, Trace, fingerprint
 
@@ -117,7 +117,7 @@ class GraphRecorder:
         outputs = None
         if rule is not None:
             try:
-                outputs = list_outputs(site, rule(site))
+                outputs = labels_of_outputs(site, rule(site))
                 self.ruled.append((site, (*inputs, *outputs)))
             except elementwise.UnknownFunction as error:
                 why = f"uses the function {error}"

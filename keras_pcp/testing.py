@@ -112,9 +112,9 @@ def check_rule(
         ...     return labels
         >>> keras_pcp.testing.check_rule(Scaled, (8, 8, 4))
         >>> _ = keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0])
-        >>> keras_pcp.testing.check_rule(Scaled, (8, 8, 4))  # doctest: +ELLIPSIS
+        >>> keras_pcp.testing.check_rule(Scaled(name="scale"), (8, 8, 4))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        AssertionError: the rule of 'scaled_1' (Scaled) lets channels be removed but says nothing of the layer's weight ...
+        AssertionError: the rule of 'scale' (Scaled) lets channels be removed but says nothing of the layer's weight ...
     """
     layer = layer if isinstance(layer, keras.Layer) else layer()
     what = f"{layer.name!r} ({type(layer).__name__})"

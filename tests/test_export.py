@@ -101,7 +101,7 @@ def test_latency_is_a_positive_time(tmp_path):
     keras_pcp.export_litert(build("residual"), path)
     assert path.is_symlink()
     assert 0 < keras_pcp.measure_latency(path, runs=10) < 1000
-    with pytest.raises(InvalidArgumentError, match="runs must be at least 1, got 0"):
+    with pytest.raises(InvalidArgumentError, match="runs must be an int of at least 1, got 0"):
         keras_pcp.measure_latency(path, runs=0)
     path.write_bytes(b"no model")
     with pytest.raises(InvalidArgumentError, match="LiteRT cannot run"):

@@ -142,7 +142,7 @@ def test_limits_out_of_range_are_refused(value):
         (lambda g, s: keras_pcp.select_by_ratio(g, s, {"a": 0.5}), "scope='local'"),
         (lambda g, s: keras_pcp.select_by_ratio(g, s, {"z": 0.5}, scope="local"), "'z'"),
         (lambda g, s: keras_pcp.select_by_ratio(g, {}, 0.5), "scores"),
-        (lambda g, s: keras_pcp.select_by_ratio(g, {"a": np.ones(3)}, 0.5), "4 numbers"),
+        (lambda g, s: keras_pcp.select_by_ratio(g, {"a": np.ones(3)}, 0.5), "4 finite numbers"),
         (lambda g, s: keras_pcp.select_by_ratio(g, s, 0.5, min_channels=0), "min_channels"),
         (lambda g, s: keras_pcp.count_cost(g, Selection({"a": np.zeros(4, bool)})), "all 4 channels"),
         (lambda g, s: keras_pcp.count_cost(g, Selection({"a": np.ones(3, bool)})), "3 entries"),

@@ -437,7 +437,7 @@ def test_models_that_do_not_belong_together_are_refused():
     other = Selection({"first": np.arange(6) < 5})
     with pytest.raises(InvalidArgumentError, match="selection keeps 5 of 6 inputs"):
         keras_pcp.reconstruct(model, pruned, graph, other, data)
-    with pytest.raises(InvalidArgumentError, match="ridge must be above 0"):
+    with pytest.raises(InvalidArgumentError, match=r"ridge must be a number in \(0, inf\), got 0"):
         keras_pcp.reconstruct(model, pruned, graph, selection, data, ridge=0)
 
 

@@ -179,7 +179,7 @@ def test_scores_of_weights_that_are_not_finite_name_the_layer_and_bad_criteria_t
     def broken(group, statistics):
         return np.full(group.num_channels, np.nan)
 
-    with pytest.raises(InvalidArgumentError, match="criterion 'broken' must return 16 finite scores"):
+    with pytest.raises(InvalidArgumentError, match="scores of criterion 'broken' must be 16 finite numbers"):
         keras_pcp.score_channels(model, graph, broken)
     model.get_layer("hidden").bias.assign(np.full(16, np.nan))
     with pytest.raises(NotFiniteError, match=r"weights of layer 'hidden' .* are NaN"):

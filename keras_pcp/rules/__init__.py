@@ -293,19 +293,6 @@ def find_rule(operation: Any) -> Rule | None:
     return _OPERATION_RULES.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
-def list_outputs(site: CallSite, outputs: Outputs) -> list[Labels | None]:
-    """Returns what a rule gives for the outputs of a call as a list; raises if that is something else."""
-    count = len(site.output_shapes)
-    found = [outputs] if outputs is None or isinstance(outputs, Labels) else outputs
-    fits = isinstance(found, Sequence) and len(found) == count
-    if not fits or not all(x is None or isinstance(x, Labels) for x in found):
-        raise UnsupportedModelError(
-            f"the rule of {site.name} must return keras_pcp.labels.Labels or None for each output of the call, "
-            f"{count} in all, got {outputs!r}"
-        )
-    return list(found)
-
-
 def spatial_size(shape: Shape) -> float:
     """Returns the number of positions between batch and channel axis; NaN if it is unknown."""
     sizes = shape[1:-1]

@@ -16,7 +16,7 @@ from keras_pcp import checks
 from keras_pcp.channels import ChannelGraph, Selection
 from keras_pcp.cost import check_reachable, count_cost
 from keras_pcp.selection import SCOPES, holds, lowest_removed, select_by_cost, select_by_ratio, smallest
-from keras_pcp.strategies.state import Observation, Round, State, nothing_removed
+from keras_pcp.strategies.state import Observation, Round, State, check_options, nothing_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class _Control(ABC):
     samples: int | None = 1024
     recalibrate: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        check_options(self)
 
     def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
         """Returns the state before the first round; raises LimitError if the bounds cannot be reached."""
