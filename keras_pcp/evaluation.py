@@ -100,7 +100,7 @@ class Evaluator:
     def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
         """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
         # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
-        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]):
+        with internals.stateless([(w, w.value) for w in self.judge.weights]):
             loss = internals.loss_of(self.judge, None, y, predicted, weight)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
         idle = self.idle

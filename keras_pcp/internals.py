@@ -15,6 +15,7 @@
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
 | `Variable._value`, `Variable._initializer`     | give a variable its first value in a copy, or its old one back |
 | `Optimizer._trainable_variables`, `_variables`, `_var_key` | find slots; keep what is stored under a variable's key |
+| `keras.src.backend.common.global_state`        | leave no half-initialized variables behind                   |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
@@ -23,7 +24,8 @@
 import gc
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import compress
 from typing import Any
 
@@ -31,8 +33,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
+from keras.src.backend.common import global_state
 
-from keras_pcp.changes import Journal
+from keras_pcp.changes import Journal, temporarily
 from keras_pcp.errors import UnsupportedModelError
 
 _NOT_SLOTS = {"_variables", "_trainable_variables", "_non_trainable_variables"}
@@ -213,6 +216,30 @@ def set_size(tensor: keras.KerasTensor, axis: int, size: int, journal: Journal) 
 def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
     """Returns the nodes that call one of `operations`, in order of creation, whose `id` is not in `inside`."""
     return [n for op in operations for n in op._inbound_nodes if id(n) not in inside and not n.is_input]
+
+
+def stateless(values: Iterable[tuple[keras.Variable, Any]] = ()) -> AbstractContextManager[keras.StatelessScope]:
+    """Returns a `keras.StatelessScope` that is left whole, whatever interrupts it.
+
+    Keras initializes the variables that were made in it when it is left. If that fails, Keras tries it again at the end of
+    each later scope, and fails each time; if it is interrupted before, all later assignments go to the scope.
+    """
+
+    def enter(journal: Journal) -> keras.StatelessScope:
+        scope = keras.StatelessScope(values)
+
+        def leave() -> None:
+            try:
+                scope.__exit__(None, None, None)
+            except BaseException:
+                global_state.set_global_attribute("uninitialized_variables", [])
+                raise
+
+        scope.original_scope = global_state.get_global_attribute("stateless_scope")
+        journal.note(leave)
+        return scope.__enter__()
+
+    return temporarily(enter)
 
 
 def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:

@@ -107,7 +107,7 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
     classes = {type(op) for op in (model, *trace(model).operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
-    with strategy_scope(model), keras.StatelessScope():
+    with strategy_scope(model), internals.stateless():
         try:
             config = keras.saving.serialize_keras_object(model)
             config.pop("compile_config", None)
