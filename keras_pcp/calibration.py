@@ -73,7 +73,7 @@ def _ranges(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[tuple[
         batch = [keras.ops.convert_to_tensor(a[start : min(start + _BATCH, CALIBRATION_SAMPLES)]) for a in inputs]
         found = []
         try:
-            with keras.StatelessScope():
+            with internals.stateless():
                 for step in replay_calls(traced, batch):
                     if step.call.operation is not None:
                         found += [(step.call.operation.name, *r) for r in map(_range, step.run()) if r]

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pcp import internals
 from keras_pcp.blocks import open_blocks
 from keras_pcp.patches import (
     POSITIONS,
@@ -61,7 +62,7 @@ class Compensation:
         traced, rng = trace(open_blocks(model).model), np.random.default_rng(seed)
         called = [id(call.operation) for call in traced.calls]
         self.readers: dict[int, _Reader] = {}
-        with keras.StatelessScope():
+        with internals.stateless():
             for step in replay_calls(traced, arrange_inputs(traced, x)):
                 layer = step.call.operation
                 window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None

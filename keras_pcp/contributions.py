@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_pcp import internals
 from keras_pcp.channels import CONSUME, ChannelGraph, WeightSlice
 from keras_pcp.patches import POSITIONS, Window, as_floats, draw, kernel_matrix, patches, window_of
 from keras_pcp.trace import Step, Trace, replay_calls
@@ -34,7 +35,7 @@ def contribution_products(
     found = {group.name: np.zeros((group.num_channels,) * 2) for group in graph}
     count, rng = 0, np.random.default_rng(seed)
     for inputs in batches:
-        with keras.StatelessScope():
+        with internals.stateless():
             for number, step in enumerate(replay_calls(traced, inputs)):
                 for name, slices in readers.get(number, {}).items():
                     found[name] += _products(step, slices, weights, len(found[name]), rng)
@@ -103,7 +104,7 @@ def _by_removal(step: Step, slices: list[WeightSlice], weights: Sequence[Any], c
         changed = {i: value.copy() for i, value in values.items()}
         for s in slices:
             np.moveaxis(changed[s.weight], s.axis, 0)[s.positions[s.channels == gone]] = 0
-        with keras.StatelessScope([(weights[i], keras.ops.convert_to_tensor(v)) for i, v in changed.items()]):
+        with internals.stateless([(weights[i], keras.ops.convert_to_tensor(v)) for i, v in changed.items()]):
             y = as_floats(tree.flatten(step.call.operation(*step.args, **step.kwargs))[0])
         return y.reshape(len(y), -1, y.shape[-1])
 

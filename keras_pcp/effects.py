@@ -180,7 +180,7 @@ def _effects(layer: keras.Layer, call: Callable, arrays: Sequence[Any], training
     trained = {id(v) for v in layer.trainable_variables}
     sources = [*arrays, *(value for v, value in values if id(v) in trained)]
     sources = [s for s in sources if keras.backend.is_float_dtype(s.dtype)]
-    with keras.StatelessScope(state_mapping=values, collect_losses=True) as scope, tf.GradientTape() as tape:
+    with internals.stateless(values, collect_losses=True) as scope, tf.GradientTape() as tape:
         tape.watch(sources)
         outputs = _Caller(call)(list(arrays), training=training)
         rng = np.random.default_rng(1)

@@ -165,7 +165,7 @@ class Evaluator:
         """Returns the loss and all metrics of given outputs, by the names that `evaluate` of Keras gives them."""
         self.judge.reset_metrics()
         # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
-        with keras.StatelessScope(state_mapping=[(w, w.value) for w in self.judge.weights]) as scope:
+        with internals.stateless([(w, w.value) for w in self.judge.weights]) as scope:
             loss = internals.loss_of(self.judge, None, y, predicted, weight)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
         for variable in self.judge.metrics_variables:  # the losses of single outputs
@@ -289,6 +289,7 @@ class Evaluator:
     @cached_property
     def _judge_all(self) -> Callable:
         """`judged` for each chunk, compiled. Holds the weights that a loss may read, so it is dropped with them."""
+        _ = self.measure  # finding it takes an evaluation, which is impossible while tracing
 
         @tf.function(autograph=False, reduce_retracing=True)
         def judge(y, predicted, weight):

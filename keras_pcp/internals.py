@@ -18,25 +18,28 @@
 | `tf.__internal__.FuncGraph`                      | run a layer's own code without effect, and list what it did  |
 | `Layer._losses`                                | notice a loss that is added in a call                        |
 | `Optimizer._trainable_variables`, `_variables`, `_var_key` | find slots; keep what is stored under a variable's key |
+| `keras.src.backend.common.global_state`        | leave no half-initialized variables behind                   |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
 `tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
 """
 
-import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import compress
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
+from keras.src.backend.common import global_state
 
-from keras_pcp.changes import Journal
+from keras_pcp.changes import Journal, temporarily
+from keras_pcp.containers import replaced_at
 from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.living import living
 
 _NOT_SLOTS = {"_variables", "_trainable_variables", "_non_trainable_variables"}
 
@@ -178,37 +181,23 @@ def write(owner: Any, path: tuple, value: int, journal: Journal | None = None) -
     slice.
     """
     journal, name, rest = journal or Journal(), path[0], path[1:]
-    journal.set(owner, name, _replaced(getattr(owner, name), rest, value))
+    journal.set(owner, name, replaced_at(getattr(owner, name), rest, value))
     config = getattr(owner, "_auto_config", None)
     if config is not None and name in config.config:
-        journal.update(config.config, {name: _replaced(config.config[name], rest, value)})
+        journal.update(config.config, {name: replaced_at(config.config[name], rest, value)})
 
 
 def write_argument(node: Any, path: tuple, value: int, journal: Journal | None = None) -> None:
     """Replaces one integer among the arguments of a call; `path` starts with `"args"` or `"kwargs"`."""
     journal, arguments = journal or Journal(), node.arguments
     journal.remember(arguments, "_flat_arguments")
-    journal.set(arguments, path[0], _replaced(getattr(arguments, path[0]), path[1:], value))
+    journal.set(arguments, path[0], replaced_at(getattr(arguments, path[0]), path[1:], value))
     arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
 
 
 def with_value(container: Any, path: tuple, value: Any) -> Any:
     """Returns a container with another value at the end of a path; it is left as it is."""
-    return _replaced(container, path, value)
-
-
-def _replaced(container: Any, path: tuple, value: int) -> Any:
-    if not path:
-        return value
-    key, rest = path[0], path[1:]
-    if isinstance(container, slice):
-        parts = {k: getattr(container, k) for k in ("start", "stop", "step")}
-        return slice(*{**parts, key: value}.values())
-    if isinstance(container, dict):
-        return {**container, key: _replaced(container[key], rest, value)}
-    items = list(container)
-    items[key] = _replaced(items[key], rest, value)
-    return items if isinstance(container, list) else tuple(items)
+    return replaced_at(container, path, value)
 
 
 def refresh_layer(layer: keras.Layer, node: Any, journal: Journal) -> None:
@@ -260,6 +249,32 @@ def set_size(tensor: keras.KerasTensor, axis: int, size: int, journal: Journal) 
 def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
     """Returns the nodes that call one of `operations`, in order of creation, whose `id` is not in `inside`."""
     return [n for op in operations for n in op._inbound_nodes if id(n) not in inside and not n.is_input]
+
+
+def stateless(
+    values: Iterable[tuple[keras.Variable, Any]] = (), collect_losses: bool = False
+) -> AbstractContextManager[keras.StatelessScope]:
+    """Returns a `keras.StatelessScope` that is left whole, whatever interrupts it.
+
+    Keras initializes the variables that were made in it when it is left. If that fails, Keras tries it again at the end of
+    each later scope, and fails each time; if it is interrupted before, all later assignments go to the scope.
+    """
+
+    def enter(journal: Journal) -> keras.StatelessScope:
+        scope = keras.StatelessScope(values, collect_losses)
+
+        def leave() -> None:
+            try:
+                scope.__exit__(None, None, None)
+            except BaseException:
+                global_state.set_global_attribute("uninitialized_variables", [])
+                raise
+
+        scope.original_scope = global_state.get_global_attribute("stateless_scope")
+        journal.note(leave)
+        return scope.__enter__()
+
+    return temporarily(enter)
 
 
 def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
@@ -375,15 +390,3 @@ def in_training(callback: keras.callbacks.Callback) -> bool:
                     return True
             frame = frame.f_back
     return False
-
-
-def living(classes: tuple[type, ...]) -> list[Any]:
-    """Returns all living instances of some classes."""
-    wanted, left = set(), list(classes)
-    while left:
-        cls = left.pop()
-        if cls not in wanted:
-            wanted.add(cls)
-            left += cls.__subclasses__()
-    things = gc.get_objects()
-    return list(compress(things, map(wanted.__contains__, map(type, things))))

@@ -82,7 +82,7 @@ def _compute_alike(original: Trace, mine: Call, copy: Trace, other: Call) -> boo
 
 
 def _run(traced: Trace, call: Call, arrays: Sequence[Any], values: list[tuple[Any, Any]]) -> list[Any]:
-    with keras.StatelessScope(state_mapping=values):
+    with internals.stateless(values):
         if values and hasattr(call.operation, "finalize_state"):
             call.operation.finalize_state()
         return tree.flatten(bound(traced, call, arrays).run())

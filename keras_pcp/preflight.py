@@ -10,6 +10,7 @@ import keras
 from keras_pcp import internals
 from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.living import living
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ _FIRST_SEEN: weakref.WeakKeyDictionary[keras.Model, _FirstSeen] = weakref.WeakKe
 def beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
     """Returns the other callbacks of the `fit` that a callback is in."""
     # A list of an earlier fit may live on; the one that is running gave all of its callbacks its parameters.
-    for running in internals.living((keras.callbacks.CallbackList,)):
+    for running in living((keras.callbacks.CallbackList,)):
         if running.params is callback.params and any(one is callback for one in running.callbacks):
             others = list(running.callbacks)
             others.remove(callback)

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp import checks
+from keras_pcp import checks, internals
 from keras_pcp.blocks import open_blocks
 from keras_pcp.changes import all_or_nothing
 from keras_pcp.channels import CONSUME, ChannelGraph, Selection, check_selection
@@ -121,7 +121,7 @@ def reconstruct(
     plan = _Plan(model, graph, selection, whole)
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []
-    with keras.StatelessScope():
+    with internals.stateless():
         # One network after the other, so that the tensors of one are in memory at a time.
         goals = [_goal(steps, plan, rng) for steps in _in_step(whole, x)]
         for goal, steps in zip(goals, _in_step(small, x), strict=True):
@@ -241,7 +241,7 @@ def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, lis
     if layer.use_bias:
         bias = _array(layer.bias)
         changed.append((layer.bias, bias + shift.ravel()))
-    with keras.StatelessScope(changed):  # of the type of the weights
+    with internals.stateless(changed):  # of the type of the weights
         change = (kernel_matrix(window, _array(layer.kernel)) - old)[:, rows]
         shift = (_array(layer.bias) - bias).reshape(shift.shape) if layer.use_bias else shift
     before, after = float(sums.ee / energy), float(sums.left(change, shift) / energy)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_pcp import internals
 from keras_pcp.trace import Trace, bound
 
 # Runs one by one before a rerun is compiled: tracing takes about as long as so many runs of 128 small images lose.
@@ -24,7 +25,7 @@ class Recording:
     def __init__(self, traced: Trace, inputs: Sequence[Any]):
         values = dict(zip(traced.inputs, inputs, strict=True))
         self.inputs: list[list[Any]] = []  # of each call
-        with keras.StatelessScope():
+        with internals.stateless():
             for call in traced.calls:
                 self.inputs.append([values[i] for i in call.inputs])
                 values.update(zip(call.outputs, bound(traced, call, self.inputs[-1]).run(), strict=True))
@@ -74,7 +75,7 @@ class Rerun:
     def compute(self, recorded: Sequence[Any], values: Sequence[Any]) -> list[Any]:
         """Computes the outputs that change from the recorded values that they depend on."""
         recorded, found = iter(recorded), {}
-        with keras.StatelessScope(state_mapping=list(zip(self.weights, values, strict=True))):
+        with internals.stateless(list(zip(self.weights, values, strict=True))):
             for number, new in self.calls:
                 call = self.traced.calls[number]
                 inputs = [found[i] if n else next(recorded) for i, n in zip(call.inputs, new, strict=True)]

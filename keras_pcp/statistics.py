@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -149,7 +150,7 @@ class Statistics:
         size = 0
         for start in range(0, count_samples(x), _BATCH):
             batch = tree.map_structure(lambda a, start=start: a[start : start + _BATCH], x)
-            with keras.StatelessScope():
+            with internals.stateless():
                 for index, value in replay(self._trace, arrange_inputs(self._trace, batch)):
                     if index in tensors:
                         parts[index].append(np.asarray(value, "float32"))
@@ -307,9 +308,9 @@ def _any_number_of(array: Any) -> tf.TensorSpec | None:
     return None if array is None else tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
 
-def _stateless(variables: list, values: list) -> keras.StatelessScope:
+def _stateless(variables: list, values: list) -> AbstractContextManager[keras.StatelessScope]:
     """Returns a scope in which variables have given values and nothing is updated."""
-    return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+    return internals.stateless(list(zip(variables, values, strict=True)))
 
 
 def _positions(shape: tuple, axis: int) -> float:

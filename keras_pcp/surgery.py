@@ -119,7 +119,7 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
     classes = {type(op) for op in (plain, *traced.operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
-    with strategy_scope(plain), keras.StatelessScope():
+    with strategy_scope(plain), internals.stateless():
         try:
             copy = _from_config(plain, custom)
         except Exception as error:  # whatever a layer's own get_config or constructor raises

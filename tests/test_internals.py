@@ -1,5 +1,7 @@
 """The contract with Keras: what `internals` relies on still means what it meant."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -192,3 +194,33 @@ def test_the_attributes_of_keras_are_known_and_losses_are_kept_apart():
     assert "_losses" not in known
     assert len(vars(layer)["_losses"]) == 1
     assert not {"kernel", "units", "activation"} & known
+
+
+def test_a_stateless_scope_that_is_interrupted_or_fails_leaves_nothing_behind():
+    def variables(*initializers):
+        return [keras.Variable(i, shape=(2,)) for i in initializers]
+
+    def interrupt(shape, dtype=None):
+        signal.raise_signal(signal.SIGINT)
+        return keras.ops.ones(shape, dtype)
+
+    def fail(shape, dtype=None):
+        raise MemoryError("on purpose")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), internals.stateless():
+            found = variables("ones", interrupt, "ones")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert all(np.array_equal(v.numpy(), [1, 1]) for v in found)
+    with pytest.raises(MemoryError, match="on purpose"), internals.stateless():
+        variables("ones", fail, "ones")
+    with internals.stateless(zip(found, np.zeros((3, 2)), strict=True)) as scope:
+        assert float(found[0][0]) == 0
+        found[1].assign([3, 3])
+        assert np.array_equal(scope.get_current_value(found[1]), [3, 3])
+    assert all(np.array_equal(v.numpy(), [1, 1]) for v in found)
+    with internals.stateless():
+        made = variables("ones")[0]
+    assert np.array_equal(made.numpy(), [1, 1])

@@ -188,64 +188,76 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def interrupted_fit(distillation, place="on_train_batch_end", eagerly=False):
-    """A model whose fit with pruning was interrupted after it had shrunk."""
-    model = compiled()
-    model.run_eagerly = eagerly
-    callback = keras_pcp.ProgressivePruning(
-        max_macs=0.5, validation_data=data(64, 1), distillation=distillation, begin=0.0, end=0.2
+def dense_data(samples=64, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(samples, 8)).astype("float32"), rng.integers(0, 3, samples)
+
+
+def dense_model(eagerly=True):
+    keras.utils.set_random_seed(0)
+    i = keras.Input((8,))
+    model = keras.Model(i, L.Dense(3)(L.Dense(16, activation="relu")(i)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], run_eagerly=eagerly)
+    return model
+
+
+def dense_pruning():
+    return keras_pcp.ProgressivePruning(
+        max_macs=0.5, validation_data=dense_data(32, 1), distillation=keras_pcp.Distillation(0.9), begin=0.0, end=0.5
     )
+
+
+def interrupted_fit(place="on_train_batch_end", eagerly=True):
+    """A model whose fit with pruning was interrupted after it had shrunk."""
+    model, callback = dense_model(eagerly), dense_pruning()
     with pytest.raises(KeyboardInterrupt):
-        model.fit(*data(), epochs=4, verbose=0, shuffle=False, callbacks=[callback, Interrupt(place)])
+        model.fit(*dense_data(), batch_size=16, epochs=2, verbose=0, callbacks=[callback, Interrupt(place)])
     assert callback.report.reached
     return model, callback  # which lives on, as it does in a notebook
 
 
-@pytest.mark.parametrize("place", ["on_train_batch_begin", "on_train_batch_end"])
-def test_a_plain_fit_after_an_interrupted_one_trains_on_the_model_s_own_loss(place, tmp_path):
-    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9), place)
+@pytest.mark.parametrize(("place", "eagerly"), [("on_train_batch_begin", True), ("on_train_batch_end", False)])
+def test_a_plain_fit_after_an_interrupted_one_trains_on_the_model_s_own_loss(place, eagerly, tmp_path):
+    model, _callback = interrupted_fit(place, eagerly)
     model.save(tmp_path / "model.keras")
     never_taught = keras.models.load_model(tmp_path / "model.keras")
-    losses = [m.fit(*data(), epochs=2, verbose=0, shuffle=False).history["loss"] for m in (model, never_taught)]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    fits = [m.fit(*dense_data(), epochs=2, verbose=0, shuffle=False) for m in (model, never_taught)]
+    np.testing.assert_allclose(fits[0].history["loss"], fits[1].history["loss"], rtol=1e-5)
     assert not {"compute_loss", "make_train_function"} & set(vars(model))
     for a, b in zip(model.get_weights(), never_taught.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("eagerly", [False, True])
-def test_single_batches_after_an_interrupted_fit_train_on_the_model_s_own_loss(eagerly, tmp_path):
-    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9), "on_train_batch_begin", eagerly)
+def test_single_batches_after_an_interrupted_fit_train_on_the_model_s_own_loss(tmp_path):
+    model, _callback = interrupted_fit("on_train_batch_begin")
     model.save(tmp_path / "model.keras")
     never_taught = keras.models.load_model(tmp_path / "model.keras")
-    x, y = data(32, 3)
     found = []
     for m in (model, never_taught):
         m.reset_metrics()
-        found.append([m.train_on_batch(x, y)[0] for _ in range(3)])
+        found.append([m.train_on_batch(*dense_data(16, 3))[0] for _ in range(3)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
     assert not {"compute_loss", "make_train_function"} & set(vars(model))
 
 
 def test_a_loss_asked_for_after_an_interrupted_fit_is_the_model_s_own():
-    model, _callback = interrupted_fit(keras_pcp.Distillation(0.9))
-    x, y = data(32, 3)
+    model, _callback = interrupted_fit()
+    x, y = dense_data(16, 3)
     predicted = model(x, training=True)
     assert float(model.compute_loss(x, y, predicted)) == pytest.approx(float(model.loss(y, predicted)), rel=1e-5)
     assert "compute_loss" not in vars(model)
 
 
 def test_a_single_batch_that_another_callback_trains_on_does_not_end_distillation():
-    model, found = compiled(), []
+    model, found = dense_model(), []
 
     class TrainsOn(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            self.model.train_on_batch(*data(16, 4))
+            self.model.train_on_batch(*dense_data(16, 4))
             found.append("compute_loss" in vars(self.model))
 
-    callback = keras_pcp.ProgressivePruning(
-        max_macs=0.5, validation_data=data(64, 1), distillation=keras_pcp.Distillation(0.9)
-    )
-    model.fit(*data(), epochs=2, verbose=0, callbacks=[callback, TrainsOn()])
+    model.fit(*dense_data(), batch_size=16, epochs=2, verbose=0, callbacks=[dense_pruning(), TrainsOn()])
+    assert len(found) == 8
     assert all(found)
     assert "compute_loss" not in vars(model)

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 # Lowest first: a module may import only modules of earlier lines (and, within a package, its own).
 ORDER = """
-version errors changes
+version errors changes containers living
 files conversion
 checks
 channels labels internals schedules patches
