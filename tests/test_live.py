@@ -240,7 +240,7 @@ def test_a_failure_in_the_middle_of_a_shrink_leaves_the_model_whole(monkeypatch)
     before, expected = model.get_weights(), outputs_of(model, x)
     config = model.get_config()
 
-    def fail(models):
+    def fail(models, journal):
         raise MemoryError("on purpose")
 
     monkeypatch.setattr(internals, "forget_traces", fail)
