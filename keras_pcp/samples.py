@@ -96,6 +96,8 @@ def check_source(data: Any, name: str = "data", function: bool = False) -> None:
     if wrong or not (_can_be_read(data) or (function and callable(data))):
         kinds = "labelled samples: (x, y) of arrays, or a dataset of batches (x, y)"
         raise checks.refusal(name, kinds + (", or a function that returns them" if function else ""), data, advice)
+    if not _can_be_read(data):
+        checks.function(name, data, "labelled samples, or a function without arguments that returns them", takes=0)
 
 
 def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:

@@ -24,7 +24,7 @@ from keras_pcp.masks import consumer_masks, masked, replaced, with_zeros
 from keras_pcp.monitor import Measure, Monitor
 from keras_pcp.narrowing import narrowed
 from keras_pcp.reconstruction import REFIT_SAMPLES, inputs_at_once, reconstruct
-from keras_pcp.samples import count_samples, take_samples, with_any_labels
+from keras_pcp.samples import check_inputs, count_samples, take_samples, with_any_labels
 from keras_pcp.strategies.state import Evaluation, State, Strategy
 from keras_pcp.surgery import prune_model
 
@@ -100,6 +100,7 @@ class Search:
                 )
             data = with_any_labels(self.refit_on)
             self.refit_on = take_samples(data, REFIT_SAMPLES, strategy.seed, "reconstruction_data")
+            check_inputs(model, self.refit_on[0], "reconstruction_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None

@@ -167,7 +167,7 @@ def least_width(
 
 def width_option(option: int | Mapping[str, int], name: str) -> int:
     """Returns what an option says for a group: a number for all groups, or {group name: number}, 1 for the others."""
-    return option.get(name, 1) if isinstance(option, Mapping) else option
+    return int(option.get(name, 1) if isinstance(option, Mapping) else option)
 
 
 def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:

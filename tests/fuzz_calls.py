@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_pcp
-from keras_pcp import criteria, schedules
+from keras_pcp import criteria, rules, schedules
 
 L = keras.layers
 PACKAGE = Path(keras_pcp.__file__).parent
@@ -601,9 +601,14 @@ def register_rule(d: Draw) -> None:
             lambda site: {"a": 1}, lambda site: (3,),
         )  # fmt: skip
 
-    keras_pcp.register_rule(*[d.arg(lambda: Custom) for _ in range(d.one(1, 1, 1, 2, 0))])(d.arg(rule))
-    x = keras.Input((4,))
-    keras_pcp.build_graph(keras.Model(x, L.Dense(2)(Custom(name="custom")(L.Dense(3, name="hidden")(x)))))
+    registered = dict(rules._LAYER_RULES)
+    try:
+        keras_pcp.register_rule(*[d.arg(lambda: Custom) for _ in range(d.one(1, 1, 1, 2, 0))])(d.arg(rule))
+        x = keras.Input((4,))
+        keras_pcp.build_graph(keras.Model(x, L.Dense(2)(Custom(name="custom")(L.Dense(3, name="hidden")(x)))))
+    finally:  # a rule of the caller may have been given to a layer of Keras
+        rules._LAYER_RULES.clear()
+        rules._LAYER_RULES.update(registered)
 
 
 def dann(d: Draw) -> None:

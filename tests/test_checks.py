@@ -280,6 +280,29 @@ def test_inputs_that_do_not_fit_the_model_are_refused_everywhere(x, shared, half
             call()
 
 
+def test_samples_for_a_refit_that_do_not_fit_are_refused_before_the_first_step(shared):
+    model = shared[0]
+    x, y = samples()
+    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(x, y), reconstruction_data=np.ones((2, 2, 2)))
+    steps = int(model.optimizer.iterations)
+    with pytest.raises(InvalidArgumentError, match="reconstruction_data does not fit the inputs"):
+        model.fit(x, y, verbose=0, callbacks=[pruning])
+    assert pruning.report is None
+    assert int(model.optimizer.iterations) == steps
+
+
+def test_a_model_is_no_function_that_returns_samples(shared):
+    with pytest.raises(InvalidArgumentError, match=r"validation_data must be .* a function without arguments"):
+        keras_pcp.search_widths(shared[0], max_macs=0.5, validation_data=keras.Model())
+
+
+def test_a_floor_may_be_larger_than_any_number_of_numpy(shared):
+    model, graph, _ = shared
+    scores = keras_pcp.score_channels(model, graph)
+    kept = keras_pcp.select_by_ratio(graph, scores, 0.9, min_channels=10**60, multiple_of=np.int64(2))
+    assert not kept.removed()
+
+
 def test_labels_that_do_not_suit_the_loss_are_refused_by_criteria(shared):
     model, graph, _ = shared
     with pytest.raises(InvalidArgumentError, match=r"loss of model .* cannot be computed"):
