@@ -113,6 +113,7 @@ def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, 
     evaluator, compiled = search.evaluator, model.get_compile_config() or {}
     found = {
         "groups": {g.name: g.num_channels for g in search.graph},
+        "calls": search.graph.fingerprint,
         "limits": search.bounds,
         "strategy": repr(search.strategy),
         "criteria": [checkpoints.identify(c) for c in search.criteria],
