@@ -215,10 +215,13 @@ def test_how_the_process_ended_is_said(text, message, tmp_path, monkeypatch):
 
 def test_a_process_that_has_ended_itself_is_started_again(tmp_path, monkeypatch):
     converter = program(tmp_path, monkeypatch, "input(); print('null')")  # as one that has been idle
+    processes = []
     for _ in range(2):
         converter.convert("folder", "int8")
+        processes.append(converter.process.pid)
         converter.process.wait()
     converter.stop()
+    assert processes[0] != processes[1]
 
 
 def test_an_interrupt_ends_the_process(tmp_path, monkeypatch):
