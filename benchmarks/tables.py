@@ -196,6 +196,23 @@ def fit_time() -> str:
     return table([*header, "rounds", "shrinks"], body)
 
 
+def robustness() -> str:
+    """What the long checks of tests/ found, in the order in which they were run."""
+    body = []
+    for row in rows("robustness"):
+        what = {k: v for k, v in row.items() if k not in ("suite", "of", "count", "start", "seconds", "commit")}
+        outcome = ", ".join(f"{k} {len(v) if isinstance(v, list) else format(v, ',')}" for k, v in what.items())
+        body.append(
+            [
+                f"`{row['suite']}`" + (f", {row['of']}" if "of" in row else ""),
+                f"{row['count']:,}",
+                outcome,
+                row["commit"],
+            ]
+        )
+    return table(["check", "cases", "outcome", "commit"], body)
+
+
 def number(value: float | None, style: str, missing: str = "") -> str:
     """Formats a number; JSON has null and NaN where there is none."""
     return missing if value is None or value != value else format(value, style)
@@ -294,6 +311,7 @@ def torch_pruning() -> str:
 
 MAKERS = (
     digits,
+    robustness,
     accuracy,
     differences,
     attempts,

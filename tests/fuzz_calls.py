@@ -710,7 +710,8 @@ def main() -> int:
     for (call, kind), count in sorted(counts.items()):
         print(f"{call:<16} {kind:<40} {count:>6}")
     returned = sum(count for (_, kind), count in counts.items() if kind == "returned")
-    print(f"{options.count} calls: {returned} returned, {options.count - returned - faults} refused, {faults} faults")
+    row = {"suite": "fuzz_calls", "count": options.count, "start": options.start, "returned": returned}
+    print(json.dumps({**row, "refused": options.count - returned - faults, "faults": faults}))
     return 1 if faults else 0
 
 

@@ -335,13 +335,15 @@ def main():
     bad = []
     for name in [options.only] if options.only else OPERATIONS if options.every_line else []:
         count, found, torn = every_line(name, options.stride, options.offset, options.use_every, options.all_of_keras)
-        print(f"{name}: {count} lines, {found['old']} old, {found['new']} new, {len(torn)} torn", flush=True)
+        row = {"suite": "interrupts", "of": f"lines of {name}", "count": sum(found.values()), "lines": count}
+        print(json.dumps({**row, "old": found["old"], "new": found["new"], "torn": len(torn)}), flush=True)
         for entry in torn:
             print("  ", *entry)
         bad += torn
     if options.signals:
         hits, within, torn = signals(options.signals)
-        print(f"torn {len(torn)} of {hits}; {within} of them within a moment of pruning")
+        row = {"suite": "interrupts", "of": "signals in fit", "count": hits, "in a moment of pruning": within}
+        print(json.dumps({**row, "torn": len(torn)}))
         bad += torn
     sys.exit(bool(bad))
 
