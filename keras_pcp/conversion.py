@@ -1,7 +1,8 @@
-"""Converts a SavedModel to LiteRT, here or in a process of its own.
+"""Converts a SavedModel to LiteRT, here or in a process of its own, and runs the file there.
 
-The quantizer of LiteRT kills its process (a segmentation fault) where a value overflows in calibration, so it runs in
-another one. This file is also the program of that process, and so imports nothing of keras_pcp.
+The quantizer of LiteRT kills its process (a segmentation fault) where a value overflows in calibration, and its runtime does
+so (an abort) on some files, so they run in another one. This file is also the program of that process, and so imports
+nothing of keras_pcp.
 """
 
 import atexit
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-INPUTS, RESULT = "inputs.npz", "model.tflite"  # beside the SavedModel
+INPUTS, RESULT, OUTPUTS = "inputs.npz", "model.tflite", "outputs.npz"  # in the folder of a request
 _IDLE_SECONDS = 60  # then the process ends, and with it the use of its memory, some hundred megabytes
 
 
@@ -43,8 +44,27 @@ def convert(folder: str, quantization: str | None) -> None:
     (Path(folder) / RESULT).write_bytes(converter.convert())
 
 
+def run(folder: str) -> None:
+    """Runs the LiteRT file `RESULT` in a folder on the samples `INPUTS`, one by one, and writes `OUTPUTS`."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(Path(folder) / RESULT), num_threads=1)
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
+    with np.load(Path(folder) / INPUTS) as file:
+        inputs = dict(file)
+    found = [
+        runner(**{name: array[i : i + 1] for name, array in inputs.items()})
+        for i in range(len(next(iter(inputs.values()))))
+    ]
+    np.savez(Path(folder) / OUTPUTS, **{name: np.concatenate([f[name] for f in found]) for name in found[0]})
+
+
+_OPERATIONS = {"convert": convert, "run": run}
+
+
 class Converter:
-    """A process that converts: started when first needed, used again, ended with this one or when it has been idle.
+    """A process that converts and runs: started when first needed, used again, ended with this one or when idle for long.
 
     It neither imports the main module of this process nor shares its interrupts, and ends when this process is gone.
     """
@@ -61,12 +81,19 @@ class Converter:
         Raises:
             RuntimeError: the conversion failed, or the process came to an end.
         """
+        self._request(["convert", folder, quantization])
+
+    def run(self, folder: str) -> None:
+        """Does the same as the function `run`, and raises RuntimeError likewise."""
+        self._request(["run", folder])
+
+    def _request(self, request: list) -> None:
         with self.lock:
-            answer, code = self._ask([folder, quantization])
+            answer, code = self._ask(request)
             if not answer and code == 0:  # it ended at this moment because it had been idle
-                answer, code = self._ask([folder, quantization])
+                answer, code = self._ask(request)
         if not answer:
-            raise RuntimeError(f"its converter {_ending(code)}")
+            raise RuntimeError(f"its process {_ending(code)}")
         if error := json.loads(answer):
             raise RuntimeError(error)
 
@@ -123,7 +150,8 @@ def _serve() -> None:
         if idle is not None:
             idle.cancel()
         try:
-            convert(*json.loads(line))
+            operation, *arguments = json.loads(line)
+            _OPERATIONS[operation](*arguments)
             error = None
         except Exception as e:
             error = str(e) or type(e).__name__

@@ -282,16 +282,17 @@ def _structured(model: keras.Model, flat: Any) -> Any:
 
 def _compare(content: bytes, inputs: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
     """Returns the largest and the mean error over some samples, relative to the range of the Keras outputs."""
-    interpreter = _interpreter(content, 1)  # kept: the runner does not keep the file's content alive
-    runner = interpreter.get_signature_runner()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / conversion.RESULT).write_bytes(content)
+        np.savez(Path(folder) / conversion.INPUTS, **{f"input_{i}": a[:_SAMPLES] for i, a in enumerate(inputs)})
+        _CONVERTER.run(folder)
+        with np.load(Path(folder) / conversion.OUTPUTS) as file:
+            found = [file[f"output_{j}"] for j in range(len(expected))]
     worst, means = 0.0, []
-    for i in range(len(expected[0])):
-        found = runner(**{f"input_{k}": a[i : i + 1] for k, a in enumerate(inputs)})
-        for j, want in enumerate(expected):
-            scale = max(float(np.ptp(want)), float(np.abs(want).max()), 1e-6)
-            error = np.abs(found[f"output_{j}"] - want[i : i + 1]) / scale
-            worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
-            means.append(float(error.mean()))
+    for outputs, want in zip(found, expected, strict=True):
+        error = np.abs(outputs - want) / max(float(np.ptp(want)), float(np.abs(want).max()), 1e-6)
+        worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
+        means.append(float(error.mean()))
     return worst, float(np.mean(means))
 
 

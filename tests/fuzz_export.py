@@ -125,7 +125,7 @@ def main() -> int:
         for done, seed in enumerate(range(args.start, args.start + args.count), 1):
             try:
                 result = check_seed(seed, Path(folder))
-                found["its process crashed" if "converter crashed" in result else result.partition(":")[0]] += 1
+                found["its process crashed" if "process crashed" in result else result.partition(":")[0]] += 1
             except Exception as error:
                 failed.append(seed)
                 print(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}", flush=True)

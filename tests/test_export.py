@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import fuzz_export
 import keras
 import numpy as np
 import pytest
@@ -222,6 +223,12 @@ def test_a_process_that_has_ended_itself_is_started_again(tmp_path, monkeypatch)
         converter.process.wait()
     converter.stop()
     assert processes[0] != processes[1]
+
+
+def test_a_file_that_kills_the_runtime_is_an_error_and_the_next_export_works(tmp_path):
+    found = fuzz_export.check_seed(150, tmp_path)  # XNNPACK aborts on this one
+    assert found.startswith("ExportError: LiteRT cannot run what it made of")
+    assert keras_pcp.export_litert(build("plain_flatten"), tmp_path / "next.tflite").max_error < 1e-4
 
 
 def test_an_interrupt_ends_the_process(tmp_path, monkeypatch):
