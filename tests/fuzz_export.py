@@ -14,6 +14,9 @@ import time
 import warnings
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import keras
 import numpy as np
 from keras import layers as L
