@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pcp.trace import trace
+from keras_pcp.graph.trace import trace
 
 L = keras.layers
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.files import check_target, replacing
+from keras_pcp.support.files import check_target, replacing
 
 # Spelled out so that `--help` need not import Keras; those that need data are for `keras_pcp.score_channels`.
 _CRITERIA = ("l2", "bn_scale", "dead_probability", "fpgm", "least_distance", "cosine", "random")
@@ -75,7 +75,7 @@ def _give_up_stdout() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Prints what of a model can be pruned; with `--json`, `Inspection.to_json()` and nothing else."""
-    from keras_pcp.inspection import inspect_graph
+    from keras_pcp.graph.channel_graph import inspect_graph
 
     inspection = inspect_graph(_graph(args, _load(args)))
     print(json.dumps(inspection.to_json(), indent=1, allow_nan=False) if args.json else inspection)
@@ -83,10 +83,10 @@ def inspect(args: argparse.Namespace) -> None:
 
 def prune(args: argparse.Namespace) -> None:
     """Prunes a model in one shot and saves the small one."""
-    from keras_pcp.cost import count_cost
     from keras_pcp.criteria import score_channels
-    from keras_pcp.selection import select_by_cost
-    from keras_pcp.surgery import prune_model
+    from keras_pcp.graph.model_cost import count_cost
+    from keras_pcp.select.select import select_by_cost
+    from keras_pcp.surgery.copies import prune_model
 
     target = _writable(args.target, ".keras")
     if target.resolve() == Path(args.model).resolve():
@@ -111,7 +111,7 @@ def prune(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes a verified LiteRT file."""
-    from keras_pcp.export import export_litert
+    from keras_pcp.deliver.litert import export_litert
 
     target = _writable(args.target, ".tflite")
     samples = _samples(args.representative_data)
@@ -124,7 +124,7 @@ def export(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """Prints the latency of a LiteRT file, or of the LiteRT file of a Keras model."""
-    from keras_pcp.export import export_litert, measure_latency
+    from keras_pcp.deliver.litert import export_litert, measure_latency
 
     path = _existing(args.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,7 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 
 def _limit(text: str) -> float | int:
-    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.cost.Limits` takes them."""
+    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.select.budget.Limits` takes them."""
     for read in (int, float):
         with contextlib.suppress(ValueError):
             return read(text)
@@ -253,7 +253,7 @@ def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
 
 
 def _graph(args: argparse.Namespace, model: Any) -> Any:
-    from keras_pcp.graph import build_graph
+    from keras_pcp.graph.build import build_graph
 
     return build_graph(model, on_unknown=args.on_unknown, frozen_layers=args.frozen_layers)
 

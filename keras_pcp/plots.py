@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_pcp.report import PruningReport
+    from keras_pcp.deliver.report import PruningReport
 
 _BEFORE, _AFTER, _METRIC = "#c9d3de", "#2166ac", "#b2182b"
 

@@ -6,7 +6,7 @@ A schedule is any callable from [0, 1] (begin to end of the pruning phase) to [0
 import math
 from collections.abc import Callable
 
-from keras_pcp import checks
+from keras_pcp.support import checks
 
 
 def linear(t: float) -> float:

@@ -9,17 +9,18 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp.channels import ChannelGraph, Selection
-from keras_pcp.cost import count_cost
 from keras_pcp.criteria import Criterion, get
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph import build_graph
-from keras_pcp.live import shrink
-from keras_pcp.masks import masked
-from keras_pcp.rules import find_rule
-from keras_pcp.selection import smallest
+from keras_pcp.graph.build import build_graph
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.model_cost import count_cost
+from keras_pcp.graph.rules import find_rule
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.widths import smallest
 from keras_pcp.statistics import Statistics
-from keras_pcp.surgery import prune_model
+from keras_pcp.surgery.copies import prune_model
+from keras_pcp.surgery.in_place import shrink
+from keras_pcp.surgery.masks import masked
 
 L = keras.layers
 _SAMPLES, _SEED, _TOLERANCE = 12, 1, 1e-4

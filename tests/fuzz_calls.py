@@ -35,7 +35,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_pcp
-from keras_pcp import criteria, rules, schedules
+from keras_pcp import criteria, schedules
+from keras_pcp.graph import rules
 
 L = keras.layers
 PACKAGE = Path(keras_pcp.__file__).parent

@@ -29,8 +29,8 @@ import keras
 import numpy as np
 
 import keras_pcp
-from keras_pcp import changes, internals
-from keras_pcp.session import Session
+from keras_pcp.fit.session import Session
+from keras_pcp.support import changes, internals
 
 L = keras.layers
 OURS = str(Path(keras_pcp.__file__).parent) + os.sep

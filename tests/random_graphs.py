@@ -22,7 +22,7 @@ from keras import ops
 from zoo import assert_close, inputs_for, outputs_of, random_selection
 
 import keras_pcp
-from keras_pcp.live import shrink
+from keras_pcp.surgery.in_place import shrink
 
 STEPS: dict[str, tuple[Callable, float]] = {}
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "swish", "sigmoid", "gelu", None, None]

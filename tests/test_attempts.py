@@ -9,18 +9,20 @@ from test_progressive_pruning import compiled, data, network, same_state, state_
 from zoo import ZOO, build, inputs_for, random_selection
 
 import keras_pcp
-from keras_pcp import evaluation
-from keras_pcp.attempts import Comparison
-from keras_pcp.cost import Limits, count_cost
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.evaluation import Evaluator
-from keras_pcp.masks import consumer_masks, masked, with_zeros
-from keras_pcp.monitor import Monitor
-from keras_pcp.reconstruction import inputs_at_once
-from keras_pcp.recording import Recording, Rerun
-from keras_pcp.search import Search
+from keras_pcp.fit import evaluator as evaluation
+from keras_pcp.fit.compare import Comparison
+from keras_pcp.fit.evaluator import Evaluator
+from keras_pcp.fit.metric import Monitor
+from keras_pcp.fit.rerun import Recording, Rerun
+from keras_pcp.fit.run import Search
+from keras_pcp.graph.model_cost import count_cost
+from keras_pcp.graph.trace import arrange_inputs, trace
+from keras_pcp.graph.weight_masks import consumer_masks
+from keras_pcp.repair.least_squares import inputs_at_once
+from keras_pcp.select.budget import Limits
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.trace import arrange_inputs, trace
+from keras_pcp.surgery.masks import masked, with_zeros
 
 L = keras.layers
 
@@ -315,7 +317,7 @@ def test_rounds_without_training_between_them_end_with_one_refit_from_where_they
         asked.append(samples)
         return keras_pcp.reconstruct(*args, samples=samples, **options)
 
-    monkeypatch.setattr("keras_pcp.search.reconstruct", reconstruct)
+    monkeypatch.setattr("keras_pcp.fit.run.reconstruct", reconstruct)
     for targets in ((0.3, 0.5), (0.7, 1.0)):
         whole, graph, done = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), search.live_graph, search.done
         search.run_round(targets[0])
@@ -338,7 +340,7 @@ def same_weights(a, b):
 
 
 def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
-    monkeypatch.setattr("keras_pcp.reconstruction._BYTES_AT_ONCE", 4 * 8 * 8 * 16 * 20)
+    monkeypatch.setattr("keras_pcp.repair.least_squares._BYTES_AT_ONCE", 4 * 8 * 8 * 16 * 20)
     model = compiled()
     largest = max(np.prod(t.shape[1:]) for t in trace(model).tensors)
     few = 8 * 8 * 16 * 20 // largest
@@ -347,8 +349,10 @@ def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
     masks = {g.name: np.arange(g.num_channels) > 0 for g in graph}
     pruned = keras_pcp.prune_model(model, graph, keras_pcp.Selection(masks))
     lengths = set()
-    draw = keras_pcp.reconstruction.draw
-    monkeypatch.setattr("keras_pcp.reconstruction.draw", lambda rng, n, *rest: (lengths.add(n), draw(rng, n, *rest))[1])
+    draw = keras_pcp.repair.least_squares.draw
+    monkeypatch.setattr(
+        "keras_pcp.repair.least_squares.draw", lambda rng, n, *rest: (lengths.add(n), draw(rng, n, *rest))[1]
+    )
     keras_pcp.reconstruct(model, pruned, graph, keras_pcp.Selection(masks), data(600, 2))
     assert lengths == {few}
 

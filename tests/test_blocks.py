@@ -13,8 +13,8 @@ from zoo import assert_close, classify, inputs_for, outputs_of, random_selection
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.inside import INERT, look_inside
-from keras_pcp.trace import trace
+from keras_pcp.graph.inside import INERT, look_inside
+from keras_pcp.graph.trace import trace
 
 L = keras.layers
 

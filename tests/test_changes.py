@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from keras_pcp import changes
-from keras_pcp.changes import Journal, all_or_nothing, guarded, temporarily, uninterrupted
+from keras_pcp.support import changes
+from keras_pcp.support.changes import Journal, all_or_nothing, guarded, temporarily, uninterrupted
 
 
 @pytest.fixture(autouse=True)

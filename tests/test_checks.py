@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_pcp
 from keras_pcp import criteria, schedules
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.samples import take_samples
+from keras_pcp.support.data import take_samples
 
 L = keras.layers
 NAN = float("nan")
@@ -194,7 +194,15 @@ def test_what_a_callable_of_the_caller_raises_passes_through(shared):
 
 @pytest.mark.parametrize(
     "result",
-    [3, "ab", [], [None, None], {"a": 1}, keras_pcp.rules.Labels(7, np.arange(3)), keras_pcp.rules.Labels(1, "abc")],
+    [
+        3,
+        "ab",
+        [],
+        [None, None],
+        {"a": 1},
+        keras_pcp.graph.rules.Labels(7, np.arange(3)),
+        keras_pcp.graph.rules.Labels(1, "abc"),
+    ],
     ids=str,
 )
 def test_what_a_rule_returns_has_to_be_labels_of_each_output(result):

@@ -8,10 +8,11 @@ import pytest
 from zoo import build, inputs_for, outputs_of
 
 import keras_pcp
-from keras_pcp.channels import Selection
 from keras_pcp.criteria import BY_NAME, Chip, GroupFisher, TaylorGate
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.statistics import SAMPLES, Statistics, needs_data
+from keras_pcp.graph.selection import Selection
+from keras_pcp.statistics import Statistics, needs_data
+from keras_pcp.statistics.statistics import SAMPLES
 from keras_pcp.testing import check_criterion
 
 L = keras.layers
@@ -280,7 +281,7 @@ def test_the_macs_that_a_channel_frees_are_the_difference_of_two_counts(name):
     graph = keras_pcp.build_graph(build(name))
     whole = keras_pcp.count_cost(graph).macs
     for group in graph:
-        freed = keras_pcp.cost.freed_macs(graph, group.name)
+        freed = keras_pcp.graph.cost.freed_macs(graph, group.name)
         for c in range(group.num_channels):
             keep = np.arange(group.num_channels) != c
             assert freed[c] == whole - keras_pcp.count_cost(graph, Selection({group.name: keep})).macs

@@ -9,7 +9,7 @@ from zoo import classify
 
 import keras_pcp
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.trace import trace
+from keras_pcp.graph.trace import trace
 
 L = keras.layers
 

@@ -10,8 +10,8 @@ import pytest
 from zoo import INEXACT, ZOO, assert_close, build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
-from keras_pcp.channels import CONSUME, PRODUCE
-from keras_pcp.trace import trace
+from keras_pcp.graph.channels import CONSUME, PRODUCE
+from keras_pcp.graph.trace import trace
 
 SEEDS = (0, 1)
 EXACT = sorted(set(ZOO) - INEXACT)

@@ -14,7 +14,7 @@ from keras import layers as L
 from zoo import build, inputs_for
 
 import keras_pcp
-from keras_pcp import conversion
+from keras_pcp.deliver import conversion
 from keras_pcp.errors import ExportError, InvalidArgumentError
 
 
@@ -43,8 +43,8 @@ def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path):
 
 def test_a_file_that_computes_something_else_is_caught(tmp_path, monkeypatch):
     model, other = build("residual"), build("residual", seed=1)
-    convert = keras_pcp.export._convert
-    monkeypatch.setattr(keras_pcp.export, "_convert", lambda m, q, x: convert(other, q, x))
+    convert = keras_pcp.deliver.litert._convert
+    monkeypatch.setattr(keras_pcp.deliver.litert, "_convert", lambda m, q, x: convert(other, q, x))
     with pytest.raises(ExportError, match="differs"):
         keras_pcp.export_litert(model, tmp_path / "m.tflite")
     assert list(tmp_path.iterdir()) == []
@@ -186,9 +186,9 @@ def test_samples_in_a_dict_go_by_the_names_of_the_inputs():
     a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
     model = keras.Model([b, a], L.Subtract()([a, b]))
     data = {"a": np.zeros((1, 2)), "b": np.ones((1, 2)), "id": np.zeros(1)}
-    assert [x.tolist() for x in keras_pcp.export._samples(model, data)] == [[[1, 1]], [[0, 0]]]
+    assert [x.tolist() for x in keras_pcp.deliver.litert._samples(model, data)] == [[[1, 1]], [[0, 0]]]
     with pytest.raises(InvalidArgumentError, match=r"has the entries \['a', 'x'\], the model takes \['b', 'a'\]"):
-        keras_pcp.export._samples(model, {"a": data["a"], "x": data["b"]})
+        keras_pcp.deliver.litert._samples(model, {"a": data["a"], "x": data["b"]})
 
 
 def program(tmp_path, monkeypatch, text):
@@ -250,7 +250,7 @@ def test_an_interrupt_ends_the_process(tmp_path, monkeypatch):
 
 
 def test_the_main_module_is_not_run_again_and_no_process_is_left(tmp_path):
-    path = importlib.util.find_spec("keras_pcp.conversion").origin
+    path = importlib.util.find_spec("keras_pcp.deliver.conversion").origin
     (tmp_path / "program.py").write_text("import os\nfor _ in iter(input, ''): print(os.getpid(), flush=True)")
     (tmp_path / "script.py").write_text(
         "import runpy\n"

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from keras_pcp.channels import Selection
+from keras_pcp.deliver.report import PruningReport
 from keras_pcp.errors import FileError, InvalidArgumentError, PruningError
-from keras_pcp.files import check_target, replacing, write
-from keras_pcp.report import PruningReport
+from keras_pcp.graph.selection import Selection
+from keras_pcp.support.files import check_target, replacing, write
 
 
 @contextmanager

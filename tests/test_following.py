@@ -116,8 +116,8 @@ def test_a_fit_shrinks_such_a_model_and_its_file_is_loaded(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(outputs_of(loaded, X), outputs_of(model, X), 0)
     with pytest.raises(UnsupportedModelError, match="reconstruction_data"):
-        keras_pcp.search.Search(
-            model, keras_pcp.search.Limits(max_params=0.9), (X, y), "l1", keras_pcp.Progressive(), (), "error",
+        keras_pcp.fit.run.Search(
+            model, keras_pcp.fit.run.Limits(max_params=0.9), (X, y), "l1", keras_pcp.Progressive(), (), "error",
             reconstruction_data=X,
         )  # fmt: skip
 

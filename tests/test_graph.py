@@ -8,10 +8,10 @@ from keras import ops
 from zoo import Odd, build, random_selection
 
 import keras_pcp
-from keras_pcp.channels import CONSUME, FOLLOW
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.graph import check_fits
-from keras_pcp.narrowing import narrowed
+from keras_pcp.graph.build import check_fits
+from keras_pcp.graph.channels import CONSUME, FOLLOW
+from keras_pcp.graph.narrowing import narrowed
 
 
 def widths(model, **options):

@@ -10,8 +10,8 @@ from keras import layers as L
 from zoo import Odd, build
 
 import keras_pcp
-from keras_pcp.inspection import inspect_graph
-from keras_pcp.selection import smallest
+from keras_pcp.graph.channel_graph import inspect_graph
+from keras_pcp.graph.widths import smallest
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from zoo import WithoutTraining, build, inputs_for
 
-from keras_pcp import internals
-from keras_pcp.changes import Journal
 from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.support import internals
+from keras_pcp.support.changes import Journal
 
 L = keras.layers
 

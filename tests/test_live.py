@@ -10,7 +10,7 @@ import tensorflow as tf
 from zoo import ZOO, assert_close, build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
-from keras_pcp import internals
+from keras_pcp.support import internals
 
 OPTIMIZERS = {
     "sgd_momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 import keras_pcp
-from keras_pcp.cost import Limits
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.evaluation import Evaluator
-from keras_pcp.monitor import Monitor, Output, direction
-from keras_pcp.search import Search
+from keras_pcp.fit.evaluator import Evaluator
+from keras_pcp.fit.metric import Monitor, Output, direction
+from keras_pcp.fit.run import Search
+from keras_pcp.select.budget import Limits
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -197,7 +197,7 @@ class First(keras.Model):
 
 
 def test_what_a_test_step_gives_for_single_batches_is_averaged_over_all_of_them(monkeypatch):
-    monkeypatch.setattr("keras_pcp.evaluation._BATCH", 20)  # 48 samples: 20, 20 and 8
+    monkeypatch.setattr("keras_pcp.fit.evaluator._BATCH", 20)  # 48 samples: 20, 20 and 8
     found = evaluator(single(First, metrics=None), "first", "max").evaluate()
     assert found.metric == pytest.approx(float(X[:, 0].mean()), abs=1e-6)
 

@@ -7,7 +7,7 @@ from zoo import ZOO, assert_close, build, inputs_for, outputs_of, random_selecti
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.narrowing import narrowed
+from keras_pcp.graph.narrowing import narrowed
 
 L = keras.layers
 

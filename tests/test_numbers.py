@@ -9,14 +9,17 @@ import pytest
 from zoo import ZOO, build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
-from keras_pcp.channels import ChannelGraph, ChannelGroup, CostTerm, Extent, Selection, WeightInfo
-from keras_pcp.cost import Limits, count_cost, progress
 from keras_pcp.errors import InvalidArgumentError, LimitError
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.channels import ChannelGroup, CostTerm, Extent, WeightInfo
+from keras_pcp.graph.model_cost import count_cost
+from keras_pcp.graph.selection import Selection
 from keras_pcp.schedules import cubic, linear
-from keras_pcp.strategies.controls import LayerByLayer, OneShot, RandomWidths
+from keras_pcp.select.budget import Limits, progress
+from keras_pcp.strategies.baselines import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.racing import race
-from keras_pcp.strategies.state import Evaluation, State
+from keras_pcp.strategies.rounds import Evaluation, State
 
 L = keras.layers
 

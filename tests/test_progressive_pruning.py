@@ -285,7 +285,7 @@ def test_two_outputs_are_evaluated_together():
 
 @pytest.mark.parametrize("criterion", ["l1", "taylor"])
 def test_penalties_on_activations_and_weights_do_not_count_in_attempts(criterion):
-    from keras_pcp.evaluation import Evaluator
+    from keras_pcp.fit.evaluator import Evaluator
 
     def penalized(factor):
         keras.utils.set_random_seed(0)
@@ -301,7 +301,7 @@ def test_penalties_on_activations_and_weights_do_not_count_in_attempts(criterion
 
 
 def test_attempts_leave_running_metrics_and_statistics_alone():
-    from keras_pcp.evaluation import Evaluator
+    from keras_pcp.fit.evaluator import Evaluator
 
     model = compiled()
     model.fit(*data(), verbose=0)

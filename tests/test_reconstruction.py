@@ -9,15 +9,14 @@ from sklearn.linear_model import Lasso, lars_path
 from zoo import build, inputs_for, random_selection
 
 import keras_pcp
-from keras_pcp import contributions
-from keras_pcp import patches as patches_module
-from keras_pcp import reconstruction as reconstruction_module
-from keras_pcp.channels import Selection
-from keras_pcp.compensation import Compensation
 from keras_pcp.criteria.lasso import entry_points
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.patches import draw, kernel_array, kernel_matrix, patches, window_of
-from keras_pcp.statistics import Statistics
+from keras_pcp.graph.selection import Selection
+from keras_pcp.repair import least_squares as reconstruction_module
+from keras_pcp.repair.closed_form import Compensation
+from keras_pcp.statistics import Statistics, contributions
+from keras_pcp.statistics import layer_inputs as patches_module
+from keras_pcp.statistics.layer_inputs import draw, kernel_array, kernel_matrix, patches, window_of
 
 L = keras.layers
 

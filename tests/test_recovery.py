@@ -8,7 +8,7 @@ from test_progressive_pruning import compiled, data
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.search import Search
+from keras_pcp.fit.run import Search
 
 L = keras.layers
 if not hasattr(keras, "distillation"):

@@ -7,10 +7,10 @@ from keras import layers as L
 from keras import ops
 
 import keras_pcp
-from keras_pcp.counting import _COUNTS
-from keras_pcp.delivery import delivered_graph
 from keras_pcp.errors import LimitError, UnsupportedModelError
-from keras_pcp.rules import _LAYER_RULES
+from keras_pcp.graph.counting import _COUNTS
+from keras_pcp.graph.delivered import delivered_graph
+from keras_pcp.graph.rules import _LAYER_RULES
 from keras_pcp.testing import check_rule
 
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
-from keras_pcp.preflight import beside
-from keras_pcp.samples import take_samples
+from keras_pcp.fit.preflight import beside
+from keras_pcp.support.data import take_samples
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
@@ -193,7 +193,7 @@ def test_validation_data_without_an_end_is_refused_where_all_of_it_is_asked_for(
         compiled(), "validation_data is a dataset without an end", pruning(validation_data=endless, strategy=strategy)
     )
     assert len(take_samples(endless, 32, 0)[0]) == 32
-    monkeypatch.setattr("keras_pcp.samples._MOST_SAMPLES", 100)
+    monkeypatch.setattr("keras_pcp.support.data._MOST_SAMPLES", 100)
     with pytest.raises(InvalidArgumentError, match="data has not ended after 128 samples"):
         take_samples(((X, Y) for _ in itertools.count()), None, 0)
     assert len(take_samples(endless.take(10), None, 0)[0]) == 160

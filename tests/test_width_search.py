@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import keras_pcp
-from keras_pcp.checkpoints import identify
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.search.checkpoint import identify
 from keras_pcp.strategies.progressive import Progressive
 
 SCALE = 2.0
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(damage, saved, search):
 
 def test_an_interrupted_or_failed_write_leaves_the_last_checkpoint(search, saved, tmp_path, monkeypatch):
     before = saved.read_bytes()
-    monkeypatch.setattr("keras_pcp.files.os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("keras_pcp.support.files.os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     other = tmp_path / "other.json"
     with pytest.raises(KeyboardInterrupt):
         search(checkpoint=other)

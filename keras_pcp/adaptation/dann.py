@@ -16,12 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pcp import checks
 from keras_pcp.adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss
 from keras_pcp.adaptation.pseudo_labels import PseudoLabels
 from keras_pcp.adaptation.reversal import GradientReversal
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.samples import take_inputs, take_samples
+from keras_pcp.support import checks
+from keras_pcp.support.data import take_inputs, take_samples
 
 SOURCE, TARGET = 0.0, 1.0
 

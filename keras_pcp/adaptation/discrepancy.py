@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_pcp import checks
-from keras_pcp.rules import CallSite, register_rule
+from keras_pcp.graph.rules import CallSite, register_rule
+from keras_pcp.support import checks
 
 
 @keras.saving.register_keras_serializable("keras_pcp")

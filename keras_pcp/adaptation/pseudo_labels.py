@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_pcp import checks
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.support import checks
 
 _MOST_BALANCE = 10
 

@@ -11,10 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_pcp import checks, internals
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.rules import register_rule
-from keras_pcp.rules.elementwise import same
+from keras_pcp.graph.rules import register_rule
+from keras_pcp.graph.rules.elementwise import same
+from keras_pcp.support import checks, internals
 
 
 @ops.custom_gradient

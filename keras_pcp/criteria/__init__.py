@@ -11,8 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pcp import checks
-from keras_pcp.channels import ChannelGraph, ChannelGroup, check_scores
 from keras_pcp.criteria.activation import apoz, mean_activation
 from keras_pcp.criteria.chip import Chip
 from keras_pcp.criteria.control import random
@@ -28,10 +26,13 @@ from keras_pcp.criteria.slimming import bn_scale
 from keras_pcp.criteria.taylor import TaylorGate, taylor
 from keras_pcp.criteria.thinet import thinet
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.finite import check_finite
-from keras_pcp.graph import check_fits
-from keras_pcp.samples import check_source
+from keras_pcp.graph.build import check_fits
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.channels import ChannelGroup, check_scores
 from keras_pcp.statistics import Statistics, needs_data
+from keras_pcp.support import checks
+from keras_pcp.support.data import check_source
+from keras_pcp.support.models import check_finite
 
 Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
 

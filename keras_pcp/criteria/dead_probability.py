@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from keras_pcp.channels import FOLLOW, ChannelGroup
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.channels import FOLLOW, ChannelGroup
 from keras_pcp.statistics import Statistics
 
 _PHI = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), otypes=[float])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_pcp.channels import FOLLOW, PRODUCE, ChannelGroup, WeightSlice
+from keras_pcp.graph.channels import FOLLOW, PRODUCE, ChannelGroup, WeightSlice
 
 
 def kernels(group: ChannelGroup) -> tuple[WeightSlice, ...]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_pcp import checks
-from keras_pcp.channels import ChannelGroup
-from keras_pcp.cost import freed_macs
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.channels import ChannelGroup
+from keras_pcp.graph.cost import freed_macs
 from keras_pcp.statistics import Statistics, needs_data
+from keras_pcp.support import checks
 
 
 @needs_data

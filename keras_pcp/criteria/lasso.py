@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_pcp.channels import ChannelGroup
+from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics, needs_data
 
 _DEPENDENT = 1e-10  # share of a channel's energy that others do not explain, below which it is a combination of them

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_pcp.channels import ChannelGroup
 from keras_pcp.criteria.filters import filters, or_zeros
+from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics, needs_data
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_pcp.channels import FOLLOW, ChannelGroup
 from keras_pcp.criteria.filters import rows
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.channels import FOLLOW, ChannelGroup
 from keras_pcp.statistics import Statistics
 
 

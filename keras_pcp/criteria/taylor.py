@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_pcp import checks
-from keras_pcp.channels import ChannelGroup
 from keras_pcp.criteria.filters import filters, or_zeros
+from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics, needs_data
+from keras_pcp.support import checks
 
 
 @needs_data

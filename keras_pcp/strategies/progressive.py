@@ -22,7 +22,7 @@ Differs from the paper:
     - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
       al., 2023, arXiv 2506.20152).
     - With `reconstruction_data`, attempts are measured with the layers that read the channels making up for them, see
-      `keras_pcp.compensation`.
+      `keras_pcp.repair.closed_form`.
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
 
@@ -33,12 +33,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from keras_pcp import checks
-from keras_pcp.channels import ChannelGraph, Selection
-from keras_pcp.cost import Cost, check_reachable, count_cost, progress
-from keras_pcp.selection import check_widths, least_width, removal_order, smallest, width_option
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.cost import Cost, cost_of
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.widths import check_widths, least_width, removal_order, smallest, width_option
+from keras_pcp.select.budget import check_reachable, progress
 from keras_pcp.strategies.racing import Measured, race
-from keras_pcp.strategies.state import (
+from keras_pcp.strategies.rounds import (
     Attempt,
     Evaluation,
     Observation,
@@ -48,6 +49,7 @@ from keras_pcp.strategies.state import (
     nothing_removed,
     without,
 )
+from keras_pcp.support import checks
 
 Candidates = Mapping[str, tuple[int, ...]]
 
@@ -121,11 +123,11 @@ class Progressive:
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
         """Returns about how many rounds it takes to reach the bounds."""
-        full, state = count_cost(graph), State(nothing_removed(graph))
+        full, state = cost_of(graph), State(nothing_removed(graph))
         if isinstance(self.step, numbers.Integral):
             scores = {group.name: np.zeros(group.num_channels) for group in graph}
             attempts = self.candidates(state, scores, graph, bounds, 0.0).items()
-            gains = [_gain(full, count_cost(graph, without(state.selection, *a)), full, bounds) for a in attempts]
+            gains = [_gain(full, cost_of(graph, without(state.selection, *a)), full, bounds) for a in attempts]
             way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
         else:
             way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
@@ -139,15 +141,15 @@ class Progressive:
         self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
     ) -> State:
         """Runs one round whose attempts are sized so that it brings `progress` to about `target`."""
-        full = count_cost(graph)
-        goal = min(1.0, target) - progress(count_cost(graph, state.selection), full, bounds)
+        full = cost_of(graph)
+        goal = min(1.0, target) - progress(cost_of(graph, state.selection), full, bounds)
         proposals = [
             self.candidates(state, scores, graph, bounds, goal / self.width(graph)) for scores in observation.scores()
         ]
         meter = _Meter(self, state, observation)
         candidates = proposals[0] if len(proposals) == 1 else self.by_best_criterion(proposals, meter)
         selection, attempts, chosen = self.select_groups(state.selection, candidates, meter, graph, full, bounds)
-        after = count_cost(graph, selection)
+        after = cost_of(graph, selection)
         widths = {name: int(mask.sum()) for name, mask in selection.keep.items()}
         done = Round(meter.before, tuple(attempts), chosen, after.macs, after.params, widths)
         return replace(state, selection=selection, rounds=(*state.rounds, done), known=meter.known)
@@ -156,7 +158,7 @@ class Progressive:
         self, state: State, scores: Mapping, graph: ChannelGraph, bounds: Mapping[str, float], goal: float
     ) -> dict[str, tuple[int, ...]]:
         """Returns for every group that can give channels which ones an attempt removes."""
-        full, here = count_cost(graph), count_cost(graph, state.selection)
+        full, here = cost_of(graph), cost_of(graph, state.selection)
         found = {}
         for group in graph:
             left = np.flatnonzero(state.selection.keep[group.name])
@@ -167,7 +169,7 @@ class Progressive:
             full_scores[left] = scores[group.name]
             ranked = removal_order(group, full_scores)
             unit = min(width_option(self.multiple_of, group.name), spare)
-            gain = _gain(here, count_cost(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
+            gain = _gain(here, cost_of(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
             if gain > 0:
                 wanted = self.step / unit if isinstance(self.step, numbers.Integral) else max(goal, 0.0) / gain
                 units = max(1, round(wanted))
@@ -196,13 +198,13 @@ class Progressive:
         """Adds the best groups, as many as a round has; fewer once the limit holds or `max_drop` is spent."""
         count, budget = self.width(graph), self.max_drop if self.select == "threshold" else np.inf
         left, chosen, made, spent = dict(candidates), [], [], 0.0
-        while left and len(chosen) < count and progress(count_cost(graph, selection), full, bounds) < 1:
+        while left and len(chosen) < count and progress(cost_of(graph, selection), full, bounds) < 1:
             at_once = 1 if self.select == "joint" else count
             attempts = meter.attempts(left, at_once, selection)
             made += attempts
             for attempt in attempts[:at_once]:
                 spent += attempt.drop
-                if progress(count_cost(graph, selection), full, bounds) >= 1 or (chosen and spent > budget):
+                if progress(cost_of(graph, selection), full, bounds) >= 1 or (chosen and spent > budget):
                     return selection, made, tuple(chosen)
                 selection = self.prune(selection, attempt, graph, full, bounds)
                 chosen.append(attempt.group)
@@ -216,7 +218,7 @@ class Progressive:
         count, unit = len(attempt.removed), width_option(self.multiple_of, attempt.group)
         while count > unit:
             fewer = without(selection, attempt.group, attempt.removed[: count - unit])
-            if progress(count_cost(graph, fewer), full, bounds) < 1:
+            if progress(cost_of(graph, fewer), full, bounds) < 1:
                 break
             count -= unit
         return without(selection, attempt.group, attempt.removed[:count])

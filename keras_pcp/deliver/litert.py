@@ -1,0 +1,309 @@
+"""Writes LiteRT (TFLite) files, proves that they compute what the model computes, and times them."""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.deliver import conversion
+from keras_pcp.deliver.calibration import CALIBRATION_SAMPLES, check_calibration, narrow_outputs
+from keras_pcp.errors import ExportError, InvalidArgumentError
+from keras_pcp.support import checks
+from keras_pcp.support.files import check_target, write
+
+# Largest error allowed, as a fraction of the range of the Keras outputs: at any element for the exact formats, on
+# average for the quantized ones, where single values may be several quantization steps off.
+_TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 5e-2, "int8": 5e-2}
+_SAMPLES = 16
+_CONVERTER = conversion.Converter()
+
+
+@dataclass(frozen=True)
+class LiteRTFile:
+    """A verified LiteRT file: its path, size in bytes, and error relative to the range of the Keras outputs."""
+
+    path: Path
+    bytes: int
+    max_error: float
+    mean_error: float
+
+
+def export_litert(
+    model: keras.Model,
+    path: str | Path,
+    *,
+    quantization: str | None = None,
+    representative_data: Any = None,
+    tolerance: float | None = None,
+) -> LiteRTFile:
+    """Writes a model as LiteRT file for batches of one, runs the file and compares it with Keras.
+
+    Args:
+        model: a built model.
+        path: file to write, usually `*.tflite`. It is only written if the comparison holds.
+        quantization: None (float32), `"float16"` (weights), `"dynamic"` (int8 weights) or `"int8"` (weights and
+            activations; inputs and outputs stay float32).
+        representative_data: inputs (arrays, in the model's input structure or in a dict by the names of the inputs, with a
+            batch axis) for `"int8"` calibration, which runs in a process of its own, and for the comparison. Without it
+            the comparison uses normally distributed inputs.
+        tolerance: largest allowed error as a fraction of the output range; None: 1e-4 for float32, 1e-2 for float16
+            (at any element), 0.05 for the int8 formats (on average).
+
+    Returns:
+        A `LiteRTFile` with path, bytes and measured errors.
+
+    Raises:
+        ExportError: LiteRT cannot convert the model or run the file, the file does not compute what the model computes,
+            or values in the model are not finite; an existing file stays as it was.
+        InvalidArgumentError: an argument is out of range, or the data does not fit the model.
+        FileError: the system cannot write the file; an existing one stays as it was.
+
+    Example:
+        >>> import keras, keras_pcp, tempfile
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.Conv2D(4, 3, activation="relu")(x)
+        >>> model = keras.Model(x, keras.layers.GlobalAveragePooling2D()(y))
+        >>> file = keras_pcp.export_litert(model, tempfile.mkdtemp() + "/small.tflite")
+        >>> file.bytes > 0 and file.max_error < 1e-4
+        True
+    """
+    _check_options(model, quantization, representative_data, tolerance)
+    path = check_target(path)
+    inputs = _samples(model, representative_data)
+    if quantization == "int8":
+        check_calibration(model, inputs)
+    expected = _computed(model, inputs)
+    content = _convert(model, quantization, inputs)
+    try:
+        max_error, mean_error = _compare(content, inputs, expected)
+    except (RuntimeError, ValueError) as error:
+        advice = narrow_outputs(model, inputs) if quantization == "int8" else ""
+        raise ExportError(
+            f"LiteRT cannot run what it made of {model.name!r} (quantization={quantization}): {_first_line(error)}."
+            f"{advice} No file was written"
+        ) from error
+    limit = _TOLERANCE[quantization] if tolerance is None else tolerance
+    judged = max_error if quantization in (None, "float16") else mean_error
+    if not judged <= limit:
+        raise ExportError(
+            f"the LiteRT file of {model.name!r} (quantization={quantization}) differs from Keras by {judged:.2e} of the "
+            f"output range (largest {max_error:.2e}, mean {mean_error:.2e}); allowed is {limit:.0e}. No file was written"
+        )
+    write(path, content)
+    return LiteRTFile(path, len(content), max_error, mean_error)
+
+
+def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> float:
+    """Returns the median time in milliseconds that LiteRT takes for one sample on this CPU.
+
+    Args:
+        path: a LiteRT file.
+        runs: at least 1: number of timed runs; a fifth as many warm-up runs come first.
+        threads: at least 1: number of threads.
+
+    Raises:
+        InvalidArgumentError: there is no such file, LiteRT cannot run it, or `runs` or `threads` is out of range.
+
+    Example:
+        >>> import keras, keras_pcp, tempfile
+        >>> x = keras.Input((8, 8, 3))
+        >>> model = keras.Model(x, keras.layers.Conv2D(4, 3)(x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = keras_pcp.export_litert(model, folder + "/model.tflite")
+        ...     keras_pcp.measure_latency(file.path, runs=10) > 0
+        True
+    """
+    runs, threads = checks.count("runs", runs), checks.count("threads", threads)
+    checks.instance("path", path, str | Path, "the path of a LiteRT file")
+    if not Path(path).is_file():
+        raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
+    try:
+        interpreter = _interpreter(Path(path).read_bytes(), threads)
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+        times = []
+        for i in range(runs + runs // 5):
+            started = time.perf_counter()
+            interpreter.invoke()
+            if i >= runs // 5:
+                times.append(time.perf_counter() - started)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"LiteRT cannot run {path}: {_first_line(error)}; export_litert writes files that it can run"
+        ) from error
+    return float(np.median(times) * 1e3)
+
+
+def _check_options(model: Any, quantization: Any, data: Any, tolerance: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise InvalidArgumentError(f"model must be a keras.Model, got {type(model).__name__}")
+    if not getattr(model, "inputs", None):
+        raise InvalidArgumentError(
+            f"model {model.name!r} has no symbolic inputs; build it with the functional API, or start a Sequential model "
+            "with keras.Input(shape)"
+        )
+    if not isinstance(quantization, str | None) or quantization not in _TOLERANCE:
+        raise InvalidArgumentError(f"quantization must be one of {list(_TOLERANCE)}, got {quantization!r}")
+    if quantization == "int8" and data is None:
+        raise InvalidArgumentError("quantization='int8' needs representative_data: some real inputs for calibration")
+    if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
+        raise InvalidArgumentError(f"tolerance must be a number of at least 0, or None, got {tolerance!r}")
+
+
+def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
+    """Returns a flat list of input arrays."""
+    specs = model.inputs
+    if data is None:
+        if any(None in t.shape[1:] for t in specs):
+            raise InvalidArgumentError(
+                f"input shape {model.input_shape} has unknown sizes; pass representative_data with the wanted size"
+            )
+        rng = np.random.default_rng(0)
+        return [_random_input(rng, (_SAMPLES, *t.shape[1:]), t.dtype) for t in specs]
+    try:
+        arrays = [np.asarray(a) for a in _in_order(model, data)]
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, objects that are no arrays
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"representative_data holds no arrays: {_first_line(error)}") from error
+    if (
+        len(arrays) != len(specs)
+        or len({a.shape[:1] for a in arrays}) > 1
+        or not all(a.size and _fits(a.shape, t.shape) for a, t in zip(arrays, specs, strict=True))
+    ):
+        raise InvalidArgumentError(
+            f"representative_data has shapes {[a.shape for a in arrays]}, the model takes "
+            f"{[tuple(t.shape) for t in specs]} (batch axis first, at least one sample, labels left out)"
+        )
+    return [_cast(a, t, i) for i, (a, t) in enumerate(zip(arrays, specs, strict=True))]
+
+
+def _in_order(model: keras.Model, data: Any) -> list[Any]:
+    """Lists the arrays of a structure in the order of the model's inputs; a dict may also go by their names."""
+    if not isinstance(data, Mapping) or len(data) == len(model.inputs) == 1:
+        return tree.flatten(data)
+    names = [t.name for t in model.inputs]
+    places = tree.pack_sequence_as(model.input, list(range(len(names))))
+    if isinstance(places, Mapping) and all(isinstance(i, int) for i in places.values()):
+        names = sorted(places, key=places.get)
+    elif isinstance(places, Mapping):  # structures in a structure
+        return tree.flatten(data)
+    if not set(names) <= set(data):
+        raise InvalidArgumentError(f"representative_data has the entries {sorted(data)}, the model takes {names}")
+    return [data[name] for name in names]
+
+
+def _fits(shape: tuple, wanted: tuple) -> bool:
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape[1:], wanted[1:], strict=True))
+
+
+def _cast(array: np.ndarray, tensor: Any, number: int) -> np.ndarray:
+    """Returns an array in the type of the input that it is for; refuses values that it cannot hold."""
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise InvalidArgumentError(f"representative_data must hold numbers, input {number} is of type {array.dtype}")
+    with np.errstate(all="ignore"):
+        found = array.astype(tensor.dtype)
+        same = "float" in tensor.dtype or np.array_equal(found.astype(array.dtype), array)
+    if not same:
+        raise InvalidArgumentError(
+            f"representative_data of input {number} (type {array.dtype}) holds values that {tensor.dtype} cannot hold"
+        )
+    return found
+
+
+def _random_input(rng: np.random.Generator, shape: tuple, dtype: str) -> np.ndarray:
+    if "int" in dtype:
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _computed(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns what the model computes of the samples that files are compared on."""
+    try:
+        outputs = model(_structured(model, [a[:_SAMPLES] for a in inputs]), training=False)
+    except Exception as error:  # Keras, TensorFlow and custom layers raise many classes
+        raise InvalidArgumentError(
+            f"{model.name!r} cannot compute anything of representative_data: {_first_line(error)}"
+        ) from error
+    expected = [np.asarray(keras.ops.cast(o, "float32")) for o in tree.flatten(outputs)]
+    if not all(np.isfinite(o).all() for o in expected):
+        raise ExportError(
+            f"{model.name!r} itself computes NaN or infinite outputs for representative_data, so a file cannot be "
+            "compared with it; check its weights and the data. No file was written"
+        )
+    return expected
+
+
+def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarray]) -> bytes:
+    import tensorflow as tf
+
+    specs = [
+        tf.TensorSpec((1, *a.shape[1:]), t.dtype, name=f"input_{i}")
+        for i, (a, t) in enumerate(zip(inputs, model.inputs, strict=True))
+    ]
+
+    def serve(*arrays):
+        outputs = model(_structured(model, arrays), training=False)
+        return {f"output_{i}": keras.ops.cast(o, "float32") for i, o in enumerate(tree.flatten(outputs))}
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            archive = keras.export.ExportArchive()
+            archive.track(model)
+            archive.add_endpoint("serve", serve, input_signature=specs)
+            with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
+                archive.write_out(folder, verbose=False)
+            if quantization == "int8":
+                samples = {f"input_{i}": a[:CALIBRATION_SAMPLES] for i, a in enumerate(inputs)}
+                np.savez(Path(folder) / conversion.INPUTS, **samples)
+                _CONVERTER.convert(folder, quantization)
+            else:
+                conversion.convert(folder, quantization)
+            return (Path(folder) / conversion.RESULT).read_bytes()
+        except Exception as error:  # Keras and the converter raise many classes, with pages of text
+            unsupported = [line.strip() for line in str(error).splitlines() if "ops:" in line]
+            reason = "; ".join(unsupported) or _first_line(error)
+            raise ExportError(f"LiteRT cannot convert {model.name!r}: {reason}. No file was written") from error
+
+
+def _structured(model: keras.Model, flat: Any) -> Any:
+    """Packs flat inputs into the structure that the model takes."""
+    if isinstance(model, keras.Sequential):
+        return flat[0]
+    return tree.pack_sequence_as(model.input, list(flat))
+
+
+def _compare(content: bytes, inputs: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
+    """Returns the largest and the mean error over some samples, relative to the range of the Keras outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / conversion.RESULT).write_bytes(content)
+        np.savez(Path(folder) / conversion.INPUTS, **{f"input_{i}": a[:_SAMPLES] for i, a in enumerate(inputs)})
+        _CONVERTER.run(folder)
+        with np.load(Path(folder) / conversion.OUTPUTS) as file:
+            found = [file[f"output_{j}"] for j in range(len(expected))]
+    worst, means = 0.0, []
+    for outputs, want in zip(found, expected, strict=True):
+        error = np.abs(outputs - want) / max(float(np.ptp(want)), float(np.abs(want).max()), 1e-6)
+        worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
+        means.append(float(error.mean()))
+    return worst, float(np.mean(means))
+
+
+def _interpreter(content: bytes, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__

@@ -1,0 +1,145 @@
+"""What a pruning run did: a record that prints, becomes JSON and plots."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.selection import Selection
+from keras_pcp.strategies.rounds import Round
+from keras_pcp.support.files import check_target, replacing, write
+
+
+@dataclass
+class PruningReport:
+    """Record of a pruning run; it grows while the run goes on.
+
+    Attributes:
+        model_name: name of the model.
+        limits: {"macs": bound, ...}, absolute.
+        before, after: {"macs": ..., "params": ..., "bytes": ...} of the unpruned model and of the model now.
+        widths: {group name: (channels before, channels now)}.
+        rounds: every round with its attempts, drops, chosen groups, cost.
+        shrinks: training steps after which the model became physically smaller.
+        selection: what has been removed, in the numbering of the unpruned model.
+        seconds: time the callback took: "attempts", "surgery", "retracing" (first step after a shrink, beyond the usual
+            step time), "other".
+        attempt_macs: multiply-accumulates that measuring took.
+        frozen: (layer, channels, reason) of what was never a candidate.
+        notes: what of the costs is unknown, and which weights no call of the model uses.
+        monitor: what attempts were compared by, and whether higher is better.
+        diverged: training step from which on pruning was put off because weights or results were not finite; None if it
+            never was, or if they became finite again.
+        draws: what a function given as `validation_data` tells in its `history`, such as the share of pseudo-labels used.
+    """
+
+    model_name: str
+    limits: Mapping[str, float]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    widths: dict[str, tuple[int, int]]
+    frozen: list[tuple[str, int, str]]
+    rounds: list[Round] = field(default_factory=list)
+    shrinks: list[int] = field(default_factory=list)
+    selection: Selection = field(default_factory=Selection)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"attempts": 0.0, "surgery": 0.0, "retracing": 0.0, "other": 0.0}
+    )
+    attempt_macs: float = 0.0
+    draws: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    monitor: str = ""
+    diverged: int | None = None
+
+    @property
+    def reached(self) -> bool:
+        """True if every limit holds."""
+        return all(self.after[k] <= bound for k, bound in self.limits.items())
+
+    @property
+    def pruning_ratio(self) -> float:
+        """Fraction of the channels in groups that has been removed."""
+        total = sum(full for full, _ in self.widths.values())
+        return 1 - sum(now for _, now in self.widths.values()) / total if total else 0.0
+
+    def __str__(self) -> str:
+        lines = [f"Pruning of {self.model_name}: {len(self.rounds)} rounds, {len(self.shrinks)} shrinks"]
+        for key, name in (("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes")):
+            old, new = self.before[key], self.after[key]
+            limit = f"   limit {self.limits[key]:,.0f}" if key in self.limits else ""
+            if math.isnan(old):
+                lines.append(f"  {name:<11}{'unknown':>15}")
+            else:
+                lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
+        lines.append(f"  limits {'reached' if self.reached else 'NOT reached'}")
+        if self.monitor:
+            lines.append(f"  attempts compared by {self.monitor}")
+        if self.diverged is not None:
+            lines.append(f"  pruning stopped at step {self.diverged}, where training had diverged")
+        spent = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
+        lines.append(f"  seconds: {spent}")
+        if self.rounds:
+            lines.append("  round  step  metric    loss      MACs  attempts  pruned groups")
+        for i, r in enumerate(self.rounds, 1):
+            lines.append(
+                f"  {i:>5} {r.step:>5}  {r.before.metric:>6.4f}  {r.before.loss:>6.4f}  "
+                f"{_percent(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
+                f"{', '.join(r.chosen)}"
+            )
+        lines.append(f"  {'group':<28} {'before':>6} {'now':>6}")
+        lines += [f"  {name:<28} {full:>6} {now:>6}" for name, (full, now) in self.widths.items()]
+        for number, draw in enumerate(self.draws, 1):
+            lines.append(f"  samples drawn {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in draw.items()))
+        lines += [f"  frozen: {layer} ({count}): {reason}" for layer, count, reason in self.frozen]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
+        """Returns the report as JSON-ready dict; with `path`, also writes it there."""
+        data = {
+            "model": self.model_name,
+            "limits": dict(self.limits),
+            "reached": self.reached,
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "pruning_ratio": self.pruning_ratio,
+            "widths": {k: list(v) for k, v in self.widths.items()},
+            "rounds": [asdict(r) for r in self.rounds],
+            "shrinks": list(self.shrinks),
+            "selection": self.selection.to_json(),
+            "seconds": dict(self.seconds),
+            "attempt_macs": self.attempt_macs,
+            "frozen": [list(f) for f in self.frozen],
+            "draws": list(self.draws),
+            "notes": list(self.notes),
+            "monitor": self.monitor,
+            "diverged": self.diverged,
+        }
+        data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
+        if path is not None:
+            write(path, json.dumps(data, indent=1) + "\n")
+        return data
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draws widths before and after, and cost and metric over the rounds (needs matplotlib).
+
+        Returns the matplotlib figure; with `path`, also saves it there.
+        """
+        from keras_pcp.plots import plot_report
+
+        figure = plot_report(self)
+        if path is not None:
+            path = check_target(path)
+            try:
+                with replacing(path if path.suffix else path.with_name(path.name + ".png")) as part:
+                    figure.savefig(part, dpi=120, bbox_inches="tight")
+            except ValueError as error:
+                raise InvalidArgumentError(f"cannot draw {path}: {error}") from error
+        return figure
+
+
+def _percent(part: float, whole: float) -> str:
+    return "unknown" if math.isnan(whole) else f"{part / whole if whole else 1:.1%}"

@@ -1,0 +1,1 @@
+"""Pruning inside an ordinary `fit`."""

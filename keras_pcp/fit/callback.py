@@ -1,0 +1,193 @@
+"""The Keras callback: a thin shell that runs a strategy inside an ordinary `fit`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from keras_pcp.deliver.report import PruningReport
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.fit.metric import Monitor, Monitored
+from keras_pcp.fit.preflight import beside
+from keras_pcp.fit.run import Criteria, criteria_of
+from keras_pcp.fit.session import Session
+from keras_pcp.graph.build import UNKNOWN
+from keras_pcp.repair.distillation import Distillation
+from keras_pcp.schedules import check_schedule, cubic
+from keras_pcp.select.budget import Limits
+from keras_pcp.strategies.progressive import Progressive
+from keras_pcp.strategies.rounds import Strategy, check_strategy
+from keras_pcp.support import checks
+from keras_pcp.support.data import check_source, with_any_labels
+from keras_pcp.support.models import check_model
+
+
+class ProgressivePruning(keras.callbacks.Callback):
+    """Prunes the model while it trains; after `fit`, the same model object is at or below the limits.
+
+    Rounds of attempting, selecting and pruning are spread over the part of the training between `begin` and `end`.
+    The model is made physically smaller in place, so later steps are faster. `report` records every round.
+
+    If training stops before `end`, limits may be missed: a warning says so, and `report.reached` is False. Another `fit` of
+    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
+
+    A new callback needs ints for a model that was pruned before in this process: fractions are refused, since a part of the
+    unpruned model or of the model as it is now could be meant. A file that Keras saves does not say what the model cost
+    before it was pruned. So a fraction is of the model as it is loaded; a warning says so if its optimizer has made steps
+    (after a new `compile` it has not). Give ints where a script may go on from a checkpoint, and save whole models: `fit`
+    warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
+
+    Where the weights or the measurements are not finite at a moment of pruning, training has diverged: nothing is pruned
+    until they are finite again, and `report.diverged` and a warning at the end of training say so.
+
+    Args:
+        max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
+            absolute. At least one limit is needed; all that are given will hold.
+        max_params: number of all weights, trainable or not, likewise.
+        max_bytes: bytes of the weights in their own types, likewise.
+        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches; or
+            a function without arguments that returns them, which is called again before each moment of pruning. Keep them
+            apart from training and test data: the widths are chosen by them.
+        criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
+            of which each attempt of `Progressive` takes the best (controls go by one). Criteria that read gradients
+            or features do so on `validation_data`, in every round.
+        strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.baselines`.
+        monitor: what attempts are compared by; where it is equal, by the loss. A string: the name of a compiled metric or
+            loss, as `model.evaluate` gives it, with or without `val_`. `{name: weight}`: the sum of several, each with the
+            sign that makes higher better. A function `evaluate(model) -> float`: it is called for every attempt, with the
+            model masked as if pruned, and `validation_data` is then only for criteria and statistics of batch
+            normalization. None: the mean of the metrics for which higher is better, if every output that the loss depends
+            on has one; otherwise the loss. What was taken is printed when `fit` starts, and is in `report.monitor`. A model
+            with its own `test_step` is evaluated by it, on `(x, y)` or `(x, y, sample_weight)` in batches of 256. One with
+            its own `train_step` alone has no default. Functions and `test_step` always see all samples.
+        mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
+            name, and a function as `"max"`. In `report`, metrics are negative where lower is better.
+        distillation: lets the unpruned model teach the pruned one in this `fit`.
+        reconstruction_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
+            used). If given, the layers that read pruned channels are refit by least squares after each round, see
+            `reconstruct`, and attempts are measured with the layers that read the channels making up for them as far as
+            they can.
+        deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
+            and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
+            `validation_data` gives them sample weight 0.
+        frozen_layers: names of layers whose output channels must stay.
+        on_unknown: `"error"` or `"freeze"`, see `build_graph`.
+        begin: fraction of the training, in [0, 1), at which pruning begins.
+        end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between
+            the two there must be a step for each quarter of the model that goes (one step with `reconstruction_data`);
+            an epoch, where the data does not tell its number of steps.
+        schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
+
+    Raises:
+        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, `monitor` is
+            unknown or has no default, another callback prunes too, or the training is too short (when `fit` starts, before
+            the first step).
+        LimitError: the limits cannot be reached (says what can), or MACs are limited and those of a layer are not known.
+        PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
+        UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
+
+    `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch. After each shrink, `EarlyStopping`,
+    `ReduceLROnPlateau` and `ModelCheckpoint` start over with their best value, because it belonged to another network.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(y)
+        >>> y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> model = keras.Model(x, y)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        >>> data, labels = np.random.rand(64, 8, 8, 1), np.arange(64) % 2
+        >>> pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(data, labels))
+        >>> _ = model.fit(data, labels, epochs=4, verbose=0, callbacks=[pruning])
+        >>> pruning.report.reached
+        True
+
+    References:
+        Guo et al., Model Compression using Progressive Channel Pruning, arXiv 2507.04792.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_macs: float | int | None = None,
+        max_params: float | int | None = None,
+        max_bytes: float | int | None = None,
+        validation_data: Any,
+        criterion: Criteria = "l1",
+        strategy: Strategy | None = None,
+        monitor: Monitored = None,
+        mode: str = "auto",
+        distillation: Distillation | None = None,
+        reconstruction_data: Any = None,
+        deliver: keras.Model | None = None,
+        frozen_layers: Iterable[str] = (),
+        on_unknown: str = "error",
+        begin: float = 0.1,
+        end: float = 0.6,
+        schedule: Callable[[float], float] = cubic,
+    ):
+        super().__init__()
+        self.limits = Limits(max_macs, max_params, max_bytes)
+        check_source(validation_data, "validation_data", function=True)
+        self.validation_data, self.reconstruction_data = validation_data, reconstruction_data
+        self.criterion = criteria_of(criterion)
+        self.strategy = Progressive() if strategy is None else check_strategy(strategy)
+        self.monitor = Monitor(monitor, mode)
+        if reconstruction_data is not None:
+            check_source(with_any_labels(reconstruction_data), "reconstruction_data")
+        if distillation is not None:
+            checks.instance("distillation", distillation, Distillation, "a keras_pcp.Distillation")
+        self.distillation = distillation
+        self.deliver = None if deliver is None else check_model("deliver", deliver)
+        self.frozen_layers = checks.names("frozen_layers", frozen_layers)
+        self.on_unknown = checks.choice("on_unknown", on_unknown, UNKNOWN)
+        self.begin = checks.number("begin", begin, "[0, 1)")
+        self.end = checks.number("end", end, f"({self.begin}, 1]")
+        check_schedule(schedule)
+        self.schedule = schedule
+        self.report: PruningReport | None = None
+        self._run: Session | None = None
+        self._pruned: keras.Model | None = None
+
+    def on_train_begin(self, logs=None):
+        """Checks everything and builds the graph, before the first step."""
+        rivals = [one for one in beside(self) if isinstance(one, ProgressivePruning)]
+        if rivals:
+            raise InvalidArgumentError(
+                f"this fit has {1 + len(rivals)} pruning callbacks, which would prune the same layers; give all limits to "
+                "one of them (max_macs, max_params and max_bytes can be combined), or prune in one fit after the other"
+            )
+        if self._run:  # of a fit that was interrupted
+            self._run.teaching.close()
+        limits = self.limits
+        if self.report and self._pruned is self.model:  # fractions are of the model as it was in the first fit
+            limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self.report.limits.items()})
+        self._run = Session(self, limits)
+        self.report, self._pruned = self._run.report, self.model
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Lays out the moments of pruning in the first epoch; prunes if a moment has come."""
+        self._run.begin_epoch(epoch, self.params)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Starts the clock of a step."""
+        self._run.clock.begin_step()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Prunes if a moment has come."""
+        self._run.end_execution()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds costs to the logs."""
+        self._run.end_epoch()
+        if logs is not None:
+            logs["macs"] = float(self.report.after["macs"])
+            logs["params"] = float(self.report.after["params"])
+            logs["pruning_ratio"] = float(self.report.pruning_ratio)
+
+    def on_train_end(self, logs=None):
+        """Ends the run; warns if the limits were not reached. Call it yourself after a fit that was interrupted."""
+        if self._run:
+            self._run.end_training()
+        self._run = None

@@ -1,0 +1,80 @@
+"""Many attempts on the same samples, each computed from where it begins to differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from keras import tree
+
+from keras_pcp.fit.evaluator import Evaluator
+from keras_pcp.fit.rerun import Recording, Rerun
+from keras_pcp.graph.blocks import open_blocks
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.cost import call_macs
+from keras_pcp.graph.trace import arrange_inputs, trace
+from keras_pcp.support import internals
+
+Values = Mapping[int, np.ndarray]
+
+
+class Comparison:
+    """Compares a model with what it would be if pruned; the model itself is not touched.
+
+    The values of all tensors are computed once for a part of the samples. An attempt changes the weights of some layers,
+    so only those and what follows them is computed again: half of the network on average.
+
+    Args:
+        evaluator: evaluates outputs of the model on its samples.
+        graph: channel graph of the model as it is now.
+
+    Attributes:
+        macs: multiply-accumulates spent so far.
+    """
+
+    def __init__(self, evaluator: Evaluator, graph: ChannelGraph):
+        self.evaluator, self.macs = evaluator, 0.0
+        self.weights = evaluator.model.weights
+        self.traced = trace(open_blocks(evaluator.model).model)
+        self.costs = call_macs(graph, self.traced)
+        self.reruns: dict[tuple[int, ...], Rerun] = {}
+        self.users: dict[int, set[int]] = {}
+        for operation in (call.operation for call in self.traced.calls):
+            for w in getattr(operation, "weights", ()):
+                self.users.setdefault(id(w), set()).add(id(operation))
+
+    def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
+
+        Args:
+            attempts: by name, {index of a weight: its value}.
+            part: slice of the chunks.
+
+        Returns:
+            Metric and loss of the model as it is, float array (chunks, 2), and by name the same shape: fall of the metric
+            and rise of the loss.
+        """
+        rows = self.evaluator.samples(part)
+        x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
+        recording = Recording(self.traced, arrange_inputs(self.traced, x))
+        samples = rows.stop - rows.start
+        self.macs += samples * self.costs.sum()
+        outputs = [recording.outputs]
+        for values in attempts.values():
+            rerun = self.rerun(tuple(values))
+            outputs.append(rerun.run(recording, list(values.values())))
+            self.macs += samples * self.costs[[number for number, _ in rerun.calls]].sum()
+        before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
+        return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
+
+    def rerun(self, changed: tuple[int, ...]) -> Rerun:
+        """Returns what computes the outputs when the weights of these numbers change."""
+        if changed not in self.reruns:
+            weights = [self.weights[i] for i in changed]
+            users = {user for w in weights for user in self.users.get(id(w), ())}
+            self.reruns[changed] = Rerun(self.traced, users, weights, not self.evaluator.judge.run_eagerly)
+        return self.reruns[changed]
+
+    def packed(self, outputs: list[Any]) -> Any:
+        """Brings outputs into the structure that the model's loss expects."""
+        structure = internals.functional_of(self.evaluator.model).output
+        return tree.pack_sequence_as(structure, [np.asarray(o) for o in outputs])

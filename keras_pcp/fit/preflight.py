@@ -1,0 +1,105 @@
+"""What is checked before a `fit` begins: the other callbacks, and what fractions are of."""
+
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import keras
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.select.budget import Limits
+from keras_pcp.support import internals
+from keras_pcp.support.living import living
+
+
+@dataclass(frozen=True)
+class _FirstSeen:
+    """What a model was like when a callback first met it: number of weights, the part that was counted, and its cost."""
+
+    size: int
+    part: weakref.ref | None
+    cost: Mapping[str, float]
+
+
+# A file of Keras has no place for this: it knows weights, layers and what the model was compiled with.
+_FIRST_SEEN: weakref.WeakKeyDictionary[keras.Model, _FirstSeen] = weakref.WeakKeyDictionary()
+
+
+def beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the other callbacks of the `fit` that a callback is in."""
+    # A list of an earlier fit may live on; the one that is running gave all of its callbacks its parameters.
+    for running in living((keras.callbacks.CallbackList,)):
+        if running.params is callback.params and any(one is callback for one in running.callbacks):
+            others = list(running.callbacks)
+            others.remove(callback)
+            return others
+    return []
+
+
+def warn_of_weight_files(callback: keras.callbacks.Callback, bounds: Mapping[str, float]) -> None:
+    """Warns of callbacks whose files cannot be loaded into the full-size model once it has been pruned."""
+    wrong = sorted(
+        {
+            type(one).__name__ + ("(save_weights_only=True)" if hasattr(one, "save_weights_only") else "")
+            for one in beside(callback)
+            if isinstance(one, keras.callbacks.BackupAndRestore) or getattr(one, "save_weights_only", False)
+        }
+    )
+    if wrong:
+        warnings.warn(
+            f"{' and '.join(wrong)} in this fit saves weights only, which do not fit the full-size model any more once it "
+            "has been pruned. To go on after a crash, save whole models with keras.callbacks.ModelCheckpoint('x.keras'), "
+            f"load the last one with keras.models.load_model, and give limits as ints: {_as_arguments(bounds)}",
+            stacklevel=2,
+        )
+
+
+def check_fractions(
+    model: keras.Model,
+    deliver: keras.Model | None,
+    limits: Limits,
+    now: Mapping[str, float],
+    bounds: Mapping[str, float],
+) -> None:
+    """Makes sure that a fraction is of the unpruned model, as far as that can be known.
+
+    Args:
+        model: the model in `fit`.
+        deliver: the part of it that is counted, or None.
+        limits: what is asked for.
+        now: {"macs": ..., "params": ..., "bytes": ...}: what it costs.
+        bounds: the limits as absolute numbers, with fractions of what it costs now.
+
+    Raises:
+        InvalidArgumentError: a limit is a fraction, and the model was pruned in this process.
+    """
+    fractions = {k: v for k, v in ((k, getattr(limits, f"max_{k}")) for k in bounds) if isinstance(v, float)}
+    size = model.count_params()
+    known = _FIRST_SEEN.get(model)
+    if fractions and known is not None and known.size > size:
+        same_part = (known.part and known.part()) is deliver
+        were = {k: v * known.cost[k] for k, v in fractions.items()} if same_part else {}
+        raise InvalidArgumentError(
+            f"model {model.name!r} was pruned before in this process, so it is not clear what {_as_arguments(fractions)} "
+            f"is a fraction of. Give ints: {_as_arguments({k: bounds[k] for k in fractions})} for that part of the model "
+            "as it is now"
+            + (f", {_as_arguments(were)} for that part of the unpruned one" if were else "")
+            + "; or take the callback that pruned it, which goes on to its own limits"
+        )
+    optimizer = getattr(model, "optimizer", None)
+    steps = 0 if optimizer is None else int(internals.array_of(optimizer.iterations))
+    if fractions and steps and known is None:
+        warnings.warn(
+            f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "
+            f"{_as_arguments(fractions)} does not mean what it meant then: it is taken of the model as it is now, "
+            f"{', '.join(f'{now[k]:,.0f} {k}' for k in fractions)}. Give ints, which always mean the same: "
+            f"{_as_arguments({k: bounds[k] for k in fractions})} is what it comes to now",
+            stacklevel=2,
+        )
+    part = None if deliver is None else weakref.ref(deliver)
+    _FIRST_SEEN.setdefault(model, _FirstSeen(size, part, now))
+
+
+def _as_arguments(bounds: Mapping[str, float]) -> str:
+    return ", ".join(f"max_{k}={v if isinstance(v, float) and v < 1 else int(v)}" for k, v in bounds.items())

@@ -1,0 +1,252 @@
+"""Opens layers that hide other layers, so that what they hide can be analysed, pruned and saved.
+
+A custom layer that calls other layers in its `call` is opaque: its config tells the widths with which it was made, and no
+rule can know what it does. But calling `call` on KerasTensors lists the layers and operations it runs. Where that list is
+all there is to the layer, the layer can be replaced by it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.graph.effects import why_not_the_same
+from keras_pcp.graph.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
+from keras_pcp.graph.rules import find_rule
+from keras_pcp.graph.trace import trace
+from keras_pcp.support import internals
+from keras_pcp.support.models import check_model
+
+# What a class may do in its own way when it trains, evaluates and predicts.
+_TRAINING = (
+    "train_step", "test_step", "predict_step", "compute_loss", "compute_metrics",
+    "make_train_function", "make_test_function", "make_predict_function",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model with its blocks opened.
+
+    Attributes:
+        model: the plain model; the model itself if nothing was to be opened.
+        blocks: names of the layers and nested models that were replaced by what they hide.
+        closed: {`id` of a layer without a rule: why it could not be opened}.
+        inert: `id`s of layers without weights that return their input as it is, except in training.
+        hiding: those of the blocks that have to be opened before widths in them change: nested models and what owns
+            weights. The others can stay where they are if they follow the widths of their inputs.
+        staying: (call, what it runs) for the calls of these others.
+        tensors: {`id` of a tensor of the model, or of what a block runs: what has taken its place}.
+    """
+
+    model: keras.Model
+    blocks: tuple[str, ...]
+    closed: Mapping[int, str]
+    inert: frozenset[int]
+    hiding: tuple[str, ...] = ()
+    staying: tuple[tuple[Any, Inside], ...] = ()
+    tensors: Mapping[int, keras.KerasTensor] = field(default_factory=dict)
+
+
+def inline_blocks(model: keras.Model) -> keras.Model:
+    """Returns a plain functional model made of the same layers, in which blocks that hide layers are opened.
+
+    Blocks are custom layers whose `call` consists of other layers and `keras.ops`, and models that are saved by the
+    arguments of their constructor (such as the backbones of KerasHub) rather than by their structure. The result computes
+    the same, in training too, and shares layers and weights with `model`. It is not compiled. A block stays closed if it
+    does anything besides computing its outputs with its layers, for example assign to a variable, add a loss, or keep a
+    value in an attribute; if it owns weights that belong to no inner layer or computes with tensors that are no inputs; or
+    if it does not accept symbolic inputs. Whatever is opened is compared with the closed block on random data.
+
+    A functional model whose class can be made from inputs and outputs (no `__init__` of its own, or one that hands
+    `*args, **kwargs` on) keeps its class, and with it its own `train_step` and the like.
+
+    Prune, train and save the plain model: the config of a block tells nothing of pruned widths, so a block that has been
+    pruned inside could be saved but not loaded.
+
+    Args:
+        model: a built Functional or Sequential model.
+
+    Returns:
+        The plain model, or `model` itself if it holds no blocks.
+
+    Raises:
+        UnsupportedModelError: the model has no functional graph, or its class has training methods of its own and cannot
+            be made from a graph.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> class Block(keras.layers.Layer):
+        ...     def __init__(self, filters, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.conv = keras.layers.Conv2D(filters, 3, name="conv")
+        ...     def build(self, input_shape):
+        ...         self.conv.build(input_shape)
+        ...     def call(self, x):
+        ...         return keras.ops.relu(self.conv(x))
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.GlobalMaxPooling2D()(Block(16)(x))
+        >>> plain = keras_pcp.inline_blocks(keras.Model(x, keras.layers.Dense(2)(y)))
+        >>> [layer.__class__.__name__ for layer in plain.layers]
+        ['InputLayer', 'Conv2D', 'GlobalMaxPooling2D', 'Dense']
+    """
+    plain = open_blocks(check_model("model", model)).model
+    if plain is not model and type(plain) is not type(model):
+        check_nothing_lost(model)
+    return plain
+
+
+def check_nothing_lost(model: keras.Model) -> None:
+    """Raises UnsupportedModelError if a model of the same layers, but not of the same class, trains in another way."""
+    lost = internals.own_methods(model, _TRAINING)
+    if lost:
+        cls = type(model).__name__
+        raise UnsupportedModelError(
+            f"model {model.name!r} is of class {cls}, which cannot be made from a graph of layers, so its own methods "
+            f"{', '.join(lost)} would be lost. If you do not need them, take keras.Model(model.inputs, model.outputs). If "
+            f"you do, derive {cls} from keras.Model without an __init__ of its own, make it as "
+            f"{cls}(inputs, outputs), and set what its methods need as attributes afterwards"
+        )
+
+
+def open_blocks(model: keras.Model) -> Opened:
+    """Opens every block of a model that can be opened, and tells which could not and why."""
+    operations = trace(model).operations
+    if not any(_to_replace(op) for op in (model, *operations)):
+        return Opened(model, (), {}, frozenset())
+    inliner = _Inliner({op.name: op for op in (model, *operations)})
+    plain = inliner.convert(model)
+    return Opened(
+        plain,
+        tuple(inliner.blocks),
+        inliner.closed,
+        frozenset(inliner.inert),
+        tuple(name for name, hides in inliner.blocks.items() if hides),
+        tuple(inliner.staying),
+        {old: new for old, (_, new) in inliner.replaced.items()},
+    )
+
+
+def _to_replace(operation: Any) -> bool:
+    if isinstance(operation, keras.Model) and internals.functional_of(operation) is not None:
+        return not internals.saved_by_structure(operation)
+    return isinstance(operation, keras.Layer) and find_rule(operation) is None and not _is_input(operation)
+
+
+def _is_input(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.InputLayer)
+
+
+class _Inliner:
+    """Rebuilds a graph call by call; calls that nothing has changed for are left as they are."""
+
+    def __init__(self, names: dict[str, Any]):
+        self.names = names
+        self.blocks: dict[str, bool] = {}
+        self.staying: list[tuple[Any, Inside]] = []
+        self.closed: dict[int, str] = {}
+        self.inert: set[int] = set()
+        self.replaced: dict[int, tuple[Any, Any]] = {}
+        self.models: dict[int, keras.Model] = {}
+
+    def convert(self, model: keras.Model) -> keras.Model:
+        """Returns a plain model for a model whose blocks can be opened."""
+        functional = internals.functional_of(model)
+        for node in internals.nodes(functional):
+            self.replay(node)
+        by_structure = internals.saved_by_structure(model)
+        if by_structure and not any(id(t) in self.replaced for t in functional.outputs):
+            return model
+        if not by_structure:
+            self.blocks[model.name] = True
+        keeps_class = by_structure and not isinstance(model, keras.Sequential)
+        outputs = tree.map_structure(self.current, functional.output)
+        plain = (type(model) if keeps_class else keras.Model)(functional.input, outputs, name=model.name)
+        if not model.trainable:
+            plain.trainable = False
+        return plain
+
+    def current(self, value: Any) -> Any:
+        """Returns what has taken the place of a tensor."""
+        return self.replaced[id(value)][1] if id(value) in self.replaced else value
+
+    def put(self, old: list, new: Any) -> None:
+        """Lets new tensors take the place of old ones."""
+        for before, after in zip(old, tree.flatten(new), strict=True):
+            self.replaced[id(before)] = (before, after)
+
+    def replay(self, node: Any, block: str | None = None) -> None:
+        """Runs a call again on the new tensors, opened if it is a block."""
+        operation = node.operation
+        if isinstance(operation, keras.Model) and internals.functional_of(operation) is not None:
+            if id(operation) not in self.models:
+                self.models[id(operation)] = self.convert(operation)
+            operation = self.models[id(operation)]
+        args, kwargs = tree.map_structure(self.current, internals.call_arguments(node))
+        # Inside a block, a layer that cannot be saved on its own is replaced by what it runs, even if it has a rule.
+        stands_alone = block is None or saveable(operation)
+        if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs, block is None):
+            return
+        if not stands_alone:
+            raise _StaysClosed(f"its inner {type(operation).__name__} cannot be saved on its own")
+        if block is not None:
+            self.claim_name(operation, block)
+            if unknown_settings(operation) and not leave_batch_open(operation, args[0].shape):
+                raise _StaysClosed(f"{type(operation).__name__} in it depends on a size that is not known")
+        if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
+            self.put(node.outputs, operation(*args, **kwargs))
+
+    def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
+        """Runs what a block runs in its place; tells whether that was possible."""
+        layer = node.operation
+        inside = look_inside(layer, args, kwargs)
+        if inside is INERT:
+            self.inert.add(id(layer))
+            return False
+        if isinstance(inside, str):
+            self.closed[id(layer)] = inside
+            return False
+        given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        actual = [
+            t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
+        ]
+        self.put(inside.inputs, actual)
+        blocks = dict(self.blocks)
+        self.blocks[layer.name] = bool(layer.weights)
+        try:
+            for inner in inside.nodes:
+                self.replay(inner, layer.name)
+            outputs = [self.current(t) for t in inside.outputs]
+            if outermost:
+                _check_the_same(layer, args, kwargs, outputs)
+        except _StaysClosed as error:
+            self.closed[id(layer)], self.blocks = str(error), blocks
+            return False
+        if outermost and not layer.weights:
+            self.staying.append((node, inside))
+        self.put(node.outputs, outputs)
+        return True
+
+    def claim_name(self, operation: Any, block: str) -> None:
+        """Renames an inner operation if another one of the model has its name: names are unique within a model."""
+        name, number = operation.name, 1
+        while self.names.setdefault(name, operation) is not operation:
+            name = f"{block}_{operation.name}" if number == 1 else f"{block}_{operation.name}_{number}"
+            number += 1
+        operation.name = name
+
+
+class _StaysClosed(Exception):
+    """A block cannot be opened because of a layer in it."""
+
+
+def _check_the_same(layer: keras.Layer, args: tuple, kwargs: dict, outputs: list[keras.KerasTensor]) -> None:
+    """Compares a closed block with all that takes its place, inner blocks opened too."""
+    kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+    given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+    opened = Inside(given, internals.nodes_before(outputs, given), outputs)
+    if reason := why_not_the_same(layer, opened.run, opened.structure(), args, kwargs):
+        raise _StaysClosed(reason)

@@ -1,0 +1,105 @@
+"""Model -> ChannelGraph: runs the rules over the trace and turns labels into groups."""
+
+from collections.abc import Iterable
+
+import keras
+
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.graph.blocks import open_blocks
+from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
+from keras_pcp.graph.recorder import GraphRecorder
+from keras_pcp.graph.rules import (
+    attention,
+    contraction,
+    elementwise,
+    kerashub,
+    movement,
+    parametric,
+    slicing,
+    structural,
+)
+from keras_pcp.graph.trace import fingerprint, trace
+from keras_pcp.support import checks
+from keras_pcp.support.models import check_model
+
+UNKNOWN = ("error", "freeze")  # what may be done about a layer without a rule
+_RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention, kerashub)
+
+
+def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
+    """Finds out which channels of a model can be pruned, and what is coupled with what.
+
+    The model's outputs are frozen by themselves. Nothing about the model is changed.
+
+    Args:
+        model: a built Functional or Sequential model; nested models are opened up.
+        on_unknown: what to do about a layer or operation without a rule: `"error"`, or `"freeze"` every channel that
+            reaches it, with a recorded reason.
+        frozen_layers: names of layers whose output channels must stay.
+
+    Returns:
+        A `ChannelGraph`; `print` it to see groups and frozen layers.
+
+    Raises:
+        UnsupportedModelError: no functional graph, channels_first, or an unknown layer under `on_unknown="error"`.
+        InvalidArgumentError: `on_unknown` or a name in `frozen_layers` is not valid.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="conv")(x)
+        >>> y = keras.layers.GlobalAveragePooling2D()(y)
+        >>> model = keras.Model(x, keras.layers.Dense(10, name="logits")(y))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> [(group.name, group.num_channels) for group in graph]
+        [('conv', 16)]
+        >>> graph.frozen[0].layer, graph.frozen[0].reason
+        ('logits', 'output of the model')
+    """
+    check_model("model", model)
+    checks.choice("on_unknown", on_unknown, UNKNOWN)
+    frozen_layers = checks.names("frozen_layers", frozen_layers)
+    opened = open_blocks(model)
+    traced = trace(opened.model)
+    names = {op.name for op in traced.operations}
+    missing = [n for n in frozen_layers if n not in names]
+    if missing:
+        raise InvalidArgumentError(f"frozen_layers names {missing}, which {model.name!r} does not have")
+    builder = GraphRecorder(model, traced, set(frozen_layers), opened)
+    builder.run()
+    if builder.unknown and on_unknown == "error":
+        raise UnsupportedModelError(_unknown_message(builder.unknown))
+    return builder.finish()
+
+
+def _unknown_message(unknown: dict[str, str]) -> str:
+    shown = "; ".join(list(unknown.values())[:5])
+    more = f" (and {len(unknown) - 5} more)" if len(unknown) > 5 else ""
+    return (
+        f"what these do to channels is unknown: {shown}{more}. Teach it with keras_pcp.register_rule(LayerClass), "
+        "or pass on_unknown='freeze' to keep every channel that reaches them"
+    )
+
+
+def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
+    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks."""
+    check_model("model", model)
+    check_graph(graph)
+    found = [tuple(w.shape) for w in model.weights]
+    expected = [tuple(extent.size for extent in info.shape) for info in graph.weights]
+    if found != expected:
+        raise InvalidArgumentError(
+            f"the graph was built from a model with other weights than {model.name!r} has now "
+            f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
+        )
+    opened = open_blocks(model) if graph.blocks else None
+    if opened and opened.blocks != graph.blocks:
+        raise InvalidArgumentError(
+            f"the graph was built from a model with blocks such as {graph.blocks[0]!r}, which {model.name!r} does not "
+            "have; call build_graph(model) again"
+        )
+    if fingerprint(trace(opened.model if opened else model), model.weights) != graph.fingerprint:
+        raise InvalidArgumentError(
+            f"the graph was built from another model ({graph.model_name!r}) than {model.name!r}: the weights have the same "
+            "shapes, but the layers, their settings or what they are connected with differ; call build_graph(model)"
+        )

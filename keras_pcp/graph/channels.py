@@ -1,0 +1,159 @@
+"""The frozen dataclasses of the core: channel groups, the graph that holds them, and selections.
+
+Nothing here knows Keras. A weight is named by its index in `model.weights`, an operation or a tensor by its index in
+the order in which `keras_pcp.graph.trace` lists them, so a graph is valid for any model of the same structure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.support import checks
+
+PRODUCE, FOLLOW, CONSUME = "produce", "follow", "consume"
+# Stands for the layer of weights that no call of the model uses, such as those of a teacher that the model holds.
+IDLE = "(used by no call)"
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSlice:
+    """Which positions along one axis of one weight belong to which channels of a group.
+
+    Attributes:
+        weight: index in `model.weights`.
+        path: the weight's path, for messages.
+        layer: name of the layer that owns the weight.
+        axis: axis of the weight.
+        role: `"produce"` (makes the channel), `"follow"` (one value per channel) or `"consume"` (reads the channel).
+        part: what the weight is: `"kernel"`, `"bias"`, `"scale"`, `"offset"`, ...
+        channels: int array (n,), channel numbers in the group.
+        positions: int array (n,), positions along the axis.
+    """
+
+    weight: int
+    path: str
+    layer: str
+    axis: int
+    role: str
+    part: str
+    channels: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are decided together, one by one: channel c of every member goes or stays.
+
+    Attributes:
+        name: name of the first layer that produces the channels.
+        num_channels: number of channels.
+        slices: every weight axis that belongs to the group.
+        exact: True if the pruned model computes exactly what the masked model computes.
+        parts: int arrays of channels of which one must stay, because an axis holds nothing else. (The whole group is
+            such a part too, and is not listed.)
+    """
+
+    name: str
+    num_channels: int
+    slices: tuple[WeightSlice, ...]
+    exact: bool = True
+    parts: tuple[np.ndarray, ...] = ()
+
+    def slices_of(self, role: str, part: str | None = None) -> tuple[WeightSlice, ...]:
+        """Returns the slices with a role, and with a part if one is given."""
+        return tuple(s for s in self.slices if s.role == role and part in (None, s.part))
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the layers that make the channels."""
+        return tuple(dict.fromkeys(s.layer for s in self.slices_of(PRODUCE)))
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A number that shrinks with the channels: `size` minus one for every removed channel listed in `pieces`.
+
+    Attributes:
+        size: the number before pruning.
+        pieces: pairs of a group name and an int array of channel numbers; a channel counts as often as it is listed.
+    """
+
+    size: int
+    pieces: tuple[tuple[str, np.ndarray], ...] = ()
+
+    def after(self, keep: Mapping[str, np.ndarray]) -> int:
+        """Returns the number after a selection."""
+        removed = sum(np.count_nonzero(~keep[name][channels]) for name, channels in self.pieces if name in keep)
+        return self.size - int(removed)
+
+
+@dataclass(frozen=True, eq=False)
+class Width:
+    """An integer outside the weights that has to follow a selection, such as `filters` or a tensor's shape.
+
+    Attributes:
+        owner: `"operation"`, `"argument"` (of a call) or `"tensor"`.
+        index: index of the operation, call or tensor in the trace.
+        path: where in the owner the number stands: attribute names and sequence indices.
+        extent: the number itself.
+    """
+
+    owner: str
+    index: int
+    path: tuple[Any, ...]
+    extent: Extent
+
+
+@dataclass(frozen=True, eq=False)
+class CostTerm:
+    """`factor` times the product of some extents: the multiply-accumulates of one operation on one sample.
+
+    `factor` is NaN where it is not known, and `why` says why.
+    """
+
+    layer: str
+    factor: float
+    extents: tuple[Extent, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightInfo:
+    """A weight's path, owning layer, bytes per element, shape as extents.
+
+    The layer is empty if the weight does not count, because the plain model or what is delivered does without it, and
+    `IDLE` if it belongs to the model but no call uses it.
+    """
+
+    path: str
+    layer: str
+    itemsize: int
+    shape: tuple[Extent, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Output channels of a layer that are never pruned, and why."""
+
+    layer: str
+    num_channels: int
+    reason: str
+
+
+def check_scores(group: ChannelGroup, given: Any, what: str) -> np.ndarray:
+    """Returns the scores of a group as a float array (num_channels,); raises InvalidArgumentError where they are none."""
+    try:
+        array = np.asarray(given)
+        scores = array.astype(float) if array.dtype.kind in "biufV" else None
+    except Exception:  # ragged, or of a class that is no array
+        scores = None
+    if scores is None or scores.shape != (group.num_channels,) or not np.isfinite(scores).all():
+        bad = scores is not None and scores.shape == (group.num_channels,)
+        raise InvalidArgumentError(
+            f"{what} must be {group.num_channels} finite numbers for group {group.name!r}, got {checks.shown(given)}"
+            + (" with NaN or infinite values" if bad else "")
+        )
+    return scores

@@ -1,0 +1,179 @@
+"""Multiply-accumulates apart from channels: of calls with other sizes than the trace has, and of layers without a rule.
+
+A layer without a rule keeps its channels, but what it costs is known where Keras fixes how its weights are used: recurrent
+layers and wrappers. For all others the cost is unknown, never 0.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.graph.rules import CallSite, Shape, find_rule, spatial_size
+from keras_pcp.graph.sizes import Sized, as_traced, sized_calls
+from keras_pcp.graph.trace import trace
+from keras_pcp.support import internals
+
+L = keras.layers
+Count = Callable[[CallSite], None]
+_COUNTS: dict[type, Count] = {}
+
+
+class CostsOnly:
+    """A recorder that passes on the costs alone, as `times` calls of the layer of `site`; channels are taken as fixed."""
+
+    def __init__(self, site: CallSite, times: float = 1):
+        self.site, self.times = site, times
+
+    def produce(self, site: CallSite, weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
+        variable, axis, _ = weights[0]
+        return np.zeros(variable.shape[axis], np.int64)
+
+    def macs(self, site: CallSite, variable: Any, uses: float) -> None:
+        self.site.recorder.macs(self.site, variable, uses * self.times if uses else 0)  # NaN * 0 is NaN
+
+    def macs_product(self, site: CallSite, factor: float, variable: Any, axes: Sequence[int]) -> None:
+        self.site.recorder.macs_product(self.site, factor * self.times, variable, axes)
+
+    def ignored(self, *args: Any) -> None:
+        """What is said of channels."""
+
+    bind = width = tie = freeze = mark_inexact = independent = ignored
+
+
+def count(site: CallSite, sized: Sized | None = None) -> None:
+    """Records what a call costs, with other sizes if given; weights of which nothing is known are left out."""
+    site = replace(site, recorder=CostsOnly(site))
+    _count(site if sized is None else _with_sizes(site, sized))
+
+
+def _count(site: CallSite) -> None:
+    found = find_rule(site.operation) or _find_count(site.operation)
+    nested = isinstance(site.operation, keras.Model) and internals.functional_of(site.operation)
+    if nested:
+        _count_model(site)
+    elif found is not None:
+        try:
+            found(site)
+        except Exception:  # of an unknown function, or a rule that is only made for the layer by itself
+            pass  # what has not been said of a cost stays unknown
+
+
+def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
+    shapes = (tuple(tuple(t.shape) for t in tensors) for tensors in (sized.inputs, sized.outputs))
+    return replace(site, **dict(zip(("input_shapes", "output_shapes"), shapes, strict=True)),
+                   args=sized.args, kwargs=sized.kwargs, tensors=sized.inputs)  # fmt: skip
+
+
+def _find_count(operation: Any) -> Count | None:
+    cls = type(operation)
+    base = next((base for base in cls.__mro__ if base in _COUNTS), None)
+    return _COUNTS[base] if base is not None and cls.call is base.call else None
+
+
+def _counts(*names: str) -> Callable[[Count], Count]:
+    """Registers how to count layers of Keras, as far as this version has them."""
+
+    def register(function: Count) -> Count:
+        _COUNTS.update({getattr(L, name): function for name in names if hasattr(L, name)})
+        return function
+
+    return register
+
+
+def _count_model(site: CallSite) -> None:
+    traced = trace(site.operation)
+    sized = sized_calls(traced, site.tensors)
+    for number, call in enumerate(traced.calls):
+        if call.operation is not None:
+            inner = replace(site, operation=call.operation, inputs=(None,) * len(call.inputs))
+            _count(_with_sizes(inner, sized.get(number) or as_traced(traced, call)))
+
+
+def _count_inner(site: CallSite, layer: Any, shape: Shape, times: float = 1) -> None:
+    """Counts `times` calls of a layer that the layer of a call holds, on a tensor of this shape."""
+    tensor = keras.KerasTensor(shape, site.tensors[0].dtype)
+    try:
+        outputs = tuple(tree.flatten(layer.compute_output_spec(tensor)))
+    except Exception:  # whatever a custom layer raises: its cost stays unknown
+        return
+    inner = replace(site, recorder=CostsOnly(site, times), operation=layer, inputs=(None,))
+    _count(_with_sizes(inner, Sized((tensor,), {}, (tensor,), outputs)))
+
+
+def _or_nan(size: int | None) -> float:
+    return math.nan if size is None else size
+
+
+@_counts("TimeDistributed")
+def _time_distributed(site: CallSite) -> None:
+    batch, steps, *rest = site.input_shapes[0]
+    _count_inner(site, site.operation.layer, (batch, *rest), _or_nan(steps))
+
+
+@_counts("Bidirectional")
+def _bidirectional(site: CallSite) -> None:
+    for layer in (site.operation.forward_layer, site.operation.backward_layer):
+        _count_inner(site, layer, site.input_shapes[0])
+
+
+@_counts("SpectralNormalization")
+def _spectral_normalization(site: CallSite) -> None:
+    _count_inner(site, site.operation.layer, site.input_shapes[0])
+    site.macs(site.operation.vector_u, 0)  # is used in training only
+
+
+@_counts("SimpleRNN", "LSTM", "GRU", "RNN")
+def _recurrent(site: CallSite) -> None:
+    _count_cell(site, site.operation.cell, _or_nan(site.input_shapes[0][1]))
+    _pass_states(site)
+
+
+@_counts("SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
+def _one_step(site: CallSite) -> None:
+    _count_cell(site, site.operation, 1)
+
+
+def _count_cell(site: CallSite, cell: Any, steps: float) -> None:
+    """Every step multiplies its input by one kernel and the state by the other, all gates at once."""
+    if type(cell) is L.StackedRNNCells:
+        for one in cell.cells:
+            _count_cell(site, one, steps)
+    elif _find_count(cell) is _one_step:
+        site.macs(cell.kernel, steps)
+        site.macs(cell.recurrent_kernel, steps)
+        site.macs(getattr(cell, "bias", None), 0)  # that of a GRU has two rows
+
+
+def _pass_states(site: CallSite) -> None:
+    """A layer that is stateful keeps its state as a weight, which is no kernel."""
+    own = {id(w) for w in site.operation.weights}
+    for state in tree.flatten(site.operation.states or ()):
+        if id(state) in own:
+            site.macs(state, 0)
+
+
+@_counts("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+def _convolutional_recurrent(site: CallSite) -> None:
+    """Every step convolves its input, with strides, and the state, which has the size of the output."""
+    layer, (_, steps, *_), shape = site.operation, site.input_shapes[0], site.output_shapes[0]
+    shape = shape[2:] if layer.return_sequences else shape[1:]
+    positions = spatial_size((None, *(shape[1:] if layer.data_format == "channels_first" else shape[:-1]), None))
+    for kernel in (layer.cell.kernel, layer.cell.recurrent_kernel):
+        site.macs(kernel, positions * _or_nan(steps))
+    _pass_states(site)
+
+
+@_counts("ReversibleEmbedding")
+def _reversible_embedding(site: CallSite) -> None:
+    """Looks rows up, or multiplies by all of them."""
+    layer = site.operation
+    separate = getattr(layer, "reverse_embeddings", None)
+    reverse = spatial_size(site.input_shapes[0]) if site.argument(1, "reverse") else 0
+    site.macs(layer.embeddings, 0 if separate is not None else reverse)
+    if separate is not None:
+        site.macs(separate, reverse)

@@ -1,0 +1,72 @@
+"""The channel graph of a pruned model, from the graph of the whole one: no analysis, only new numbers.
+
+Analysing a pruned model again could give other groups: an axis of one channel broadcasts, for example. A run that prunes
+in many steps stays with the groups that it started with.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
+from keras_pcp.graph.channels import ChannelGroup, Extent, WeightSlice
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.weight_masks import Masks, weight_masks
+
+
+def narrowed(graph: ChannelGraph, selection: Selection) -> ChannelGraph:
+    """Returns the graph of the model that pruning by `selection` gives, with the same groups, narrower.
+
+    Args:
+        graph: graph of the whole model.
+        selection: channels to keep.
+
+    Raises:
+        InvalidArgumentError: the selection does not fit.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(3, name="hidden")(x)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> small = narrowed(graph, keras_pcp.Selection({"hidden": np.array([True, False, True])}))
+        >>> small["hidden"].num_channels, [extent.size for extent in small.weights[0].shape]
+        (2, [4, 2])
+    """
+    check_selection(graph, selection)
+    if not selection.removed():
+        return graph
+    masks = weight_masks(graph, selection)
+
+    def extent(old: Extent) -> Extent:
+        pieces = ((name, _renumbered(channels, selection.keep.get(name))) for name, channels in old.pieces)
+        return Extent(old.after(selection.keep), tuple((name, left) for name, left in pieces if len(left)))
+
+    return replace(
+        graph,
+        groups={name: _narrowed_group(group, selection.keep.get(name), masks) for name, group in graph.groups.items()},
+        weights=tuple(replace(w, shape=tuple(map(extent, w.shape))) for w in graph.weights),
+        widths=tuple(replace(w, extent=extent(w.extent)) for w in graph.widths),
+        macs=tuple(replace(term, extents=tuple(map(extent, term.extents))) for term in graph.macs),
+    )
+
+
+def _narrowed_group(group: ChannelGroup, keep: np.ndarray | None, masks: Masks) -> ChannelGroup:
+    def narrow(s: WeightSlice) -> WeightSlice:
+        stays = slice(None) if keep is None else keep[s.channels]
+        channels = _renumbered(s.channels, keep)
+        return replace(
+            s, channels=channels, positions=_renumbered(s.positions[stays], masks.get(s.weight, {}).get(s.axis))
+        )
+
+    return replace(
+        group,
+        num_channels=group.num_channels if keep is None else int(keep.sum()),
+        slices=tuple(s for s in map(narrow, group.slices) if len(s.channels)),
+        parts=tuple(_renumbered(part, keep) for part in group.parts),
+    )
+
+
+def _renumbered(numbers: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    """Returns the numbers that are kept, counted anew; all are, if `keep` is None."""
+    return numbers if keep is None else (np.cumsum(keep) - 1)[numbers[keep[numbers]]]

@@ -1,0 +1,299 @@
+"""What each layer or raw operation does to channel labels: the registry, and what a rule may say.
+
+A rule is a function of one `CallSite`. It says what the call produces, follows and consumes, and returns the labels of
+the output (a `Labels`, None, or a list for several outputs). Raw `keras.ops` operations are classes without a public
+name, so they are registered by class name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.graph.labels import Labels
+from keras_pcp.support import checks
+
+Outputs = Labels | None | Sequence[Labels | None]
+Rule = Callable[["CallSite"], Outputs]
+Shape = tuple[int | None, ...]
+
+_LAYER_RULES: dict[type, Rule] = {}
+_OPERATION_RULES: dict[str, Rule] = {}
+
+
+class Recorder(Protocol):
+    """Where a call site writes what a rule says (implemented by the graph builder)."""
+
+    def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
+        """Makes a new label for every position of an axis of some weights."""
+
+    def bind(self, site: "CallSite", variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
+        """Says which labels the positions of a weight's axis belong to."""
+
+    def width(self, site: "CallSite", owner: str, path: tuple, size: int, ids: np.ndarray) -> None:
+        """Says that an integer has to follow some labels."""
+
+    def independent(self, site: "CallSite", variable: Any) -> None:
+        """Says that no axis of a weight follows channels."""
+
+    def macs(self, site: "CallSite", variable: Any, uses: float) -> None:
+        """Counts every element of a weight so many times."""
+
+    def macs_product(self, site: "CallSite", factor: float, variable: Any, axes: Sequence[int]) -> None:
+        """Counts the product of the extents of some axes of a weight."""
+
+    def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        """Says that labels can only go together."""
+
+    def freeze(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels cannot go."""
+
+    def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
+        """Says that labels are mixed in statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class CallSite:
+    """One call of a layer or operation, as a rule sees it.
+
+    Attributes:
+        operation: the layer or raw operation.
+        inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
+        input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None. In a nested model that was made for
+            any size, a rule is run twice: once for the channels, and for the cost once more with the sizes of the call.
+        args, kwargs: the call's arguments (KerasTensors and constants).
+        tensors: the input KerasTensors.
+    """
+
+    recorder: Recorder
+    operation: Any
+    index: int
+    inputs: tuple[Labels | None, ...]
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    args: tuple
+    kwargs: dict
+    tensors: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Name and class of the operation, for messages."""
+        return f"{self.operation.name!r} ({type(self.operation).__name__})"
+
+    def produce(self, *weights: tuple[Any, int, str], repeat: int = 1) -> Labels:
+        """Creates the output channels: `weights` are (variable or None, axis, part), the first one gives the number.
+
+        With `repeat` = r, the axis holds r runs of the same channels, one behind the other (grouped convolution).
+        """
+        ids = self.recorder.produce(self, [w for w in weights if w[0] is not None], repeat)
+        return Labels(len(self.output_shapes[0]) - 1, ids)
+
+    def follow(self, variable: Any, axis: int, ids: np.ndarray | None, part: str) -> None:
+        """Says that position i along `axis` belongs to channel `ids[i]` and only changes that channel."""
+        if variable is not None and ids is not None:
+            self.recorder.bind(self, variable, axis, ids, "follow", part)
+        elif variable is not None:
+            self.independent(variable)
+
+    def consume(self, variable: Any, axis: int, ids: np.ndarray | None) -> None:
+        """Says that position i along `axis` multiplies what is read from channel `ids[i]`."""
+        if ids is not None:
+            self.recorder.bind(self, variable, axis, ids, "consume", "kernel")
+        else:
+            self.independent(variable)
+
+    def independent(self, variable: Any) -> None:
+        """Says that a weight stays as it is, whatever channels are removed. (Weights of one element do so anyway.)
+
+        A rule has to account for every weight of its layer: by `produce`, `follow`, `consume` or this.
+        """
+        if variable is not None:
+            self.recorder.independent(self, variable)
+
+    def width(self, path: str | tuple, ids: np.ndarray | None, size: int | None = None, owner="operation") -> None:
+        """Says that an attribute (or, with owner "argument", a call argument) is the number of positions in `ids`."""
+        if ids is not None:
+            path = (path,) if isinstance(path, str) else path
+            self.recorder.width(self, owner, path, len(ids) if size is None else size, ids)
+
+    def macs(self, variable: Any, uses: float) -> None:
+        """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample.
+
+        A weight with several axes of which a rule does not say it has an unknown cost; 0 uses is an answer, as for a table
+        of which rows are looked up.
+        """
+        if variable is not None:
+            self.recorder.macs(self, variable, uses)
+
+    def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
+        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
+        self.recorder.macs_product(self, factor, variable, axes)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Couples channels a[i] and b[i]: both stay or both go."""
+        self.recorder.tie(a, b, f"coupled by {self.name} with channels that cannot be removed")
+
+    def freeze(self, labels: Labels | None, reason: str) -> None:
+        """Says that these channels cannot be removed, and why; `reason` continues "it ..."."""
+        if labels is not None:
+            self.recorder.freeze(labels.ids, f"{self.name} {reason}")
+
+    def mark_inexact(self, labels: Labels | None) -> None:
+        """Says that the operation mixes channels statistically, so a pruned model differs from a masked one."""
+        if labels is not None:
+            self.recorder.mark_inexact(labels.ids, self.name)
+
+    def channels(self, labels: Labels | None, axis: int = -1) -> np.ndarray | None:
+        """Returns the ids along `axis` of the first input; labels along another axis are frozen."""
+        if labels is None:
+            return None
+        if labels.axis != axis % len(self.input_shapes[0]):
+            self.freeze(labels, f"needs them on axis {axis}, they lie on axis {labels.axis}")
+            return None
+        return labels.ids
+
+    def channels_last(self, labels: Labels | None) -> np.ndarray | None:
+        """Returns the ids along the last axis; channels of an operation set to channels_first are frozen."""
+        if getattr(self.operation, "data_format", None) == "channels_first":
+            self.freeze(labels, "uses channels_first")
+            return None
+        return self.channels(labels)
+
+    def axes(self, axis: int | Sequence[int] | None) -> list[int]:
+        """Returns axes of the first input counted from 0; None stands for all of them."""
+        rank = len(self.input_shapes[0])
+        return list(range(rank)) if axis is None else [int(a) % rank for a in np.atleast_1d(axis)]
+
+    def argument(self, place: int, name: str) -> Any:
+        """Returns an argument of the call, whether it was given by place or by name; None if it was not given."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name)
+
+    def labels_of(self, value: Any) -> Labels | None:
+        """Returns the labels of an argument; a constant has none."""
+        return next((x for t, x in zip(self.tensors, self.inputs, strict=True) if t is value), None)
+
+    def operands(self) -> list[tuple[Labels | None, Shape]]:
+        """Returns labels and shapes of all arguments, constants included."""
+        given = [v for v in tree.flatten((self.args, self.kwargs)) if v is not None]
+        return [(self.labels_of(v), tuple(np.shape(v))) for v in given]
+
+    def keep_some(self, ids: np.ndarray, count: int) -> np.ndarray:
+        """Freezes the first `count` of some channels, because the operation would change its nature without them."""
+        self.recorder.freeze(ids[:count], f"{self.name} needs at least {count} of the channels it takes together")
+        return ids
+
+    def tie_runs(self, ids: np.ndarray, runs: int) -> np.ndarray:
+        """Ties `runs` equal runs of ids, one behind the other, and returns the first one."""
+        table = ids.reshape(runs, -1)
+        for row in table[1:]:
+            self.tie(table[0], row)
+        return table[0]
+
+
+def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
+    """Registers the channel rule of Keras layer classes, your own included.
+
+    A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
+
+    A rule accounts for every weight of the layer. Say `site.follow(weight, axis, ids, part)` of a weight with a value for
+    each channel, `site.consume(weight, axis, ids)` of a kernel that reads channels, `site.produce((weight, axis, part))` of
+    one that makes them, `site.independent(weight)` of what stays as it is; `site.macs(weight, uses)` of every weight with
+    several axes; and `site.width(attribute, ids)` of a number in the layer's config that is a width. Building a graph is an
+    error if a weight is left out. `keras_pcp.testing.check_rule` tries a rule on a tiny model.
+
+    Args:
+        *layer_classes: classes of Keras layers.
+
+    Raises:
+        InvalidArgumentError: something else is given.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> class Doubled(keras.layers.Layer):
+        ...     def call(self, x):
+        ...         return 2 * x
+        >>> @keras_pcp.register_rule(Doubled)
+        ... def doubled(site):
+        ...     return site.inputs[0]          # element-wise, no weights: the channels pass through
+    """
+
+    if not layer_classes:
+        raise InvalidArgumentError("register_rule needs the classes of layers: @register_rule(MyLayer)")
+    for cls in layer_classes:
+        if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
+            raise InvalidArgumentError(f"register_rule takes classes of Keras layers, got {checks.shown(cls)}")
+
+    def register(rule: Rule) -> Rule:
+        checks.function("the rule", rule, "a function of one CallSite", takes=1)
+        _LAYER_RULES.update(dict.fromkeys(layer_classes, rule))
+        return rule
+
+    return register
+
+
+def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
+    """Registers the channel rule of operations that have no public class, by name.
+
+    A bare class name means a raw `keras.ops` operation. A name with its module, such as
+    `"keras.src.applications.convnext.LayerScale"`, means that class wherever it is met, without importing it here.
+    """
+
+    def register(rule: Rule) -> Rule:
+        _OPERATION_RULES.update(dict.fromkeys(class_names, rule))
+        return rule
+
+    return register
+
+
+def labels_of_outputs(site: CallSite, outputs: Outputs) -> Sequence[Labels | None]:
+    """Returns what a rule gave as one entry for each output of the call.
+
+    Raises:
+        UnsupportedModelError: it is something else than labels that fit the outputs.
+    """
+    shapes = site.output_shapes
+    listed = [outputs] if len(shapes) == 1 and (outputs is None or isinstance(outputs, Labels)) else outputs
+    if not isinstance(listed, list | tuple) or not all(v is None or isinstance(v, Labels) for v in listed):
+        raise UnsupportedModelError(
+            f"the rule of layer {site.name} must return a Labels or None, or a list of them for several outputs; got "
+            f"{checks.shown(outputs)}"
+        )
+    if len(listed) != len(shapes):
+        raise UnsupportedModelError(
+            f"the rule of layer {site.name} returned {len(listed)} labels, but the layer has {len(shapes)} outputs"
+        )
+    for labels, shape in zip(listed, shapes, strict=True):
+        if labels is not None and not _are_labels(labels, shape):
+            raise UnsupportedModelError(
+                f"the rule of layer {site.name} returned {checks.shown(labels)} for an output of shape {shape}; its axis "
+                "must be one of them, counted from 0, and its ids whole numbers, one for each position along it"
+            )
+    return listed
+
+
+def _are_labels(labels: Labels, shape: Shape) -> bool:
+    axis, ids = labels.axis, labels.ids
+    whole = isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"
+    return whole and isinstance(axis, int | np.integer) and 0 <= axis < len(shape) and shape[axis] == len(ids)
+
+
+def find_rule(operation: Any) -> Rule | None:
+    """Returns the rule of a layer or raw operation, or None if there is none that is certain to hold."""
+    cls = type(operation)
+    for base in cls.__mro__:
+        if base in _LAYER_RULES:
+            same = all(getattr(cls, m) is getattr(base, m) for m in ("call", "build"))
+            return _LAYER_RULES[base] if same else None
+    if not isinstance(operation, keras.Layer) and cls.__module__.startswith("keras.src."):
+        return _OPERATION_RULES.get(cls.__name__)
+    return _OPERATION_RULES.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def spatial_size(shape: Shape) -> float:
+    """Returns the number of positions between batch and channel axis; NaN if it is unknown."""
+    sizes = shape[1:-1]
+    return float("nan") if None in sizes else float(np.prod(sizes, dtype=float))

@@ -1,0 +1,73 @@
+"""The least widths that options allow, and the order in which channels go."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.channels import ChannelGroup
+from keras_pcp.graph.selection import Selection
+from keras_pcp.support import checks
+
+if TYPE_CHECKING:
+    from keras_pcp.graph.channel_graph import ChannelGraph
+
+
+def smallest(
+    graph: "ChannelGraph", min_channels: int | Mapping[str, int] = 1, multiple_of: int | Mapping[str, int] = 1
+) -> Selection:
+    """Returns the selection that leaves every group its least allowed width."""
+    keep = {}
+    for group in graph:
+        removed = group.num_channels - least_width(group, min_channels, multiple_of)
+        keep[group.name] = lowest_removed(group, np.zeros(group.num_channels), removed)
+    return Selection(keep)
+
+
+def least_width(
+    group: ChannelGroup, min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int]
+) -> int:
+    """Returns the least width a group may get: `min_channels` rounded up to `multiple_of`, at most its own width."""
+    least, multiple = (
+        max(width_option(min_channels, group.name), len(group.parts)),
+        width_option(multiple_of, group.name),
+    )
+    return min(group.num_channels, -(-least // multiple) * multiple)
+
+
+def width_option(option: int | Mapping[str, int], name: str) -> int:
+    """Returns what an option says for a group: a number for all groups, or {group name: number}, 1 for the others."""
+    return int(option.get(name, 1) if isinstance(option, Mapping) else option)
+
+
+def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
+    """Returns channel numbers in the order in which to remove them: lowest score first, ties by number.
+
+    The best channel of every part that must not run empty is left out, and so are channels with score -inf, which are
+    gone already.
+    """
+    protected = [part[np.argmax(scores[part])] for part in group.parts]
+    order = np.argsort(scores, kind="stable")
+    return order[~np.isin(order, protected) & (scores[order] > -np.inf)]
+
+
+def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns a keep mask without the `count` channels that come first in `removal_order`."""
+    mask = np.ones(group.num_channels, bool)
+    mask[removal_order(group, scores)[:count]] = False
+    return mask
+
+
+def check_widths(
+    min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int], graph: "ChannelGraph | None" = None
+) -> None:
+    """Raises InvalidArgumentError unless both are positive ints, or such ints by names of groups of the graph."""
+    for name, option in (("min_channels", min_channels), ("multiple_of", multiple_of)):
+        for value in option.values() if isinstance(option, Mapping) else [option]:
+            checks.count(name, value)
+        unknown = set(option) - set(graph.groups) if isinstance(option, Mapping) and graph is not None else set()
+        if unknown:
+            raise InvalidArgumentError(
+                f"{name} names {sorted(map(str, unknown))}, which are no groups; they are {list(graph.groups)}"
+            )

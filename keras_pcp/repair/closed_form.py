@@ -1,0 +1,100 @@
+"""How far the layers that read a group can make up for channels that it loses, in closed form.
+
+Removing rows R of a kernel W and changing the others so that the layer's outputs change least,
+
+    min ||P (W' - W)||^2 + penalty ||W' - W||^2  with W'_R = 0,  solved by  W' = W - H[:, R] H[R, R]^-1 W_R,
+
+with P what the layer reads and H the inverse of P^T P + penalty, is the Optimal Brain Surgeon for a set of weights. H is
+computed once for all attempts of a round; an attempt then only solves a system as large as what it removes.
+
+References:
+    Hassibi & Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992.
+    Frantar, Singh & Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv 2208.11580, for sets of weights.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.graph.blocks import open_blocks
+from keras_pcp.graph.trace import Step, arrange_inputs, replay_calls, trace
+from keras_pcp.statistics.layer_inputs import (
+    POSITIONS,
+    Window,
+    as_floats,
+    draw,
+    kernel_array,
+    kernel_matrix,
+    patches,
+    penalized,
+    window_of,
+)
+from keras_pcp.support import internals
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What a layer reads: inverse second moments (groups, rows, rows), and means (groups, 1, rows) if it has a bias."""
+
+    layer: Any
+    window: Window
+    inverse: np.ndarray
+    mean: np.ndarray
+
+
+class Compensation:
+    """Changes of the plain convolutions and dense layers that are called once, for any channels that they lose.
+
+    Args:
+        model: the model as it is, with no channels masked.
+        kernels: indices in the model's weights of those that may lose channels.
+        x: inputs, in the model's structure.
+        ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position.
+        seed: for the draw of output positions.
+    """
+
+    def __init__(self, model: keras.Model, kernels: Collection[int], x: Any, ridge: float = 0.1, seed: int = 0):
+        self.weights = model.weights
+        self.index = {id(w): i for i, w in enumerate(self.weights)}
+        traced, rng = trace(open_blocks(model).model), np.random.default_rng(seed)
+        called = [id(call.operation) for call in traced.calls]
+        self.readers: dict[int, _Reader] = {}
+        with internals.stateless():
+            for step in replay_calls(traced, arrange_inputs(traced, x)):
+                layer = step.call.operation
+                window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None
+                if window is not None and self.index[id(layer.kernel)] in kernels:
+                    self.readers[self.index[id(layer.kernel)]] = _reader(step, window, ridge, rng)
+
+    def values(self, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Returns new values of kernels and biases, by their index in the model's weights.
+
+        Args:
+            masks: {index: boolean array that broadcasts to the weight}, False where a channel is no longer read; weights
+                that are no kernels of such layers are passed over.
+        """
+        found = {}
+        for i in masks.keys() & self.readers.keys():
+            reader = self.readers[i]
+            kernel = as_floats(self.weights[i]).astype(float)
+            matrix = kernel_matrix(reader.window, kernel)
+            gone = ~kernel_matrix(reader.window, np.broadcast_to(masks[i], kernel.shape))[0, :, 0]
+            within = np.linalg.solve(reader.inverse[:, gone][:, :, gone], matrix[:, gone])
+            new = (matrix - reader.inverse[:, :, gone] @ within) * ~gone[:, None]
+            found[i] = kernel_array(new, kernel.shape)
+            if reader.layer.use_bias:
+                bias = reader.layer.bias
+                found[self.index[id(bias)]] = as_floats(bias) + (reader.mean @ (matrix - new)).ravel()
+        return found
+
+
+def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) -> _Reader:
+    chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
+    read = patches(window, step.input, chosen).astype(float)
+    mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
+    apart = read - mean
+    inverse = np.linalg.inv(penalized(apart.swapaxes(1, 2) @ apart, apart.shape[1], ridge))
+    return _Reader(step.call.operation, window, inverse, mean)

@@ -1,0 +1,144 @@
+"""What helps a pruned model back on its feet while it trains on."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.graph.build import build_graph
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.trace import trace
+from keras_pcp.support import checks, internals
+from keras_pcp.support.changes import Journal, temporarily
+from keras_pcp.surgery.copies import prune_model
+
+DISTILLATION_LOSS = "that of a keras.distillation loss, such as LogitsDistillation()"
+
+
+def _logits() -> Any:
+    if not hasattr(keras, "distillation"):
+        raise PruningError(
+            f"distillation needs keras.distillation, which came with Keras 3.12; this is {keras.__version__}"
+        )
+    # Given by its name, the loss would be a function, for which Keras 3.15 leaves out the softmax.
+    return keras.distillation.LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Lets the model in `fit` learn from itself as it was before pruning.
+
+    The loss becomes `(1 - weight) * loss + weight * distillation loss` between the outputs of the model and of a frozen
+    copy of the unpruned model, on the same batch; weight penalties count as loss, sample weights do not apply to the
+    distillation. The copy takes one forward pass per step and the memory of its weights. The model has its own loss again
+    when `fit` ends, also after an interrupt.
+
+    Attributes:
+        weight: share of the distillation loss, in (0, 1].
+        loss: any `keras.distillation.DistillationLoss` that compares final outputs. The default is
+            `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits;
+            for others, `FeatureDistillation` with a loss that suits them.
+
+    Raises:
+        InvalidArgumentError: `weight` is out of range, or the loss compares inner layers.
+        PruningError: no loss is given and Keras is older than 3.12.
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
+
+    Example:
+        >>> import keras_pcp
+        >>> keras_pcp.Distillation(weight=0.5).weight
+        0.5
+    """
+
+    weight: float = 0.5
+    loss: Any = field(default_factory=_logits)
+
+    def __post_init__(self):
+        checks.number("weight", self.weight, "(0, 1]")
+        checks.function("compute_loss of `loss`", getattr(self.loss, "compute_loss", None), DISTILLATION_LOSS)
+        if getattr(self.loss, "teacher_layer_name", None) or getattr(self.loss, "student_layer_name", None):
+            raise InvalidArgumentError(
+                "distillation of hidden layers is not supported, since their widths change; use a loss without "
+                "teacher_layer_name and student_layer_name, which compares final outputs"
+            )
+
+    def check(self, model: keras.Model) -> None:
+        """Raises InvalidArgumentError where the loss does not suit the model."""
+        if "training" not in inspect.signature(model.compute_loss).parameters:
+            raise InvalidArgumentError(
+                f"compute_loss of model {model.name!r} needs an argument `training` for distillation"
+            )
+        if not isinstance(self.loss, keras.distillation.LogitsDistillation):
+            return
+        traced = trace(model)
+        for call in traced.calls:
+            for i in set(call.outputs) & set(traced.outputs):
+                activation = getattr(call.operation, "activation", None) or call.operation
+                probable = getattr(activation, "__name__", "") in ("softmax", "sigmoid")
+                if probable or isinstance(call.operation, keras.layers.Softmax) or traced.tensors[i].shape[-1] == 1:
+                    raise InvalidArgumentError(
+                        f"LogitsDistillation needs logits of several classes, but output {traced.tensors[i].name!r} of "
+                        f"model {model.name!r} has the shape {traced.tensors[i].shape} and the activation "
+                        f"{getattr(activation, '__name__', activation)!r}; give "
+                        "loss=keras.distillation.FeatureDistillation(loss=...) with a loss that suits it, such as "
+                        "keras.losses.KLDivergence() for probabilities or 'mse' for a regression"
+                    )
+
+    @contextmanager
+    def teaching(self, model: keras.Model, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Inside the block, the model as it is now teaches the model as it becomes.
+
+        `running` says whether the training is still running that the block is for. An interrupted `fit` calls nobody. So
+        where the loss, or a function that trains, is asked for and the training is not running, the block is over.
+        """
+        self.check(model)
+        teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
+        teacher.trainable = False
+        steps, used = int(model.optimizer.iterations), []
+        with temporarily(lambda journal: self._install(journal, model, teacher, running, used)):
+            yield
+            if not used and int(model.optimizer.iterations) > steps:
+                warnings.warn(
+                    f"nothing was distilled, because train_step of model {model.name!r} does not call compute_loss",
+                    stacklevel=2,
+                )
+
+    def _install(
+        self, journal: Journal, model: keras.Model, teacher: keras.Model, running: Callable[[], bool], used: list
+    ) -> None:
+        usual, make_usual = model.compute_loss, model.make_train_function
+
+        def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+            if not running():
+                journal.undo()
+                return loss
+            if not training:
+                return loss
+            if x is None:
+                raise InvalidArgumentError(
+                    f"distillation needs the inputs, but train_step of model {model.name!r} calls compute_loss without x; "
+                    "write compute_loss(x=x, y=y, y_pred=y_pred, ...) there"
+                )
+            used.append(True)
+            pairs = zip(tree.flatten(teacher(x, training=False)), tree.flatten(y_pred), strict=True)
+            distilled = sum(self.loss.compute_loss(taught, learned) for taught, learned in pairs)
+            return (1 - self.weight) * loss + self.weight * distilled
+
+        def make_train_function(force=False):
+            if not running():
+                journal.undo()
+            return make_usual(force)
+
+        journal.note(lambda: internals.forget_traces([model], Journal()))
+        journal.set(model, "make_train_function", make_train_function)
+        journal.set(model, "compute_loss", compute_loss)
+        internals.forget_traces([model], Journal())

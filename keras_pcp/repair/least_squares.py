@@ -1,0 +1,327 @@
+"""Least-squares refit of the layers that read pruned channels, so that their outputs come back as far as they can.
+
+The second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv
+1707.06168. From shallow to deep, for each layer that reads a group with removed channels:
+
+1. Draw some positions of its output on each sample.
+2. Y: what the layer of the original network gives there. X: what the layer of the pruned network reads there, with all
+   layers before it refit.
+3. W = argmin ||Y - X W||^2.
+
+Differs from the paper: a ridge penalty on the change of W keeps it near the old weights where samples are too few to
+tell; a bias is fitted too; the error of a residual block's shortcut is not made up for by its last convolution.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.blocks import open_blocks
+from keras_pcp.graph.build import check_fits
+from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
+from keras_pcp.graph.channels import CONSUME
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
+from keras_pcp.graph.weight_masks import weight_masks
+from keras_pcp.statistics.layer_inputs import (
+    POSITIONS,
+    Window,
+    as_floats,
+    draw,
+    kernel_array,
+    kernel_matrix,
+    patches,
+    penalized,
+    window_of,
+)
+from keras_pcp.support import checks, internals
+from keras_pcp.support.changes import all_or_nothing
+from keras_pcp.support.data import check_inputs, count_samples, take_samples, with_any_labels
+from keras_pcp.support.models import check_model
+
+# Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
+REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
+_BATCH = 256  # samples that one call of a layer takes
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `reconstruct` did.
+
+    Attributes:
+        errors: {layer: (before, after)}, in the order of execution: squared error of its outputs before the activation,
+            as a share of the squares of the original outputs. Both are equal where no better weights were found.
+        left: {layer: why it was left as it is, though it reads pruned channels}.
+    """
+
+    errors: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+
+def reconstruct(
+    model: keras.Model,
+    pruned: keras.Model,
+    graph: ChannelGraph,
+    selection: Selection,
+    data: Any,
+    *,
+    samples: int | None = REFIT_SAMPLES,
+    ridge: float = 0.1,
+    seed: int = 0,
+) -> Reconstruction:
+    """Refits kernels and biases in `pruned` so that the layers that read pruned channels give what they gave before.
+
+    Each layer's outputs before its activation are fitted to those of `model`, by least squares on some positions of some
+    samples, from shallow to deep. Only plain convolutions and dense layers that are called once are refit; what follows
+    them, such as batch normalization, stays. No error on the samples rises. If anything fails, nothing is changed.
+
+    Args:
+        model: the model before pruning; it is not changed.
+        pruned: what `prune_model(model, graph, selection)` returned; or a copy of `model` inside `masked`, which at its
+            end restores kernels, but not biases.
+        graph: `build_graph(model)`.
+        selection: the selection with which `pruned` was pruned.
+        data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
+        samples: at most so many samples are used (None: all), 10 positions of each map. All of them go through one layer
+            after the other, so there are fewer if the largest tensor of all of them took more than 1 GiB.
+        ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
+            above 0. The more samples there are, the less it matters.
+        seed: for the draw of samples and positions.
+
+    Raises:
+        InvalidArgumentError: graph, selection or data does not fit, `pruned` is not `model` pruned, or a layer of one of
+            them gives NaN or infinite values on the data.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((4,))
+        >>> hidden = keras.layers.Dense(3, name="hidden", kernel_initializer="ones")(x)  # three equal channels
+        >>> model = keras.Model(x, keras.layers.Dense(1, name="out", kernel_initializer="ones")(hidden))
+        >>> graph, one = keras_pcp.build_graph(model), keras_pcp.Selection({"hidden": np.array([True, False, False])})
+        >>> small = keras_pcp.prune_model(model, graph, one)
+        >>> x = np.random.default_rng(0).normal(size=(32, 4))
+        >>> before, after = keras_pcp.reconstruct(model, small, graph, one, (x, x)).errors["out"]
+        >>> round(before, 3), after < 1e-4  # two thirds of the output were missing, squared
+        (0.444, True)
+    """
+    check_selection(graph, selection)
+    check_fits(model, graph)
+    check_model("pruned", pruned)
+    ridge, samples = checks.number("ridge", ridge, "(0, inf)"), checks.count("samples", samples, optional=True)
+    seed = checks.count("seed", seed, 0)
+    whole, small = (trace(open_blocks(m).model) for m in (model, pruned))
+    if {id(w) for w in model.weights} & {id(w) for w in pruned.weights} or len(whole.calls) != len(small.calls):
+        raise InvalidArgumentError(
+            "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
+        )
+    x = inputs_at_once(model, data, samples, seed)
+    plan = _Plan(model, graph, selection, whole)
+    rng = np.random.default_rng(seed)
+    errors, left, values = {}, {}, []
+    with internals.stateless():
+        # One network after the other, so that the tensors of one are in memory at a time.
+        goals = [_goal(steps, plan, rng) for steps in _in_step(whole, x)]
+        for goal, steps in zip(goals, _in_step(small, x), strict=True):
+            if goal is None:
+                continue
+            layer = steps[0].call.operation
+            if isinstance(goal, str):
+                left[layer.name] = goal
+                continue
+            errors[layer.name], changed = _refit(goal, steps, ridge)
+            for variable, value in changed:
+                variable.assign(value)  # in the scope only, for the layers to come
+            values += changed
+    all_or_nothing(lambda journal: journal.assign(values))
+    return Reconstruction(errors, left)
+
+
+def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int) -> Any:
+    """Draws inputs for a model, as `take_samples`; so few that its largest tensor does not take more than 1 GiB."""
+    drawn = take_samples(with_any_labels(data), samples, seed)
+    check_inputs(model, drawn[0])
+    most = _BYTES_AT_ONCE // (4 * max(tensor_sizes(trace(model), drawn[0])))
+    return take_samples(drawn, max(1, most), seed)[0]
+
+
+def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
+    """Runs a trace on batches of samples, all of them up to a call before any goes on to the next one.
+
+    So what is done to the weights of a layer is in effect for all samples, and only the tensors that calls to come read
+    are in memory for all of them.
+    """
+    starts = range(0, count_samples(x), _BATCH)
+    batches = [tree.map_structure(operator.itemgetter(slice(i, i + _BATCH)), x) for i in starts]
+    return zip(*(replay_calls(traced, arrange_inputs(traced, batch)) for batch in batches), strict=True)
+
+
+class _Plan:
+    """Which calls of the original model to refit, and what stays of their kernels."""
+
+    def __init__(self, model: keras.Model, graph: ChannelGraph, selection: Selection, whole: Trace):
+        def by_variable(masks):
+            return {id(model.weights[i]): axes for i, axes in masks.items()}
+
+        readers = by_variable(weight_masks(graph, selection, CONSUME))
+        self.readers = {i for i, axes in readers.items() if not all(mask.all() for mask in axes.values())}
+        self.masks = by_variable(weight_masks(graph, selection))
+        self.operations = [call.operation for call in whole.calls]
+
+    def reads_pruned(self, call: Call) -> bool:
+        """Tells whether a call reads channels that were removed."""
+        return any(id(w) in self.readers for w in getattr(call.operation, "weights", ()))
+
+    def why_not(self, call: Call) -> str | None:
+        """Returns the reason not to refit a call, or None."""
+        if window_of(call.operation, 2) is None:
+            return "it is no plain convolution or dense layer"
+        if sum(operation is call.operation for operation in self.operations) > 1:
+            return "it is called several times"
+        return None
+
+    def kept(self, call: Call) -> list[np.ndarray]:
+        """Returns which inputs and outputs of a layer stay: boolean arrays along the last two axes of its kernel."""
+        kernel = call.operation.kernel
+        masks, rank = self.masks.get(id(kernel), {}), len(kernel.shape)
+        return [masks.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """What a layer of the original network gives, (positions, outputs), and where, for each batch of samples.
+
+    Attributes:
+        targets, chosen: of each batch, what it gives and at which positions.
+        kept: which inputs and outputs of the layer stay.
+    """
+
+    targets: list[np.ndarray]
+    chosen: list[np.ndarray]
+    kept: list[np.ndarray]
+
+
+def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
+    """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
+    call = steps[0].call
+    if not plan.reads_pruned(call):
+        return None
+    reason = plan.why_not(call)
+    if reason:
+        return reason
+    window = window_of(call.operation, len(steps[0].input.shape))
+    lengths = [len(step.input) for step in steps]
+    chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
+    chosen = np.split(chosen, np.cumsum(lengths)[:-1])
+    read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
+    targets = [_finite(_outputs(call.operation, window, r), call.operation, "model").astype(r.dtype) for r in read]
+    return _Goal(targets, chosen, plan.kept(call))
+
+
+def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:
+    """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
+    layer = steps[0].call.operation
+    rows, outputs = _places(layer, *goal.kept)
+    window = window_of(layer, len(steps[0].input.shape))
+    rows = np.tile(rows, np.prod(window.size, dtype=int))
+    sums, energy = _Sums(), np.finfo(float).tiny
+    for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
+        read = patches(window, step.input, chosen).astype(float)
+        wanted = target[:, outputs]
+        error = wanted - _finite(_outputs(layer, window, read), layer, "pruned")
+        sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
+        energy += np.square(wanted, dtype=float).sum()
+    change, shift = sums.fit(layer.use_bias, ridge)
+    old = kernel_matrix(window, _array(layer.kernel))
+    matrix = old.copy()
+    matrix[:, rows] += change
+    changed = [(layer.kernel, kernel_array(matrix, layer.kernel.shape))]
+    if layer.use_bias:
+        bias = _array(layer.bias)
+        changed.append((layer.bias, bias + shift.ravel()))
+    with internals.stateless(changed):  # of the type of the weights
+        change = (kernel_matrix(window, _array(layer.kernel)) - old)[:, rows]
+        shift = (_array(layer.bias) - bias).reshape(shift.shape) if layer.use_bias else shift
+    before, after = float(sums.ee / energy), float(sums.left(change, shift) / energy)
+    return ((before, after), changed) if after < before else ((before, before), [])
+
+
+class _Sums:
+    """Sums over positions of what a layer reads, x (groups, positions, rows), of the error e (groups, positions, outputs)
+    to make up for, and of their products: all that a least-squares fit needs, however many positions there are.
+    """
+
+    def __init__(self):
+        self.count = self.x = self.e = self.xx = self.xe = self.ee = 0
+
+    def add(self, x: np.ndarray, e: np.ndarray) -> None:
+        """Adds some positions."""
+        self.count += x.shape[1]
+        self.x, self.e = self.x + x.sum(axis=1, keepdims=True), self.e + e.sum(axis=1, keepdims=True)
+        turned = x.swapaxes(1, 2)
+        self.xx, self.xe, self.ee = self.xx + turned @ x, self.xe + turned @ e, self.ee + np.square(e).sum()
+
+    def fit(self, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Fits the error by what is read, group by group.
+
+        Returns:
+            Change of the kernel's matrix (groups, rows, outputs of a group) and of the bias (groups, 1, outputs of a
+            group).
+        """
+        x, e = self.x / self.count * bias, self.e / self.count * bias
+        turned = self.count * x.swapaxes(1, 2)
+        try:
+            change = np.linalg.solve(penalized(self.xx - turned @ x, self.count, ridge), self.xe - turned @ e)
+        except np.linalg.LinAlgError as error:
+            raise InvalidArgumentError(f"ridge={ridge!r} is too small for this data; the default is 0.1") from error
+        return change, e - x @ change
+
+    def left(self, change: np.ndarray, shift: np.ndarray) -> float:
+        """Returns the sum of the squares of the error that a change of the kernel's matrix and of the bias leaves."""
+        by_kernel = np.sum((self.xx @ change - 2 * self.xe) * change)
+        by_bias = np.sum((self.count * shift + 2 * (self.x @ change - self.e)) * shift)
+        return max(0.0, self.ee + by_kernel + by_bias)
+
+
+def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which inputs of a layer of the pruned model to fit, and which outputs of the original layer it has.
+
+    In a model that is narrower all inputs are fit; in one that is masked those that stay.
+    """
+    shape = layer.kernel.shape
+    for size, kept in zip(shape[-2:], (inputs, outputs), strict=True):
+        if size not in (len(kept), kept.sum()):
+            raise InvalidArgumentError(
+                f"layer {layer.name!r} of the pruned model has a kernel of shape {tuple(shape)}, but the selection keeps "
+                f"{inputs.sum()} of {len(inputs)} inputs and {outputs.sum()} of {len(outputs)} outputs"
+            )
+    rows = inputs if shape[-2] == len(inputs) else np.ones(shape[-2], bool)
+    return rows, outputs if shape[-1] != len(outputs) else np.ones(len(outputs), bool)
+
+
+def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
+    """Returns a layer's outputs before its activation, (positions, outputs), from what it reads."""
+    apart = read @ kernel_matrix(window, _array(layer.kernel))
+    found = np.moveaxis(apart, 0, 1).reshape(read.shape[1], -1)
+    return found + _array(layer.bias) if layer.use_bias else found
+
+
+def _finite(outputs: np.ndarray, layer: Any, which: str) -> np.ndarray:
+    """Returns what a layer gives, or raises InvalidArgumentError where that is NaN or infinite."""
+    if not np.isfinite(outputs).all():
+        own = "its weights are not finite" if not all(np.isfinite(as_floats(w)).all() for w in layer.weights) else (
+            "its weights are finite, so look at the layers before it and at the scale of the data"
+        )  # fmt: skip
+        raise InvalidArgumentError(
+            f"layer {layer.name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"
+        )
+    return outputs
+
+
+def _array(variable: Any) -> np.ndarray:
+    return as_floats(variable).astype(float)

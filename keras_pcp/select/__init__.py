@@ -1,0 +1,1 @@
+"""Scores and limits to a selection: which channels stay."""

@@ -1,0 +1,151 @@
+"""Scores + ratio or limits -> Selection."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
+from keras_pcp.graph.channels import check_scores
+from keras_pcp.graph.cost import cost_of
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.widths import check_widths, least_width, lowest_removed, smallest, width_option
+from keras_pcp.select.budget import Limits, check_reachable, holds
+from keras_pcp.support import checks
+
+Scores = Mapping[str, np.ndarray]
+SCOPES = ("global", "local")
+
+
+def select_by_ratio(
+    graph: ChannelGraph,
+    scores: Scores,
+    pruning_ratio: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    min_channels: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> Selection:
+    """Removes a fraction of the channels, lowest scores first.
+
+    Args:
+        graph: channel graph.
+        scores: {group name: float array (num_channels,)}, higher = keep.
+        pruning_ratio: fraction of channels to remove, in [0, 1); with `scope="local"` also {group name: fraction}.
+        scope: `"global"` ranks all channels together, each group's scores divided by their mean; `"local"` removes
+            the fraction in every group (uniform pruning).
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
+
+    Returns:
+        A `Selection`. Never removes more than asked; rounding and `min_channels` can only keep more.
+
+    Raises:
+        InvalidArgumentError: an argument is out of range or the scores do not fit the graph.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_pcp.graph.channels import ChannelGraph, ChannelGroup
+        >>> graph = ChannelGraph("m", {"a": ChannelGroup("a", 4, ())}, (), (), (), ())
+        >>> select_by_ratio(graph, {"a": np.array([3., 1., 2., 4.])}, 0.5, scope="local").removed()["a"].tolist()
+        [1, 2]
+    """
+    scores = _checked(graph, scores, scope, min_channels, multiple_of)
+    ratios = pruning_ratio if isinstance(pruning_ratio, Mapping) else dict.fromkeys(graph.groups, pruning_ratio)
+    for name, ratio in ratios.items():
+        checks.number(f"pruning_ratio of group {graph[name].name!r}", ratio, "[0, 1)")
+    if scope == "local":
+        counts = {g.name: int(g.num_channels * ratios.get(g.name, 0.0)) for g in graph}
+    elif isinstance(pruning_ratio, Mapping):
+        raise InvalidArgumentError("a pruning_ratio per group needs scope='local'")
+    else:
+        counts = _global_counts(graph, scores, pruning_ratio)
+    keep = {}
+    for group in graph:
+        width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
+        multiple = width_option(multiple_of, group.name)
+        width = min(group.num_channels, -(-width // multiple) * multiple)
+        keep[group.name] = lowest_removed(group, scores[group.name], group.num_channels - width)
+    return Selection(keep)
+
+
+def _global_counts(graph: ChannelGraph, scores: Scores, ratio: float) -> dict[str, int]:
+    if not len(graph):
+        return {}
+    ranked = np.concatenate([scores[g.name] / (np.mean(np.abs(scores[g.name])) or 1.0) for g in graph])
+    owner = np.repeat(np.arange(len(graph)), [g.num_channels for g in graph])
+    gone = owner[np.argsort(ranked, kind="stable")[: int(len(ranked) * ratio)]]
+    return {g.name: int(np.count_nonzero(gone == i)) for i, g in enumerate(graph)}
+
+
+def select_by_cost(
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    max_macs: float | int | None = None,
+    max_params: float | int | None = None,
+    max_bytes: float | int | None = None,
+    scope: str = "global",
+    min_channels: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> Selection:
+    """Removes the fewest channels, by `select_by_ratio`, with which all limits hold.
+
+    Where several groups would lose their next channel at the same ratio, as groups of 16, 32 and 64 channels do, the first
+    ones in the order of the graph keep it as far as the limits allow.
+
+    Args:
+        graph: channel graph.
+        scores: {group name: float array (num_channels,)}, higher = keep.
+        max_macs, max_params, max_bytes: a float in (0, 1) is a fraction of the unpruned model, an int is absolute.
+        scope: as in `select_by_ratio`.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
+
+    Returns:
+        A `Selection`.
+
+    Raises:
+        LimitError: the limits cannot be reached; the message names the least reachable cost and what is frozen.
+        InvalidArgumentError: an argument is out of range.
+
+    Example:
+        >>> import keras, keras_pcp
+        >>> x = keras.Input((8,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, name="hidden")(x)))
+        >>> graph = keras_pcp.build_graph(model)
+        >>> scores = keras_pcp.score_channels(model, graph, "l1")
+        >>> len(keras_pcp.select_by_cost(graph, scores, max_macs=0.5).removed()["hidden"])
+        8
+    """
+    scores = _checked(graph, scores, scope, min_channels, multiple_of)
+    bounds = Limits(max_macs, max_params, max_bytes).absolute(cost_of(graph))
+    check_reachable(graph, smallest(graph, min_channels, multiple_of), bounds)
+
+    def select(ratio: float) -> Selection:
+        return select_by_ratio(graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of)
+
+    low, high = 0.0, float(np.nextafter(1.0, 0.0))
+    if holds(graph, select(low), bounds):
+        return select(low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(graph, select(middle), bounds) else (middle, high)
+    found, wider = select(high), select(low).keep
+    check_reachable(graph, found, bounds)  # what stays may cost more than the cheapest channels
+    for name, mask in wider.items():
+        candidate = Selection({**found.keep, name: mask})
+        if not np.array_equal(mask, found.keep[name]) and holds(graph, candidate, bounds):
+            found = candidate
+    return found
+
+
+def _checked(graph: ChannelGraph, scores: Scores, scope: str, min_channels: Any, multiple_of: Any) -> Scores:
+    """Returns the scores as float arrays, or raises InvalidArgumentError where an argument is wrong."""
+    check_graph(graph)
+    checks.choice("scope", scope, SCOPES)
+    advice = "pass keras_pcp.score_channels(model, graph)"
+    checks.instance("scores", scores, Mapping, "{group name: float array (num_channels,)}", advice)
+    check_widths(min_channels, multiple_of, graph)
+    return {group.name: check_scores(group, scores.get(group.name), "scores") for group in graph}

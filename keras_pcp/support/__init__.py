@@ -1,0 +1,1 @@
+"""What every stage uses: checks of arguments, changes that can be undone, files, data, private Keras access."""

@@ -1,0 +1,270 @@
+"""A fixed draw of labelled samples, as arrays, and the checks of what users give as data."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.support import checks, internals
+
+_PARTS = ("x", "y", "sample_weight")
+# Data of unknown length that goes on for longer than this counts as endless, where all of it is asked for.
+_MOST_SAMPLES, _MOST_BYTES = 2**20, 2**33
+
+
+def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") -> tuple[Any, Any, Any]:
+    """Returns (x, y, sample_weight or None) as arrays, at most `samples` of them, drawn at random.
+
+    Inputs and sample weights are finite numbers (inputs may be strings, too), and some sample counts. Labels are numbers,
+    but need not be finite: a loss may leave out those that are NaN.
+
+    Args:
+        data: (x, y) or (x, y, sample_weight) of arrays or structures of arrays, or anything that yields such batches,
+            such as a tf.data.Dataset (then the first samples are taken).
+        samples: number of samples, None for all.
+        seed: for the draw.
+        name: what the caller calls the data, for messages.
+
+    Raises:
+        InvalidArgumentError: no data, no labels, arrays of different lengths, or values that cannot be computed with; or
+            all samples are asked for of a dataset that has no end, or of one of unknown length that goes on for more than
+            2**20 samples or 8 GiB.
+    """
+    check_source(data, name)
+    if isinstance(data, tuple | list):
+        drawn = _drawn(_arrays(data, name), samples, seed, name)
+    else:
+        if samples is None:
+            _check_end(data, name)
+        drawn = _first(_batches(data, name, capped=samples is None), samples, name)
+    x, y, weight = (*drawn, None)[:3]
+    _check_finite(x, f"{name}: x")
+    flat = [w for w in tree.flatten(weight) if w is not None]
+    _check_finite(flat, f"{name}: sample_weight")
+    if flat and not any(w.any() for w in flat):
+        raise InvalidArgumentError(
+            f"all sample weights of {name} that were drawn are 0, so nothing can be measured on it; leave them out or "
+            "give some samples a weight above 0"
+        )
+    return x, y, weight
+
+
+def take_inputs(data: Any, name: str) -> np.ndarray:
+    """Returns inputs alone: an array, or all batches of a dataset of them. What else a batch holds is not looked at.
+
+    Raises:
+        InvalidArgumentError: there are none, or they are not one array of finite numbers.
+    """
+    if hasattr(data, "shape"):  # an array or a tensor
+        found = _array(data, "x", name)
+    elif isinstance(data, tuple | list | Mapping | str | bytes | type) or not _can_be_read(data):
+        raise checks.refusal(name, "an array of inputs or a dataset of batches of them", data)
+    else:
+        _check_end(data, name)
+        batches = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
+        taken = [(_array(_one_array(batch, name), "x", name),) for batch in batches]
+        [found] = _joined(taken, name) if taken else [np.zeros(0)]
+    count_samples(found, name)
+    _check_finite(found, name)
+    return found
+
+
+def _one_array(batch: Any, name: str) -> Any:
+    if isinstance(batch, Mapping | tuple | list):
+        raise checks.refusal(name, "a dataset of batches of one array of inputs", batch)
+    return batch
+
+
+def check_source(data: Any, name: str = "data", function: bool = False) -> None:
+    """Raises InvalidArgumentError where data cannot hold labelled samples, by its type; it is not read.
+
+    Args:
+        data: what the user gives.
+        name: what the caller calls it.
+        function: whether it may be a function that returns the samples.
+    """
+    advice = ""
+    if isinstance(data, Mapping):
+        advice = "give (data[...], data[...]), the inputs and the labels"
+    elif callable(data) and not isinstance(data, Iterable) and not function:
+        advice = "give what the function returns"
+    wrong = isinstance(data, Mapping | str | bytes | type) or hasattr(data, "shape")
+    if wrong or not (_can_be_read(data) or (function and callable(data))):
+        kinds = "labelled samples: (x, y) of arrays, or a dataset of batches (x, y)"
+        raise checks.refusal(name, kinds + (", or a function that returns them" if function else ""), data, advice)
+    if not _can_be_read(data):
+        checks.function(name, data, "labelled samples, or a function without arguments that returns them", takes=0)
+
+
+def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:
+    """Raises InvalidArgumentError where arrays do not fit the inputs of a model, as far as these are known."""
+    functional = internals.functional_of(model)
+    if functional is None:
+        return
+    tensors, arrays = functional.inputs, tree.flatten(x)
+    if isinstance(x, Mapping):
+        structure = functional.input if isinstance(functional.input, Mapping) else {}
+        for names in (structure, {t.name: t for t in tensors}):
+            if names and all(key in x for key in names):
+                tensors, arrays = list(names.values()), [x[key] for key in names]
+                break
+        else:
+            arrays = []  # Keras finds the inputs by these names, too
+    if len(arrays) != len(tensors) or not all(_fits(a, t) for a, t in zip(arrays, tensors, strict=True)):
+        raise InvalidArgumentError(
+            f"{name} does not fit the inputs of model {model.name!r}: x is {tree.map_structure(_described, x)}, the model "
+            f"takes {tree.map_structure(_described, functional.input)}. x needs a batch axis in front; if {name} is a "
+            "dataset that yields single samples, call .batch(32) on it"
+        )
+
+
+def with_any_labels(data: Any) -> Any:
+    """Adds labels to an array of inputs alone, for those who do not look at labels; other data stays as it is."""
+    return (data, np.zeros(len(data))) if hasattr(data, "shape") and np.ndim(data) else data
+
+
+def count_samples(arrays: Any, name: str = "data") -> int:
+    """Returns the length that all arrays of a structure have."""
+    lengths = {len(a) if np.ndim(a) else 0 for a in tree.flatten(arrays)}
+    if lengths == {0} or not lengths:
+        raise InvalidArgumentError(f"{name} is empty; labelled samples are needed")
+    if len(lengths) > 1:
+        raise InvalidArgumentError(
+            f"{name} holds arrays of different lengths: {sorted(lengths)}; x and y need one entry for each sample along "
+            "their first axis. If it is a dataset that yields single samples, call .batch(32) on it"
+        )
+    return lengths.pop()
+
+
+def _can_be_read(data: Any) -> bool:
+    try:
+        return isinstance(data, tuple | list | keras.utils.PyDataset) or iter(data) is not None
+    except TypeError:
+        return False
+
+
+def _drawn(arrays: tuple, samples: int | None, seed: int, name: str) -> tuple:
+    count = count_samples([a for a in tree.flatten(arrays) if a is not None], name)
+    if samples is None or samples >= count:
+        return arrays
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:samples])
+    return tree.map_structure(lambda a: None if a is None else a[chosen], arrays)
+
+
+def _first(batches: Iterator[tuple], samples: int | None, name: str) -> tuple:
+    """Joins as many batches as it takes; a last one may be cut."""
+    taken, count = [], 0
+    for batch in batches:
+        taken.append(batch)
+        count += count_samples([a for a in tree.flatten(batch) if a is not None], name)
+        if samples is not None and count >= samples:
+            break
+    if not taken:
+        raise InvalidArgumentError(f"{name} is empty; labelled samples are needed")
+    return tree.map_structure(lambda a: None if a is None else a[:samples], _joined(taken, name))
+
+
+def _joined(batches: list[tuple], name: str) -> tuple:
+    try:
+        return tree.map_structure(lambda *parts: None if parts[0] is None else np.concatenate(parts), *batches)
+    except ValueError as error:
+        raise InvalidArgumentError(f"the batches of {name} do not fit each other: {error}") from error
+
+
+def _check_end(data: Any, name: str) -> None:
+    """A dataset without an end would be read for ever."""
+    if isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise InvalidArgumentError(
+            f"{name} is a dataset without an end, so not all of it can be read; leave out .repeat(), or give it .take(n)"
+        )
+
+
+def _batches(data: Any, name: str, capped: bool) -> Iterator[tuple]:
+    """Yields the batches of a dataset; refuses one of unknown length that seems to have no end, if `capped`."""
+    endless = capped and not hasattr(data, "__len__")
+    if isinstance(data, tf.data.Dataset):  # its length is an error if it is not known
+        endless = capped and int(data.cardinality()) < 0
+    # A PyDataset need not end when it is iterated over.
+    batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    count = size = 0
+    for batch in batches:
+        arrays = _arrays(batch, name)
+        flat = [a for a in tree.flatten(arrays) if a is not None]
+        count, size = count + len(flat[0]), size + sum(a.nbytes for a in flat)
+        if endless and (count > _MOST_SAMPLES or size > _MOST_BYTES):
+            raise InvalidArgumentError(
+                f"{name} has not ended after {count:,} samples, and samples=None would read all of it; give samples a "
+                "number, or give the data as arrays or as a dataset of known length"
+            )
+        yield arrays
+
+
+def _arrays(data: Any, name: str) -> tuple:
+    """Returns one batch, or all data, as (x, y) or (x, y, sample_weight) of arrays."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        what = f"{type(data).__name__} of length {len(data)}" if isinstance(data, tuple | list) else checks.shown(data)
+        raise InvalidArgumentError(
+            f"{name} must be (x, y) or (x, y, sample_weight), or a dataset of such batches; got {what}"
+            + ("; bring it into this form with .map(lambda d: (d[...], d[...]))" if isinstance(data, Mapping) else "")
+        )
+    if data[1] is None:
+        raise InvalidArgumentError(
+            f"{name} has no labels: its second part is None; labelled samples are needed: (x, y)"
+        )
+    if data[0] is None:
+        raise InvalidArgumentError(f"{name} has no inputs: its first part is None; labelled samples are needed: (x, y)")
+    parts = zip(_PARTS, data, strict=False)
+    return tuple(
+        tree.map_structure(lambda a, part=part: _array(a, part, name), value)
+        for part, value in parts
+        if value is not None
+    )
+
+
+def _array(value: Any, part: str, name: str) -> np.ndarray | None:
+    """Returns an array of numbers (inputs may be strings) with a batch axis."""
+    if value is None and part == "sample_weight":  # of one output of several
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever the class of the caller raises
+        raise checks.refusal(
+            f"{part} of {name}", "an array of numbers", value, "its rows must be equally long"
+        ) from error
+    if array.ndim == 0:
+        raise checks.refusal(
+            f"{part} of {name}", "an array of numbers with a batch axis in front", value,
+            "turn lists into arrays with np.asarray; if it is a dataset that yields single samples, call .batch(32) on it",
+        )  # fmt: skip
+    text = array.dtype.kind in "US" or (array.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in array.flat))
+    if (text and part != "x") or (not text and array.dtype.kind in "OMmVUS" and "float" not in str(array.dtype)):
+        raise checks.refusal(f"{part} of {name}", "an array of numbers", array, "convert it with .astype('float32')")
+    return array
+
+
+def _check_finite(arrays: Any, what: str) -> None:
+    for array in tree.flatten(arrays):
+        if not checks.is_finite(array):
+            bad = int(np.count_nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            raise InvalidArgumentError(
+                f"{what} has NaN or infinite values in {bad} of {len(array)} samples; leave these samples out or repair them"
+            )
+
+
+def _fits(array: np.ndarray, tensor: keras.KerasTensor) -> bool:
+    text = array.dtype.kind in "OUS"
+    complex_ = array.dtype.kind == "c"
+    if text != (str(tensor.dtype) == "string") or complex_ != str(tensor.dtype).startswith("complex"):
+        return False
+    shape = tuple(tensor.shape)
+    if len(shape) - array.ndim == 1 and shape[-1] == 1:  # Keras adds this axis
+        shape = shape[:-1]
+    return len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape[1:], array.shape[1:], strict=True))
+
+
+def _described(tensor: Any) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

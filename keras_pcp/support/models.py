@@ -1,0 +1,28 @@
+"""Checks of models: what is one, and whether its weights are numbers that pruning can go by."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_pcp.errors import NotFiniteError
+from keras_pcp.support.checks import instance
+
+
+def check_finite(model: keras.Model) -> None:
+    """Looks for weights that are NaN or infinite.
+
+    Raises:
+        NotFiniteError: a layer has some.
+    """
+    for weight in model.weights:
+        value = tf.convert_to_tensor(weight.value)
+        if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+            raise NotFiniteError(
+                f"weights of layer {weight.path.rpartition('/')[0]!r} ({weight.path}) are NaN or infinite"
+            )
+
+
+def check_model(name: str, value: Any) -> keras.Model:
+    """Returns a Keras model."""
+    return instance(name, value, keras.Model, "a keras.Model", "load a file with keras.saving.load_model(path)")
