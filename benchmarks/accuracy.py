@@ -29,7 +29,7 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp import LayerByLayer, OneShot, Progressive, RandomWidths
+from keras_pcp.strategies import LayerByLayer, OneShot, Progressive, RandomWidths
 
 METHODS = {
     "pcp": Progressive,
@@ -66,36 +66,54 @@ def run(args, method, criterion, target, seed, data):
     options = {"seed": seed, "samples": args.samples}
     options |= json.loads(args.strategy) if method == "pcp" else {}
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=target, validation_data=val, criterion=criterion.split("+"), begin=args.begin, end=args.end,
-        strategy=METHODS[method](**options), monitor=SIGNALS[args.signal],
+        max_macs=target,
+        validation_data=val,
+        criterion=criterion.split("+"),
+        begin=args.begin,
+        end=args.end,
+        strategy=METHODS[method](**options),
+        monitor=SIGNALS[args.signal],
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
-        reconstruction_data=(x[:2000], y[:2000]) if args.reconstruction else None,
-    )  # fmt: skip
+        refit_data=(x[:2000], y[:2000]) if args.refit else None,
+    )
     started = time.perf_counter()
     images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
     compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning], verbose=args.verbose)
-    keras_pcp.recalibrate(model, x)
+    keras_pcp.reestimate_batch_norm(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
     cost = keras_pcp.count_cost(model)
     untrained = keras_pcp.prune_model(unpruned, graph, report.selection)
     before_tuning = accuracy(untrained, *test)
-    if args.reconstruction:
-        keras_pcp.reconstruct(unpruned, untrained, graph, report.selection, x[:2000])
-    keras_pcp.recalibrate(untrained, x)
+    if args.refit:
+        keras_pcp.refit(unpruned, untrained, graph, report.selection, x[:2000])
+    keras_pcp.reestimate_batch_norm(untrained, x)
     return {
-        "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": method,
-        "criterion": criterion, "target": target, "seed": seed, "macs": round(cost.macs / full.macs, 4),
+        "suite": "accuracy",
+        "model": Path(args.model).stem,
+        "data": args.data,
+        "method": method,
+        "criterion": criterion,
+        "target": target,
+        "seed": seed,
+        "macs": round(cost.macs / full.macs, 4),
         "params": round(cost.params / full.params, 4),
         "acc_unpruned": accuracy(unpruned, *test),
-        "acc_before_tuning": before_tuning, "acc_untrained": accuracy(untrained, *test),
-        "val_acc": accuracy(model, *val), "acc": accuracy(model, *test), "epochs": args.epochs,
-        "images": steps * args.batch, "seconds": round(seconds, 1), "attempt_macs": report.attempt_macs,
-        "attempt_seconds": round(report.seconds["attempts"], 2), "rounds": len(report.rounds), "tag": args.tag,
+        "acc_before_tuning": before_tuning,
+        "acc_untrained": accuracy(untrained, *test),
+        "val_acc": accuracy(model, *val),
+        "acc": accuracy(model, *test),
+        "epochs": args.epochs,
+        "images": steps * args.batch,
+        "seconds": round(seconds, 1),
+        "attempt_macs": report.attempt_macs,
+        "attempt_seconds": round(report.seconds["attempts"], 2),
+        "rounds": len(report.rounds),
+        "tag": args.tag,
         "signal": args.signal,
         "widths": {name: now for name, (_, now) in report.widths.items()},
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
         "command": "python " + " ".join(sys.argv),
-    }  # fmt: skip
+    }
 
 
 def run_torch_pruning(args, criterion, target, seed, data):
@@ -110,10 +128,21 @@ def run_torch_pruning(args, criterion, target, seed, data):
         command += [f"--{name}={value}" for name, value in options.items()]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     return {
-        "suite": "accuracy", "model": Path(args.model).stem, "data": args.data, "method": "torch_pruning",
-        "criterion": criterion, "target": target, "seed": seed, **found, "epochs": args.epochs, "attempt_macs": 0,
-        "attempt_seconds": 0, "rounds": 0, "tag": args.tag, "command": "python " + " ".join(sys.argv),
-    }  # fmt: skip
+        "suite": "accuracy",
+        "model": Path(args.model).stem,
+        "data": args.data,
+        "method": "torch_pruning",
+        "criterion": criterion,
+        "target": target,
+        "seed": seed,
+        **found,
+        "epochs": args.epochs,
+        "attempt_macs": 0,
+        "attempt_seconds": 0,
+        "rounds": 0,
+        "tag": args.tag,
+        "command": "python " + " ".join(sys.argv),
+    }
 
 
 def main():
@@ -123,13 +152,13 @@ def main():
     parser.add_argument("--criteria", default="l1", help="base criteria of each method; a+b: several in each attempt")
     parser.add_argument("--targets", default="0.25,0.5")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.Progressive for pcp")
+    parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.strategies.Progressive for pcp")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument(
         "--signal", default="metric", choices=SIGNALS, help="what attempts are compared by, in all methods"
     )
     parser.add_argument("--distillation", type=float, default=0.5, help="weight; 0: none")
-    parser.add_argument("--reconstruction", action="store_true", help="refit readers of pruned channels")
+    parser.add_argument("--refit", action="store_true", help="refit readers of pruned channels")
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shift", type=int, default=2)

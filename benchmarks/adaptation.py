@@ -39,16 +39,16 @@ KINDS = ("source_only", "dann", "mmd", "dann_pseudo")
 METHODS = ("no_pseudo", "source", "pseudo", "oracle", "random_widths", "uniform", "adapt_after")
 
 
-def compiled(dann: keras_pcp.DANN, kind: str, rate: float, steps: int) -> None:
+def compiled(dann: keras_pcp.adaptation.DANN, kind: str, rate: float, steps: int) -> None:
     """Compiles with the optimizer of Ganin et al."""
-    optimizer = keras.optimizers.SGD(keras_pcp.AnnealedLearningRate(rate, steps), momentum=0.9)
+    optimizer = keras.optimizers.SGD(keras_pcp.adaptation.AnnealedLearningRate(rate, steps), momentum=0.9)
     dann.compile(optimizer, domain_weight=0.0 if kind == "source_only" else 1.0)
 
 
-def train(args: argparse.Namespace, dann: keras_pcp.DANN, kind: str, data: dict, seed: int) -> None:
+def train(args: argparse.Namespace, dann: keras_pcp.adaptation.DANN, kind: str, data: dict, seed: int) -> None:
     """Trains from where the network stands."""
     compiled(dann, kind, args.rate, steps(args.epochs, data))
-    callbacks = [keras_pcp.ReversalSchedule()] if kind == "dann" else []
+    callbacks = [keras_pcp.adaptation.ReversalSchedule()] if kind == "dann" else []
     dann.fit(data["source"], data["target"], epochs=args.epochs, seed=seed, callbacks=callbacks, verbose=0)
 
 
@@ -56,10 +56,10 @@ def steps(epochs: int, data: dict) -> int:
     return epochs * -(-max(len(data["source"][0]), len(data["target"])) // 64)
 
 
-def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.DANN:
+def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.adaptation.DANN:
     """Trains a network, or loads it if that was done before."""
     keras.utils.set_random_seed(seed)
-    dann = digit_network(data["classes"], keras_pcp.MeanDiscrepancy() if kind == "mmd" else None)
+    dann = digit_network(data["classes"], keras_pcp.adaptation.MeanDiscrepancy() if kind == "mmd" else None)
     file = args.cache / f"{args.source}_{args.target}_{kind}_{args.epochs}_{args.rate}_{seed}.weights.h5"
     if file.exists():
         dann.model.load_weights(file)
@@ -69,18 +69,25 @@ def trained(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras
     return dann
 
 
-def go_on(args: argparse.Namespace, dann: keras_pcp.DANN, kind: str, data: dict, seed: int, labels, callbacks) -> None:
+def go_on(
+    args: argparse.Namespace, dann: keras_pcp.adaptation.DANN, kind: str, data: dict, seed: int, labels, callbacks
+) -> None:
     """The further `fit`, in which a network is pruned."""
     compiled(dann, kind, args.rate / 5, steps(args.prune_epochs, data))
     if kind == "dann":
         dann.model.get_layer("reversal").weight.assign(1.0)
     dann.fit(
-        data["source"], data["target"], epochs=args.prune_epochs, seed=seed, callbacks=callbacks, verbose=0,
+        data["source"],
+        data["target"],
+        epochs=args.prune_epochs,
+        seed=seed,
+        callbacks=callbacks,
+        verbose=0,
         pseudo_labels=labels,
-    )  # fmt: skip
+    )
 
 
-def unpruned(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.DANN:
+def unpruned(args: argparse.Namespace, kind: str, data: dict, seed: int) -> keras_pcp.adaptation.DANN:
     """Returns a network as it is before pruning, or after a further `fit` without pruning."""
     dann = trained(args, kind.removesuffix("_pseudo"), data, seed)
     if kind.endswith("_pseudo"):
@@ -101,14 +108,21 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     true_labels = data["target_val"][1]
     labels = TrueLabels(true_labels=true_labels) if method == "oracle" else keras_pcp.PseudoLabels(args.threshold)
     validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
-    controls = {"random_widths": keras_pcp.RandomWidths, "uniform": keras_pcp.OneShot}
-    strategy = controls[method](seed=seed) if method in controls else keras_pcp.Progressive(step=0.02, seed=seed)
+    controls = {"random_widths": keras_pcp.strategies.RandomWidths, "uniform": keras_pcp.strategies.OneShot}
+    strategy = (
+        controls[method](seed=seed) if method in controls else keras_pcp.strategies.Progressive(step=0.02, seed=seed)
+    )
     images = np.concatenate([data["source"][0][:1000], data["target"][:1000]])
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=target, deliver=dann.classifier, criterion=criterion_of(args, method),
-        begin=0.0, end=0.05, validation_data=validation, strategy=strategy,
-        reconstruction_data=images,
-    )  # fmt: skip
+        max_macs=target,
+        deliver=dann.classifier,
+        criterion=criterion_of(args, method),
+        begin=0.0,
+        end=0.05,
+        validation_data=validation,
+        strategy=strategy,
+        refit_data=images,
+    )
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])
     uses_labels = method not in ("no_pseudo", "adapt_after")
     go_on(args, dann, kind, data, seed, recovery if uses_labels else None, [pruning])
@@ -124,7 +138,7 @@ class TrueLabels(keras_pcp.PseudoLabels):
         return np.asarray(self.true_labels), np.ones(len(outputs), "float32")
 
 
-def measured(dann: keras_pcp.DANN, data: dict) -> dict[str, float]:
+def measured(dann: keras_pcp.adaptation.DANN, data: dict) -> dict[str, float]:
     """Accuracies on the test images, and how well a linear classifier tells the domains of features apart."""
     apart = [dann.features.predict(x, batch_size=500, verbose=0) for x, _ in (data["source_test"], data["target_test"])]
     domain = np.repeat([0, 1], [len(a) for a in apart])
@@ -136,8 +150,9 @@ def measured(dann: keras_pcp.DANN, data: dict) -> dict[str, float]:
     return {
         "target_acc": accuracy(dann.classifier, *data["target_test"]),
         "source_acc": accuracy(dann.classifier, *data["source_test"]),
-        "domains_told_apart": round(told, 4), "proxy_a_distance": round(2 * (2 * told - 1), 4),
-    }  # fmt: skip
+        "domains_told_apart": round(told, 4),
+        "proxy_a_distance": round(2 * (2 * told - 1), 4),
+    }
 
 
 def prepared(args: argparse.Namespace) -> dict:
@@ -146,10 +161,15 @@ def prepared(args: argparse.Namespace) -> dict:
     source, source_val = hold_out(*source, HELD_OUT)
     target, target_val = hold_out(*target, HELD_OUT)
     return {
-        "source": source, "source_val": source_val, "source_test": source_test, "target": target[0],
-        "target_labels": target[1], "target_val": target_val, "target_test": target_test,
+        "source": source,
+        "source_val": source_val,
+        "source_test": source_test,
+        "target": target[0],
+        "target_labels": target[1],
+        "target_val": target_val,
+        "target_test": target_test,
         "classes": int(source[1].max()) + 1,
-    }  # fmt: skip
+    }
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -209,9 +229,10 @@ def main():
             dann, report, labels = prune(args, method, limit, data, seed)
             more = {
                 "macs": round(report.after["macs"] / report.before["macs"], 4),
-                "seconds": round(time.perf_counter() - started, 1), "pseudo_labels": labels.history[-1:],
+                "seconds": round(time.perf_counter() - started, 1),
+                "pseudo_labels": labels.history[-1:],
                 "widths": {name: now for name, (_, now) in report.widths.items()},
-            }  # fmt: skip
+            }
         write(row | more | source | measured(dann, data), args.out)
         keras.backend.clear_session()
 

@@ -75,7 +75,7 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     x, y = (np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
 
     def search(attempts):
-        strategy = keras_pcp.Progressive(samples=None, attempts=attempts, confidence=args.confidence)
+        strategy = keras_pcp.strategies.Progressive(samples=None, attempts=attempts, confidence=args.confidence)
         limits, monitor = Limits(max_macs=args.target), Monitor(SIGNALS[args.signal])
         return Search(model, limits, (x, y), args.criterion, strategy, (), "error", monitor=monitor)
 
@@ -94,14 +94,25 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
         print(rounds, same, f"{fast.attempt_macs / exact.attempt_macs:.3f}", seconds, flush=True)
     one = exact.full.macs * len(x) * rounds
     return {
-        "suite": "attempts", "model": Path(name).stem, "data": args.data, "groups": len(exact.graph),
-        "samples": len(x), "criterion": args.criterion, "target": args.target, "confidence": args.confidence,
+        "suite": "attempts",
+        "model": Path(name).stem,
+        "data": args.data,
+        "groups": len(exact.graph),
+        "samples": len(x),
+        "criterion": args.criterion,
+        "target": args.target,
+        "confidence": args.confidence,
         "signal": args.signal,
-        "rounds": rounds, "same": same, "macs": round(exact.state.rounds[-1].macs / exact.full.macs, 4),
-        "exact_passes": round(exact.attempt_macs / one, 3), "fast_passes": round(fast.attempt_macs / one, 3),
-        "exact_seconds": round(seconds["exact"], 1), "fast_seconds": round(seconds["fast"], 1),
-        "accuracy": exact.state.rounds[0].before.metric, "command": "python " + " ".join(sys.argv),
-    }  # fmt: skip
+        "rounds": rounds,
+        "same": same,
+        "macs": round(exact.state.rounds[-1].macs / exact.full.macs, 4),
+        "exact_passes": round(exact.attempt_macs / one, 3),
+        "fast_passes": round(fast.attempt_macs / one, 3),
+        "exact_seconds": round(seconds["exact"], 1),
+        "fast_seconds": round(seconds["fast"], 1),
+        "accuracy": exact.state.rounds[0].before.metric,
+        "command": "python " + " ".join(sys.argv),
+    }
 
 
 def memory(args: argparse.Namespace, name: str) -> dict:
@@ -111,19 +122,23 @@ def memory(args: argparse.Namespace, name: str) -> dict:
         command = [sys.executable, __file__, *sys.argv[1:], "--child", way]
         peaks[way] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     return {
-        "suite": "memory", "model": Path(name).stem, "samples": args.samples, "refit": args.reconstruction,
-        "plain_mib": peaks["plain"] // 1024, "pruning_mib": peaks["pruning"] // 1024,
+        "suite": "memory",
+        "model": Path(name).stem,
+        "samples": args.samples,
+        "refit": args.refit,
+        "plain_mib": peaks["plain"] // 1024,
+        "pruning_mib": peaks["pruning"] // 1024,
         "ratio": round(peaks["pruning"] / peaks["plain"], 3),
         "command": "python " + " ".join(sys.argv),
-    }  # fmt: skip
+    }
 
 
 def child(args: argparse.Namespace, name: str, data: tuple) -> None:
     """One `fit` of 40 steps of 128 images; prints the peak memory of the process in KiB."""
     (x, y), val, _ = data
     model = compiled(trained(args, name, (x[:128], y[:128])), 0.01)
-    strategy = keras_pcp.Progressive(samples=args.samples)
-    options = {"reconstruction_data": (x[:2048], y[:2048])} if args.reconstruction else {}
+    strategy = keras_pcp.strategies.Progressive(samples=args.samples)
+    options = {"refit_data": (x[:2048], y[:2048])} if args.refit else {}
     callbacks = [keras_pcp.ProgressivePruning(max_macs=args.target, validation_data=val, strategy=strategy, **options)]
     model.fit(x[:5120], y[:5120], batch_size=128, verbose=0, callbacks=callbacks if args.child == "pruning" else [])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -135,13 +150,13 @@ def main():
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--criterion", default="l1")
-    parser.add_argument("--confidence", type=float, default=keras_pcp.Progressive.confidence)
+    parser.add_argument("--confidence", type=float, default=keras_pcp.strategies.Progressive.confidence)
     parser.add_argument("--signal", default="metric", choices=SIGNALS)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--width", type=int, default=8, help="of the residual networks trained here")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--reconstruction", action="store_true", help="with --memory: pruning with the refit")
+    parser.add_argument("--refit", action="store_true", help="with --memory: pruning with the refit")
     parser.add_argument("--child", choices=["plain", "pruning"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name in args.model.split(","):

@@ -166,14 +166,16 @@ class Checker:
         row, small, graph = self.cut(model)
         report = keras_pcp.inspect_graph(graph)
         row |= {
-            "layers": len(model.layers), "groups": len(graph), "exact_groups": sum(g.exact for g in graph),
+            "layers": len(model.layers),
+            "groups": len(graph),
+            "exact_groups": sum(g.exact for g in graph),
             "prunable": report.prunable_channels / max(report.total_channels, 1),
             "macs": keras_pcp.count_cost(graph, half(graph)).macs / report.full.macs,
             "least_macs": report.least.macs / report.full.macs,
             "frozen": [[r.text, len(r.layers), r.num_channels] for r in report.frozen],
             "unknown": [[r.text, len(r.layers)] for r in report.notes],
             "blocks": len(graph.blocks),
-        }  # fmt: skip
+        }
         x = inputs_of(small)
         row["reload_error"] = relative_error(self.reloaded(small, x), outputs_of(small, x))
         row["planted_error"] = planted_error(model, graph) if row["exact_groups"] else None

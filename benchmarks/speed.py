@@ -22,9 +22,12 @@ from pathlib import Path
 from rows import write
 
 PAIRS = {
-    "ResNet50": "resnet50", "ResNet152": "resnet152", "DenseNet121": "densenet121", "DenseNet201": "densenet201",
+    "ResNet50": "resnet50",
+    "ResNet152": "resnet152",
+    "DenseNet121": "densenet121",
+    "DenseNet201": "densenet201",
     "EfficientNetB7": "efficientnet_b7",
-}  # fmt: skip
+}
 TORCH = """
 import sys, time, torch
 # torchvision's compiled part is not needed; without it, its import only asks that these operations are declared.
@@ -86,9 +89,14 @@ def side_by_side(python: str) -> Iterator[dict]:
             graph_s, cut_s, params = map(float, output.split()[-3:])
             total = mine["graph_s"] + mine["select_s"] + mine["shrink_s"]
             yield mine | {
-                "suite": "torch_pruning", "turn": turn, "total_s": total, "torch_graph_s": graph_s,
-                "torch_cut_s": cut_s, "torch_pruned_params": params, "ratio": (graph_s + cut_s) / total,
-            }  # fmt: skip
+                "suite": "torch_pruning",
+                "turn": turn,
+                "total_s": total,
+                "torch_graph_s": graph_s,
+                "torch_cut_s": cut_s,
+                "torch_pruned_params": params,
+                "ratio": (graph_s + cut_s) / total,
+            }
 
 
 def depths() -> Iterator[dict]:
@@ -125,9 +133,13 @@ def depths() -> Iterator[dict]:
             selection = keras_pcp.select_by_ratio(graph, keras_pcp.score_channels(model, graph), 0.5, scope="local")
             shrink_s, _ = timed(lambda m=model, g=graph, s=selection: keras_pcp.shrink(m, g, s))
             yield {
-                "suite": "depth", "kind": kind, "depth": depth, "layers": len(model.layers),
-                "graph_s": graph_s, "shrink_s": shrink_s,
-            }  # fmt: skip
+                "suite": "depth",
+                "kind": kind,
+                "depth": depth,
+                "layers": len(model.layers),
+                "graph_s": graph_s,
+                "shrink_s": shrink_s,
+            }
             del model, graph
             keras.backend.clear_session()
 

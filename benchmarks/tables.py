@@ -55,12 +55,24 @@ def accuracy() -> str:
         acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in SHOWN}
         untrained = [r["acc_untrained"] for r in group if "acc_untrained" in r]
         body.append(
-            [model, f"{-target}", tag, method, criterion, signal, f"{mean['macs']:.3f}", f"{mean['params']:.3f}",
-             f"{statistics.mean(untrained):.4f}" if untrained else "",
-             f"{mean['val_acc']:.4f}", f"{mean['acc']:.4f}",
-             f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}",
-             f"{mean['attempt_seconds']:.0f}"]
-        )  # fmt: skip
+            [
+                model,
+                f"{-target}",
+                tag,
+                method,
+                criterion,
+                signal,
+                f"{mean['macs']:.3f}",
+                f"{mean['params']:.3f}",
+                f"{statistics.mean(untrained):.4f}" if untrained else "",
+                f"{mean['val_acc']:.4f}",
+                f"{mean['acc']:.4f}",
+                f"{min(acc):.4f} to {max(acc):.4f}",
+                str(len(acc)),
+                f"{mean['seconds']:.0f}",
+                f"{mean['attempt_seconds']:.0f}",
+            ]
+        )
     header = [
         "model",
         "limit",
@@ -90,10 +102,19 @@ def differences() -> str:
             for criterion in (key[-1], "all"):
                 groups.setdefault((*key[:-1], criterion), []).append(difference)
     body = [
-        [model, f"{target}", tag, signal, criterion, f"{statistics.mean(d):+.4f}",
-         f"{statistics.stdev(d) / len(d) ** 0.5:.4f}" if len(d) > 1 else "", f"{min(d):+.4f} to {max(d):+.4f}", str(len(d))]
+        [
+            model,
+            f"{target}",
+            tag,
+            signal,
+            criterion,
+            f"{statistics.mean(d):+.4f}",
+            f"{statistics.stdev(d) / len(d) ** 0.5:.4f}" if len(d) > 1 else "",
+            f"{min(d):+.4f} to {max(d):+.4f}",
+            str(len(d)),
+        ]
         for (model, target, tag, signal, criterion), d in sorted(groups.items(), key=lambda item: _all_last(item[0]))
-    ]  # fmt: skip
+    ]
     header = [
         "model",
         "limit",
@@ -119,13 +140,23 @@ SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
 def attempts() -> str:
     """Fast attempts against exact ones."""
     body = [
-        [r["model"], str(r["groups"]), str(r["samples"]), r.get("signal", "metric"), f"{r['confidence']:g}",
-         f"{r['same']} of {r['rounds']}",
-         f"{r['exact_passes']:.1f}", f"{r['fast_passes']:.1f}", f"{r['fast_passes'] / r['exact_passes']:.2f}",
-         f"{r['exact_seconds']:.0f}", f"{r['fast_seconds']:.0f}", f"{r['fast_seconds'] / r['exact_seconds']:.2f}"]
+        [
+            r["model"],
+            str(r["groups"]),
+            str(r["samples"]),
+            r.get("signal", "metric"),
+            f"{r['confidence']:g}",
+            f"{r['same']} of {r['rounds']}",
+            f"{r['exact_passes']:.1f}",
+            f"{r['fast_passes']:.1f}",
+            f"{r['fast_passes'] / r['exact_passes']:.2f}",
+            f"{r['exact_seconds']:.0f}",
+            f"{r['fast_seconds']:.0f}",
+            f"{r['fast_seconds'] / r['exact_seconds']:.2f}",
+        ]
         for r in rows("attempts")
         if r["suite"] == "attempts"
-    ]  # fmt: skip
+    ]
     header = ["model", "groups", "samples", "signal", "confidence", "same groups"]
     return table([*header, "exact, passes a round", "fast, passes", "ratio", "exact, s", "fast, s", "ratio"], body)
 
@@ -159,10 +190,19 @@ def adaptation() -> str:
         acc = [r["target_acc"] for r in group]
         means = {k: statistics.mean(r[k] for r in group) for k in ("macs", "source_acc", "proxy_a_distance")}
         body.append(
-            [f"{source} to {target}", f"{-limit:g}", ADAPTATION[method], f"{rate:g}", f"{means['macs']:.3f}",
-             f"{statistics.mean(acc):.4f}", f"{min(acc):.4f} to {max(acc):.4f}", f"{means['source_acc']:.4f}",
-             f"{means['proxy_a_distance']:.2f}", str(len(acc))]
-        )  # fmt: skip
+            [
+                f"{source} to {target}",
+                f"{-limit:g}",
+                ADAPTATION[method],
+                f"{rate:g}",
+                f"{means['macs']:.3f}",
+                f"{statistics.mean(acc):.4f}",
+                f"{min(acc):.4f} to {max(acc):.4f}",
+                f"{means['source_acc']:.4f}",
+                f"{means['proxy_a_distance']:.2f}",
+                str(len(acc)),
+            ]
+        )
     header = [
         "domains",
         "limit",
@@ -179,19 +219,36 @@ def adaptation() -> str:
 
 
 ADAPTATION = [
-    "source_only", "mmd", "dann", "dann_pseudo", "no_pseudo", "source", "pseudo", "oracle", "random_widths", "uniform",
+    "source_only",
+    "mmd",
+    "dann",
+    "dann_pseudo",
+    "no_pseudo",
+    "source",
+    "pseudo",
+    "oracle",
+    "random_widths",
+    "uniform",
     "adapt_after",
-]  # fmt: skip
+]
 
 
 def fit_time() -> str:
     """One line a repeat."""
     body = [
-        [str(r["epochs"]), f"{r['plain_seconds']:.0f}", f"{r['pruning_seconds']:.0f}", f"{r['ratio']:.3f}",
-         f"{r['attempts_seconds']:.1f}", f"{r['surgery_seconds']:.1f}", f"{r['retracing_seconds']:.1f}",
-         str(r["rounds"]), str(r["shrinks"])]
+        [
+            str(r["epochs"]),
+            f"{r['plain_seconds']:.0f}",
+            f"{r['pruning_seconds']:.0f}",
+            f"{r['ratio']:.3f}",
+            f"{r['attempts_seconds']:.1f}",
+            f"{r['surgery_seconds']:.1f}",
+            f"{r['retracing_seconds']:.1f}",
+            str(r["rounds"]),
+            str(r["shrinks"]),
+        ]
         for r in rows("fit_time")
-    ]  # fmt: skip
+    ]
     header = ["epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
     return table([*header, "rounds", "shrinks"], body)
 
@@ -227,11 +284,20 @@ def applications() -> str:
         worst = max(row[f"error{k}"] for k in ("", "_avg", "_max", "_None"))
         copies = seconds["prune_model_s"] / seconds["clone_s"] if seconds else None
         body.append(
-            [row["model"], str(row["layers"]), f"{row['groups']} / {row['exact_groups']}", f"{row['prunable']:.1%}",
-             f"{row['least_macs']:.2%}", f"{worst:.0e}", number(row["planted_error"], ".0e", "-"),
-             number(row["litert_error"], ".0e", "-"), number(seconds.get("graph_s"), ".2f"),
-             number(seconds.get("shrink_s"), ".2f"), number(copies, ".2f")]
-        )  # fmt: skip
+            [
+                row["model"],
+                str(row["layers"]),
+                f"{row['groups']} / {row['exact_groups']}",
+                f"{row['prunable']:.1%}",
+                f"{row['least_macs']:.2%}",
+                f"{worst:.0e}",
+                number(row["planted_error"], ".0e", "-"),
+                number(row["litert_error"], ".0e", "-"),
+                number(seconds.get("graph_s"), ".2f"),
+                number(seconds.get("shrink_s"), ".2f"),
+                number(copies, ".2f"),
+            ]
+        )
     header = ["model", "layers", "groups / exact", "prunable", "least MACs", "cut vs masked", "planted", "LiteRT"]
     return table([*header, "graph, s", "shrink, s", "copy / clone"], body)
 
@@ -245,10 +311,18 @@ def kerashub() -> str:
             continue
         reasons = [text for text, *_ in row["unknown"]]
         body.append(
-            [row["model"], str(row["blocks"]), f"{row['groups']} / {row['exact_groups']}", f"{row['prunable']:.1%}",
-             number(row["macs"], ".2f", "-"), number(row["least_macs"], ".2%", "-"), number(row["error"], ".0e", "-"),
-             number(row["litert_error"], ".0e", "-"), "; ".join(reasons)[:160]]
-        )  # fmt: skip
+            [
+                row["model"],
+                str(row["blocks"]),
+                f"{row['groups']} / {row['exact_groups']}",
+                f"{row['prunable']:.1%}",
+                number(row["macs"], ".2f", "-"),
+                number(row["least_macs"], ".2%", "-"),
+                number(row["error"], ".0e", "-"),
+                number(row["litert_error"], ".0e", "-"),
+                "; ".join(reasons)[:160],
+            ]
+        )
     header = ["backbone", "blocks opened", "groups / exact", "prunable", "MACs at half width", "least MACs"]
     return table([*header, "cut vs masked", "LiteRT", "stays as it is"], body)
 

@@ -106,7 +106,7 @@ def tuned(model: nn.Module, folder: Path, epochs: int, rate: float) -> int:
     return images
 
 
-def recalibrate(model: nn.Module, folder: Path, count: int = 16) -> None:
+def reestimate_batch_norm(model: nn.Module, folder: Path, count: int = 16) -> None:
     """Sets the statistics of batch normalization to their means over some of the training batches."""
     for part in model.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -137,21 +137,30 @@ def main():
     started = time.perf_counter()
     last = model.parts[model.steps[-1]["name"]]
     pruner = tp.pruner.BasePruner(
-        model, example, importance=IMPORTANCE[args.criterion](), pruning_ratio=0.95, iterative_steps=200,
+        model,
+        example,
+        importance=IMPORTANCE[args.criterion](),
+        pruning_ratio=0.95,
+        iterative_steps=200,
         ignored_layers=[last],
-    )  # fmt: skip
+    )
     while tp.utils.count_ops_and_params(model, example)[0] > args.target * full[0]:
         pruner.step()
     here = tp.utils.count_ops_and_params(model, example)
     before = accuracy(model, test)
     images = tuned(model, args.folder, args.epochs, args.rate)
-    recalibrate(model, args.folder)
+    reestimate_batch_norm(model, args.folder)
     row = {
-        "macs": round(here[0] / full[0], 4), "params": round(here[1] / full[1], 4), "acc_unpruned": unpruned,
-        "acc_before_tuning": before, "val_acc": accuracy(model, val), "acc": accuracy(model, test),
-        "seconds": round(time.perf_counter() - started, 1), "images": images,
+        "macs": round(here[0] / full[0], 4),
+        "params": round(here[1] / full[1], 4),
+        "acc_unpruned": unpruned,
+        "acc_before_tuning": before,
+        "val_acc": accuracy(model, val),
+        "acc": accuracy(model, test),
+        "seconds": round(time.perf_counter() - started, 1),
+        "images": images,
         "versions": {"torch": torch.__version__, "torch_pruning": tp.__version__},
-    }  # fmt: skip
+    }
     print(json.dumps(row))
 
 

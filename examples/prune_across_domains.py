@@ -19,7 +19,7 @@ from keras import layers
 import keras_pcp
 
 
-def digit_network(classes: int, domain_head: keras.Layer | None = None) -> keras_pcp.DANN:
+def digit_network(classes: int, domain_head: keras.Layer | None = None) -> keras_pcp.adaptation.DANN:
     """The network for MNIST of Ganin et al. (2016, arXiv 1505.07818, figure 4a)."""
     inputs = keras.Input((28, 28, 3))
     x = layers.Rescaling(2.0, -1.0)(inputs)
@@ -29,7 +29,7 @@ def digit_network(classes: int, domain_head: keras.Layer | None = None) -> keras
     dense = [layers.Dense(100, activation="relu"), layers.Dense(100, activation="relu")]
     label_head = keras.Sequential([*dense, layers.Dense(classes)], name="label_head")
     adversary = keras.Sequential([layers.Dense(100, activation="relu"), layers.Dense(1)], name="domain_head")
-    return keras_pcp.DANN(features, label_head, domain_head or adversary)
+    return keras_pcp.adaptation.DANN(features, label_head, domain_head or adversary)
 
 
 def main():
@@ -51,7 +51,7 @@ def main():
 
     def compiled(rate, epochs):
         steps = epochs * -(-max(len(source[0]), len(target[0])) // 64)
-        dann.compile(keras.optimizers.SGD(keras_pcp.AnnealedLearningRate(rate, steps), momentum=0.9))
+        dann.compile(keras.optimizers.SGD(keras_pcp.adaptation.AnnealedLearningRate(rate, steps), momentum=0.9))
 
     def tell(when):
         found = [(dann.classifier.predict(x, verbose=0).argmax(-1) == y).mean() for x, y in tests]
@@ -61,7 +61,7 @@ def main():
         )
 
     compiled(0.01, args.epochs)
-    dann.fit(source, target[0], epochs=args.epochs, verbose=0, callbacks=[keras_pcp.ReversalSchedule()])
+    dann.fit(source, target[0], epochs=args.epochs, verbose=0, callbacks=[keras_pcp.adaptation.ReversalSchedule()])
     tell("trained")
     pruning = keras_pcp.ProgressivePruning(
         max_macs=args.max_macs,

@@ -106,9 +106,12 @@ def main() -> None:
     trained = fit(model, train, val, args.epochs, 0.1, args.batch, [])
     before = measure(model, out / "before.tflite", test, val[0], args.quantization)
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=args.max_macs, validation_data=val, criterion=args.criterion, begin=0.0,
-        strategy=keras_pcp.Progressive(seed=args.seed),
-    )  # fmt: skip
+        max_macs=args.max_macs,
+        validation_data=val,
+        criterion=args.criterion,
+        begin=0.0,
+        strategy=keras_pcp.strategies.Progressive(seed=args.seed),
+    )
     pruned = fit(model, train, val, args.epochs, 0.05, args.batch, [pruning])
     after = measure(model, out / "after.tflite", test, val[0], args.quantization)
 
@@ -116,9 +119,16 @@ def main() -> None:
     show(before, after)
     print(f"\ntraining took {trained:.0f} s, pruning in fit {pruned:.0f} s for as many epochs")
     if args.record:
-        row = {"suite": "example", "data": args.dataset, "seed": args.seed, "before": before, "after": after,
-               "train_seconds": round(trained, 1), "pruning_seconds": round(pruned, 1),
-               "command": "python " + " ".join(sys.argv)}  # fmt: skip
+        row = {
+            "suite": "example",
+            "data": args.dataset,
+            "seed": args.seed,
+            "before": before,
+            "after": after,
+            "train_seconds": round(trained, 1),
+            "pruning_seconds": round(pruned, 1),
+            "command": "python " + " ".join(sys.argv),
+        }
         with args.record.open("a") as file:
             file.write(json.dumps(row) + "\n")
     pruning.report.to_json(out / "report.json")

@@ -1,29 +1,23 @@
 from . import adaptation, criteria, errors, plots, schedules, strategies, testing
-from .adaptation.dann import DANN, build_dann
-from .adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss
+from .adaptation.dann import build_dann
 from .adaptation.pseudo_labels import PseudoLabels
-from .adaptation.reversal import AnnealedLearningRate, GradientReversal, ReversalSchedule
+from .adaptation.reversal import GradientReversal
 from .criteria import score_channels
-from .deliver.litert import LiteRTFile, export_litert, measure_latency
+from .deliver.litert import export_litert, measure_latency
 from .deliver.report import PruningReport
 from .errors import PruningError
 from .fit.callback import ProgressivePruning
 from .graph.blocks import inline_blocks
 from .graph.build import build_graph
 from .graph.channel_graph import ChannelGraph, inspect_graph
-from .graph.channels import ChannelGroup
-from .graph.cost import Cost
 from .graph.model_cost import count_cost
 from .graph.rules import register_rule
 from .graph.selection import Selection
-from .graph.summary import Inspection
-from .repair.batch_norm import recalibrate
+from .repair.batch_norm import reestimate_batch_norm
 from .repair.distillation import Distillation
-from .repair.least_squares import Reconstruction, reconstruct
+from .repair.least_squares import refit
 from .search.widths import search_widths
 from .select.select import select_by_cost, select_by_ratio
-from .strategies.baselines import LayerByLayer, OneShot, RandomWidths
-from .strategies.progressive import Progressive
 from .surgery.copies import prune_model, widen_model
 from .surgery.in_place import shrink
 from .surgery.masks import masked

@@ -94,9 +94,14 @@ def prune(args: argparse.Namespace) -> None:
     model = _load(args)
     graph = _graph(args, model)
     selection = select_by_cost(
-        graph, score_channels(model, graph, args.criterion), max_macs=args.max_macs, max_params=args.max_params,
-        max_bytes=args.max_bytes, min_channels=args.min_channels, multiple_of=args.multiple_of,
-    )  # fmt: skip
+        graph,
+        score_channels(model, graph, args.criterion),
+        max_macs=args.max_macs,
+        max_params=args.max_params,
+        max_bytes=args.max_bytes,
+        min_channels=args.min_channels,
+        multiple_of=args.multiple_of,
+    )
     small = prune_model(model, graph, selection)
     before, after = count_cost(graph), count_cost(small)
     with replacing(target) as part:
@@ -143,13 +148,18 @@ def _parser() -> argparse.ArgumentParser:
     loaded = argparse.ArgumentParser(add_help=False)
     loaded.add_argument("model", help="a saved Keras model")
     loaded.add_argument(
-        "--custom-objects", nargs="+", action="extend", default=[], metavar="MODULE[:NAME]",
+        "--custom-objects",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE[:NAME]",
         help="classes or functions that the file refers to, after the other arguments; the modules are imported, "
-             "so rules in them are registered",
-    )  # fmt: skip
+        "so rules in them are registered",
+    )
     analysed = argparse.ArgumentParser(add_help=False)
-    analysed.add_argument("--on-unknown", choices=["error", "freeze"], default="error",
-                          help="what to do about layers without a rule")  # fmt: skip
+    analysed.add_argument(
+        "--on-unknown", choices=["error", "freeze"], default="error", help="what to do about layers without a rule"
+    )
     analysed.add_argument(
         "--frozen-layers", type=_names, default=[], metavar="A,B", help="layers that keep their width"
     )
@@ -162,8 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", parents=[loaded], help="write a verified LiteRT file")
     command.add_argument("target", help="file to write, *.tflite")
     command.add_argument("--quantization", choices=["float16", "dynamic", "int8"])
-    command.add_argument("--representative-data", metavar="X.npy", help="inputs, needed for int8; X.npz with an array for "
-                         "each input, by its name or in order, for a model that has several")  # fmt: skip
+    command.add_argument(
+        "--representative-data",
+        metavar="X.npy",
+        help="inputs, needed for int8; X.npz with an array for "
+        "each input, by its name or in order, for a model that has several",
+    )
     command.set_defaults(run=export)
 
     command = commands.add_parser("bench", parents=[loaded], help="latency of a *.tflite file or a Keras model")
@@ -176,10 +190,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_prune(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", help="file to write, *.keras")
     for name in ("macs", "params", "bytes"):
-        command.add_argument(f"--max-{name}", type=_limit, metavar="LIMIT",
-                             help="0.5: fraction of the model; 300000000: absolute")  # fmt: skip
-    command.add_argument("--criterion", default="l1", metavar="NAME",
-                         help="l1 (default), or another criterion that needs no data: " + ", ".join(_CRITERIA))  # fmt: skip
+        command.add_argument(
+            f"--max-{name}", type=_limit, metavar="LIMIT", help="0.5: fraction of the model; 300000000: absolute"
+        )
+    command.add_argument(
+        "--criterion",
+        default="l1",
+        metavar="NAME",
+        help="l1 (default), or another criterion that needs no data: " + ", ".join(_CRITERIA),
+    )
     command.add_argument("--multiple-of", type=_positive, default=1, help="round widths up to a multiple of this")
     command.add_argument("--min-channels", type=_positive, default=1, help="channels that every group keeps")
     command.set_defaults(run=prune)

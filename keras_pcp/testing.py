@@ -289,9 +289,11 @@ def _models() -> Iterator[tuple[str, keras.Model]]:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         count = len(model.outputs)
         model.compile(
-            "sgd", [loss] * count if count > 1 else loss, run_eagerly=True,
+            "sgd",
+            [loss] * count if count > 1 else loss,
+            run_eagerly=True,
             metrics=[["accuracy"]] * count if count > 1 else ["accuracy"],
-        )  # fmt: skip
+        )
         yield what, model
 
 

@@ -120,8 +120,11 @@ class Subject:
         shapes = keras.tree.map_structure(
             lambda t: (SAMPLES, *(5 if d is None else d for d in t.shape[1:])), model.input
         )
-        self.x = {k: rng.normal(size=v).astype("float32") for k, v in shapes.items()} if self.name == "two" else (
-            rng.normal(size=shapes).astype("float32"))  # fmt: skip
+        self.x = (
+            {k: rng.normal(size=v).astype("float32") for k, v in shapes.items()}
+            if self.name == "two"
+            else (rng.normal(size=shapes).astype("float32"))
+        )
         classes = np.arange(SAMPLES) % 3
         self.y = {"c": classes, "d": rng.normal(size=(SAMPLES, 1))} if self.name == "two" else classes
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -209,26 +212,90 @@ class Draw:
     def junk(self) -> Any:
         number = self.rng.random() < 0.4
         simple = [
-            None, True, False, 0, -1, 1, 2, 3, 7, 10**30, 0.0, 0.5, 1.0, -0.5, 2.5, float("nan"), float("inf"),
-            -float("inf"), 1j, np.int64(2), np.float32(0.5), np.float64(0.25), np.bool_(True), np.array(2), 1e-300, 10**400,
-        ]  # fmt: skip
+            None,
+            True,
+            False,
+            0,
+            -1,
+            1,
+            2,
+            3,
+            7,
+            10**30,
+            0.0,
+            0.5,
+            1.0,
+            -0.5,
+            2.5,
+            float("nan"),
+            float("inf"),
+            -float("inf"),
+            1j,
+            np.int64(2),
+            np.float32(0.5),
+            np.float64(0.25),
+            np.bool_(True),
+            np.array(2),
+            1e-300,
+            10**400,
+        ]
         if number:
             return self.rng.choice(simple)
         rng = self.numpy()
-        return self.rng.choice([
-            lambda: "", lambda: "l1", lambda: "abc", lambda: "hidden", lambda: b"x", dict, list, lambda: (),
-            lambda: {"hidden": 1}, lambda: {"hidden": np.array([True, False] * 3)}, lambda: {1: 2}, lambda: [1, 2],
-            lambda: ["l1", 3], lambda: [None], lambda: {"stem": None}, lambda: rng.normal(size=(3, 4)),
-            lambda: np.arange(6), lambda: np.array(["a", None], object), lambda: np.array([]), lambda: object(),
-            lambda: (i for i in range(3)), lambda: (lambda: 3), raising, lambda: dict, lambda: keras.layers.Dense,
-            lambda: L.Dense(2), lambda: self.subject.model, lambda: self.other().model, lambda: self.subject.graph,
-            lambda: self.other().graph, lambda: self.selection(self.other()), lambda: self.rng.choice(self.world.others),
-            lambda: keras_pcp.Progressive(), lambda: keras_pcp.Progressive, lambda: schedules.cubic,
-            lambda: schedules, lambda: range(3), lambda: {1, 2}, lambda: np.dtype("int8"), lambda: Path("/nowhere"),
-            lambda: tf.data.Dataset.range(3), lambda: tf.ones((2, 2)), lambda: Ellipsis, lambda: raising,
-            lambda: keras_pcp.Distillation, lambda: memoryview(b"ab"), lambda: self.scores(),
-            lambda: [[1, 2], [3]], lambda: ([[1, 2], [3]], [1]), lambda: keras.optimizers.SGD(),
-        ])()  # fmt: skip
+        return self.rng.choice(
+            [
+                lambda: "",
+                lambda: "l1",
+                lambda: "abc",
+                lambda: "hidden",
+                lambda: b"x",
+                dict,
+                list,
+                lambda: (),
+                lambda: {"hidden": 1},
+                lambda: {"hidden": np.array([True, False] * 3)},
+                lambda: {1: 2},
+                lambda: [1, 2],
+                lambda: ["l1", 3],
+                lambda: [None],
+                lambda: {"stem": None},
+                lambda: rng.normal(size=(3, 4)),
+                lambda: np.arange(6),
+                lambda: np.array(["a", None], object),
+                lambda: np.array([]),
+                lambda: object(),
+                lambda: (i for i in range(3)),
+                lambda: lambda: 3,
+                raising,
+                lambda: dict,
+                lambda: keras.layers.Dense,
+                lambda: L.Dense(2),
+                lambda: self.subject.model,
+                lambda: self.other().model,
+                lambda: self.subject.graph,
+                lambda: self.other().graph,
+                lambda: self.selection(self.other()),
+                lambda: self.rng.choice(self.world.others),
+                lambda: keras_pcp.strategies.Progressive(),
+                lambda: keras_pcp.strategies.Progressive,
+                lambda: schedules.cubic,
+                lambda: schedules,
+                lambda: range(3),
+                lambda: {1, 2},
+                lambda: np.dtype("int8"),
+                lambda: Path("/nowhere"),
+                lambda: tf.data.Dataset.range(3),
+                lambda: tf.ones((2, 2)),
+                lambda: Ellipsis,
+                lambda: raising,
+                lambda: keras_pcp.Distillation,
+                lambda: memoryview(b"ab"),
+                lambda: self.scores(),
+                lambda: [[1, 2], [3]],
+                lambda: ([[1, 2], [3]], [1]),
+                lambda: keras.optimizers.SGD(),
+            ]
+        )()
 
     def selection(self, subject: Subject | None = None) -> keras_pcp.Selection:
         graph, rng = (subject or self.subject).graph, self.numpy()
@@ -256,9 +323,20 @@ class Draw:
             name = next(iter(found))
             right = found[name]
             found[name] = self.one(
-                right * np.nan, right * np.inf, right[:-1], right.tolist(), right.astype(complex), right.astype("float16"),
-                np.array(["a"] * len(right)), None, 3, right[None], right.astype(object), right.astype(int), right * 0,
-            )  # fmt: skip
+                right * np.nan,
+                right * np.inf,
+                right[:-1],
+                right.tolist(),
+                right.astype(complex),
+                right.astype("float16"),
+                np.array(["a"] * len(right)),
+                None,
+                3,
+                right[None],
+                right.astype(object),
+                right.astype(int),
+                right * 0,
+            )
         return found
 
     def criterion(self) -> Any:
@@ -281,11 +359,26 @@ class Draw:
             "lasso",
             "thinet",
         ]
-        return self.rng.choice([
-            *fast, *fast, *fast, self.rng.choice(slow), criteria.l1, nans, short, lambda group: 1, lambda g, s: "a",
-            lambda g, s: None, raising, criteria.Chip(2), "nobody", lambda g, s: [[1], [2, 3]],
-            lambda g, s: np.ones(g.num_channels, complex), lambda g, s: [1] * g.num_channels,
-        ])  # fmt: skip
+        return self.rng.choice(
+            [
+                *fast,
+                *fast,
+                *fast,
+                self.rng.choice(slow),
+                criteria.l1,
+                nans,
+                short,
+                lambda group: 1,
+                lambda g, s: "a",
+                lambda g, s: None,
+                raising,
+                criteria.Chip(2),
+                "nobody",
+                lambda g, s: [[1], [2, 3]],
+                lambda g, s: np.ones(g.num_channels, complex),
+                lambda g, s: [1] * g.num_channels,
+            ]
+        )
 
     def data(self) -> Any:
         """Draws samples that fit the subject, or not."""
@@ -307,28 +400,68 @@ class Draw:
         first = tree.flatten(x)[0]
         return self.one(
             # Right, or nearly.
-            lambda: (x, y, uneven), lambda: (x, y, None), lambda: [x, y], lambda: make((x, y)).batch(8),
-            lambda: make((x, y, uneven)).batch(5), lambda: iter([(x, y)]), lambda: (b for b in [(x, y), (x, y)]), lambda: x,
-            lambda: each(lambda a: a.astype("float64")), lambda: each(lambda a: a.astype(int)), lambda: each(tf.constant),
-            lambda: each(lambda a: a[..., None]), lambda: (x, y, -np.ones(SAMPLES)), lambda: (first, y), lambda: first,
+            lambda: (x, y, uneven),
+            lambda: (x, y, None),
+            lambda: [x, y],
+            lambda: make((x, y)).batch(8),
+            lambda: make((x, y, uneven)).batch(5),
+            lambda: iter([(x, y)]),
+            lambda: (b for b in [(x, y), (x, y)]),
+            lambda: x,
+            lambda: each(lambda a: a.astype("float64")),
+            lambda: each(lambda a: a.astype(int)),
+            lambda: each(tf.constant),
+            lambda: each(lambda a: a[..., None]),
+            lambda: (x, y, -np.ones(SAMPLES)),
+            lambda: (first, y),
+            lambda: first,
             # Datasets that are not what they should be.
-            lambda: make((x, y)), lambda: make({"x": x, "y": y}).batch(4), lambda: make((x, y)).batch(8).take(0),
-            lambda: make(x).batch(4), lambda: (lambda: (x, y)), lambda: raising, raising_items,
-            lambda: tf.data.Dataset.from_generator(raising, output_signature=tf.TensorSpec(())), lambda: [(x, y), (x, y)],
-            lambda: iter([(x, y), (first[:, :-1], y)]), lambda: make((x, y)).batch(4).repeat(),
+            lambda: make((x, y)),
+            lambda: make({"x": x, "y": y}).batch(4),
+            lambda: make((x, y)).batch(8).take(0),
+            lambda: make(x).batch(4),
+            lambda: lambda: (x, y),
+            lambda: raising,
+            raising_items,
+            lambda: tf.data.Dataset.from_generator(raising, output_signature=tf.TensorSpec(())),
+            lambda: [(x, y), (x, y)],
+            lambda: iter([(x, y), (first[:, :-1], y)]),
+            lambda: make((x, y)).batch(4).repeat(),
             # Inputs that do not fit.
-            lambda: each(lambda a: a[:, :-1]), lambda: each(lambda a: a[0]), lambda: each(lambda a: a.astype(object)),
-            lambda: each(lambda a: a.astype(str)), lambda: each(lambda a: a.tolist()), lambda: each(lambda a: a[:0]),
-            lambda: each(lambda a: a[:7]), lambda: each(lambda a: a * 0 + 3j), lambda: poisoned(np.nan),
-            lambda: poisoned(np.inf), lambda: poisoned(1e38), lambda: ({"wrong": x}, y), lambda: ([x, x], y),
-            lambda: self.other().x, lambda: (self.other().x, self.other().y),
+            lambda: each(lambda a: a[:, :-1]),
+            lambda: each(lambda a: a[0]),
+            lambda: each(lambda a: a.astype(object)),
+            lambda: each(lambda a: a.astype(str)),
+            lambda: each(lambda a: a.tolist()),
+            lambda: each(lambda a: a[:0]),
+            lambda: each(lambda a: a[:7]),
+            lambda: each(lambda a: a * 0 + 3j),
+            lambda: poisoned(np.nan),
+            lambda: poisoned(np.inf),
+            lambda: poisoned(1e38),
+            lambda: ({"wrong": x}, y),
+            lambda: ([x, x], y),
+            lambda: self.other().x,
+            lambda: (self.other().x, self.other().y),
             # Labels and weights that do not fit.
-            lambda: (x, tree.map_structure(lambda a: a[:3], y)), lambda: (x, np.full(SAMPLES, 99)), lambda: (x, None),
-            lambda: (x, np.full(SAMPLES, np.nan)), lambda: (x, np.eye(3)[np.arange(SAMPLES) % 3]),
-            lambda: (x, np.array(["a"] * SAMPLES)), lambda: (x, y, np.zeros(SAMPLES)), lambda: (x, y, np.ones(3)),
-            lambda: (x, y, np.full(SAMPLES, np.nan)), lambda: (x, y, silent), lambda: (x, y, "a"), lambda: (x, y, x, y),
-            lambda: (x,), lambda: (3, 4), lambda: ("a", "b"), lambda: (x, 3), lambda: [x, x, x],
-        )()  # fmt: skip
+            lambda: (x, tree.map_structure(lambda a: a[:3], y)),
+            lambda: (x, np.full(SAMPLES, 99)),
+            lambda: (x, None),
+            lambda: (x, np.full(SAMPLES, np.nan)),
+            lambda: (x, np.eye(3)[np.arange(SAMPLES) % 3]),
+            lambda: (x, np.array(["a"] * SAMPLES)),
+            lambda: (x, y, np.zeros(SAMPLES)),
+            lambda: (x, y, np.ones(3)),
+            lambda: (x, y, np.full(SAMPLES, np.nan)),
+            lambda: (x, y, silent),
+            lambda: (x, y, "a"),
+            lambda: (x, y, x, y),
+            lambda: (x,),
+            lambda: (3, 4),
+            lambda: ("a", "b"),
+            lambda: (x, 3),
+            lambda: [x, x, x],
+        )()
 
     def frozen(self) -> Any:
         return self.one((), ["out"], "out", ("hidden",), ["stem"], ["nobody"], {"out"}, [3], ["out", None])
@@ -344,10 +477,18 @@ class Draw:
         return self.one(1, 2, 4, {"hidden": 2}, {"stem": 3}, {"nobody": 2}, np.int64(2), {}, {"hidden": "a"})
 
     def strategy(self) -> Any:
-        kind = self.one(*[keras_pcp.Progressive] * 4, keras_pcp.OneShot, keras_pcp.RandomWidths, keras_pcp.LayerByLayer)
-        options = {"samples": lambda: self.one(16, None, np.int64(8)), "recalibrate": lambda: self.one(True, False),
-                   "seed": lambda: self.one(0, 1, np.int64(2))}  # fmt: skip
-        if kind is keras_pcp.Progressive:
+        kind = self.one(
+            *[keras_pcp.strategies.Progressive] * 4,
+            keras_pcp.strategies.OneShot,
+            keras_pcp.strategies.RandomWidths,
+            keras_pcp.strategies.LayerByLayer,
+        )
+        options = {
+            "samples": lambda: self.one(16, None, np.int64(8)),
+            "reestimate_batch_norm": lambda: self.one(True, False),
+            "seed": lambda: self.one(0, 1, np.int64(2)),
+        }
+        if kind is keras_pcp.strategies.Progressive:
             options |= {
                 "step": lambda: self.one(0.05, 0.2, 1, 2, np.int64(1)),
                 "groups_per_round": lambda: self.one(None, 1, 2),
@@ -358,9 +499,9 @@ class Draw:
                 "attempts": lambda: self.one("fast", "exact"),
                 "confidence": lambda: self.one(0, 1.0, 3),
             }
-        if kind is keras_pcp.OneShot:
+        if kind is keras_pcp.strategies.OneShot:
             options["scope"] = lambda: self.one("local", "global")
-        if kind is keras_pcp.RandomWidths:
+        if kind is keras_pcp.strategies.RandomWidths:
             options["draws"] = lambda: self.one(1, 2)
         return kind(**self.options(**options))
 
@@ -406,13 +547,31 @@ def graph_things(d: Draw) -> None:
 
 def selections(d: Draw) -> None:
     def masks():
-        return d.one({"a": np.array([True, False])}, {}, {"a": [True, False]}, {"a": [1, 0]}, {"a": (False,)}, {3: [True]},
-                     {"a": np.array([])}, {"a": None}, {"a": "ab"}, {"a": [[True]]}, {"a": [True, None]})  # fmt: skip
+        return d.one(
+            {"a": np.array([True, False])},
+            {},
+            {"a": [True, False]},
+            {"a": [1, 0]},
+            {"a": (False,)},
+            {3: [True]},
+            {"a": np.array([])},
+            {"a": None},
+            {"a": "ab"},
+            {"a": [[True]]},
+            {"a": [True, None]},
+        )
 
     def entries():
-        return d.one({"a": {"channels": 3, "removed": [1]}}, {"a": {"channels": 3, "removed": [5]}}, {"a": {}}, {"a": 3},
-                     {"a": {"channels": "x", "removed": []}}, {"a": {"channels": 3, "removed": "x"}},
-                     {"a": {"channels": -3, "removed": []}}, {"a": {"channels": 3, "removed": [-1]}})  # fmt: skip
+        return d.one(
+            {"a": {"channels": 3, "removed": [1]}},
+            {"a": {"channels": 3, "removed": [5]}},
+            {"a": {}},
+            {"a": 3},
+            {"a": {"channels": "x", "removed": []}},
+            {"a": {"channels": 3, "removed": "x"}},
+            {"a": {"channels": -3, "removed": []}},
+            {"a": {"channels": 3, "removed": [-1]}},
+        )
 
     d.one(
         lambda: keras_pcp.Selection(d.arg(masks, 0.2)),
@@ -484,18 +643,18 @@ def shrink(d: Draw) -> str | None:
     return "rebuild"
 
 
-def recalibrate(d: Draw) -> str:
+def reestimate_batch_norm(d: Draw) -> str:
     options = {
         "samples": lambda: d.one(8, 24, 100),
         "batch_size": lambda: d.one(4, 8, 100),
         "seed": lambda: d.one(0, 1),
     }
-    keras_pcp.recalibrate(d.model(), d.arg(d.data), **d.options(**options))
+    keras_pcp.reestimate_batch_norm(d.model(), d.arg(d.data), **d.options(**options))
     assert all(np.isfinite(w).all() for w in d.subject.model.get_weights())
     return "restore"
 
 
-def reconstruct(d: Draw) -> None:
+def refit(d: Draw) -> None:
     selection = d.selection()
     small = d.model()
     with contextlib.suppress(keras_pcp.PruningError):
@@ -506,7 +665,7 @@ def reconstruct(d: Draw) -> None:
         "seed": lambda: d.one(0, 1),
     }
     data = d.arg(d.data)
-    found = keras_pcp.reconstruct(
+    found = keras_pcp.refit(
         d.model(),
         d.arg(lambda: small, SELDOM),
         d.graph(),
@@ -528,19 +687,21 @@ def constructors(d: Draw) -> None:
         lambda: pcp.GradientReversal(**d.options(weight=lambda: 0.5)),
         lambda: pcp.MeanDiscrepancy(**d.options(scales=lambda: d.one((1.0, 2.0), [1], (-1.0,), ("a",), (np.inf,)))),
         lambda: pcp.ReversalSchedule(**d.options(maximum=lambda: 1.0, gamma=lambda: 5)),
-        lambda: pcp.AnnealedLearningRate(**d.options(initial=lambda: 0.1, steps=lambda: 5, alpha=lambda: 1, beta=lambda: 1)),
+        lambda: pcp.AnnealedLearningRate(
+            **d.options(initial=lambda: 0.1, steps=lambda: 5, alpha=lambda: 1, beta=lambda: 1)
+        ),
         lambda: criteria.Chip(*d.options(samples=lambda: 3).values()),
         lambda: criteria.TaylorGate(*d.options(batch_size=lambda: 3).values()),
         lambda: criteria.GroupFisher(*d.options(per=lambda: "macs").values()),
         lambda: criteria.get(d.arg(d.criterion)),
-    )()  # fmt: skip
+    )()
 
 
 def pruning_options(d: Draw) -> dict:
     return d.limits() | d.options(
         criterion=lambda: d.one(d.criterion(), d.criterion(), ["l1", "l2"], ["l1", 3]),
         strategy=d.a_strategy,
-        reconstruction_data=d.data,
+        refit_data=d.data,
         frozen_layers=d.frozen,
         on_unknown=lambda: d.one("error", "freeze"),
     )
@@ -553,10 +714,18 @@ def callback(d: Draw) -> Any:
         begin=lambda: d.one(0.0, 0.1, 0, 0.9),
         end=lambda: d.one(0.5, 1, 1.0, 0.05),
         schedule=lambda: d.one(
-            schedules.linear, lambda t: t, lambda t: 1, lambda t: "a", raising, lambda: 1, lambda t: t - 1,
-            lambda t: float("nan") if t < 0.8 else 1.0, lambda t: 1 - t, lambda t: np.float32(t),
+            schedules.linear,
+            lambda t: t,
+            lambda t: 1,
+            lambda t: "a",
+            raising,
+            lambda: 1,
+            lambda t: t - 1,
+            lambda t: float("nan") if t < 0.8 else 1.0,
+            lambda t: 1 - t,
+            lambda t: np.float32(t),
         ),
-    )  # fmt: skip
+    )
     return keras_pcp.ProgressivePruning(validation_data=d.arg(d.data), **options)
 
 
@@ -597,10 +766,19 @@ def register_rule(d: Draw) -> None:
 
     def rule():
         return d.one(
-            lambda site: site.inputs[0], lambda site: None, lambda site: 3, lambda site: [site.inputs[0]], lambda site: [],
-            lambda site: "ab", raising, lambda: None, lambda site: site.inputs[0].ids, lambda site: [None, None],
-            lambda site: {"a": 1}, lambda site: (3,),
-        )  # fmt: skip
+            lambda site: site.inputs[0],
+            lambda site: None,
+            lambda site: 3,
+            lambda site: [site.inputs[0]],
+            lambda site: [],
+            lambda site: "ab",
+            raising,
+            lambda: None,
+            lambda site: site.inputs[0].ids,
+            lambda site: [None, None],
+            lambda site: {"a": 1},
+            lambda site: (3,),
+        )
 
     registered = dict(rules._LAYER_RULES)
     try:
@@ -615,8 +793,11 @@ def register_rule(d: Draw) -> None:
 def dann(d: Draw) -> None:
     x = keras.Input((4,))
     features = keras.Model(x, L.Dense(3, activation="relu")(x))
-    heads = [d.arg(lambda: L.Dense(2)), d.arg(lambda: d.one(L.Dense(1), keras_pcp.MeanDiscrepancy(), L.Dense(2)))]
-    make = d.one(keras_pcp.DANN, keras_pcp.build_dann)
+    heads = [
+        d.arg(lambda: L.Dense(2)),
+        d.arg(lambda: d.one(L.Dense(1), keras_pcp.adaptation.MeanDiscrepancy(), L.Dense(2))),
+    ]
+    make = d.one(keras_pcp.adaptation.DANN, keras_pcp.build_dann)
     net = make(d.arg(lambda: features), *heads, **d.options(weight=lambda: d.one(1.0, 0.5)))
     if make is keras_pcp.build_dann:
         return
@@ -626,22 +807,47 @@ def dann(d: Draw) -> None:
     source = d.arg(lambda: (rng.normal(size=(8, 4)), np.arange(8) % 2), 0.3)
     target = d.arg(lambda: rng.normal(size=(8, 4)), 0.3)
     if d.rng.random() < 0.7:
-        options = {"target_weight": lambda: 0.5, "samples": lambda: d.one(4, None), "seed": lambda: 1,
-                   "pseudo_labels": lambda: keras_pcp.PseudoLabels(0.5)}  # fmt: skip
+        options = {
+            "target_weight": lambda: 0.5,
+            "samples": lambda: d.one(4, None),
+            "seed": lambda: 1,
+            "pseudo_labels": lambda: keras_pcp.PseudoLabels(0.5),
+        }
         net.validation_data(source, target, **d.options(**options))
     else:
-        options = {"batch_size": lambda: d.one(4, 8), "epochs": lambda: 1, "seed": lambda: 1, "pseudo_weight": lambda: 0.5,
-                   "pseudo_labels": lambda: keras_pcp.PseudoLabels(0.5)}  # fmt: skip
+        options = {
+            "batch_size": lambda: d.one(4, 8),
+            "epochs": lambda: 1,
+            "seed": lambda: 1,
+            "pseudo_weight": lambda: 0.5,
+            "pseudo_labels": lambda: keras_pcp.PseudoLabels(0.5),
+        }
         options.pop("epochs")  # Keras's own
         net.fit(source, target, verbose=0, **d.options(**options))
 
 
 # How often each is called.
 CALLS = {
-    build_graph: 6, graph_things: 10, selections: 10, score_channels: 10, score_on_data: 4, select_by_ratio: 8,
-    select_by_cost: 8, prune_model: 3, widen_model: 3, masked: 4, shrink: 4, recalibrate: 6, reconstruct: 5,
-    constructors: 12, callback: 8, fit: 3, search_widths: 5, register_rule: 5, dann: 2,
-}  # fmt: skip
+    build_graph: 6,
+    graph_things: 10,
+    selections: 10,
+    score_channels: 10,
+    score_on_data: 4,
+    select_by_ratio: 8,
+    select_by_cost: 8,
+    prune_model: 3,
+    widen_model: 3,
+    masked: 4,
+    shrink: 4,
+    reestimate_batch_norm: 6,
+    refit: 5,
+    constructors: 12,
+    callback: 8,
+    fit: 3,
+    search_widths: 5,
+    register_rule: 5,
+    dann: 2,
+}
 
 
 @dataclass(frozen=True)

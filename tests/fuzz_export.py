@@ -81,8 +81,17 @@ def samples_for(model: keras.Model, rng: np.random.Generator):
         if kind == 3:
             array = rng.integers(-(2**62), 2**62, shape)
         if kind == 4:
-            array = [array.astype(str), array.astype(object), array.astype(complex), array[:0], array[0],
-                     array[..., None], array > 0, [[1], [2, 3]], None][rng.integers(0, 9)]  # fmt: skip
+            array = [
+                array.astype(str),
+                array.astype(object),
+                array.astype(complex),
+                array[:0],
+                array[0],
+                array[..., None],
+                array > 0,
+                [[1], [2, 3]],
+                None,
+            ][rng.integers(0, 9)]
         arrays.append(array)
     whole = arrays if len(arrays) > 1 else arrays[0]
     choices = [whole] * 8 + [arrays * 2, {"a": arrays[0], "b": arrays[-1]}, "samples", 3]
@@ -134,8 +143,14 @@ def main() -> int:
                 print(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             if done % 50 == 0:
                 print(f"{done} of {args.count}, {len(failed)} failed, {dict(found)}", flush=True)
-    summary = {"suite": "fuzz_export", "count": args.count, "start": args.start, **found, "failed": failed,
-               "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+    summary = {
+        "suite": "fuzz_export",
+        "count": args.count,
+        "start": args.start,
+        **found,
+        "failed": failed,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
     print(json.dumps(summary))
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""Interrupts `shrink`, `masked` and `recalibrate` on every line, and `fit` at random times; the model must stay whole.
+"""Interrupts public functions on every line, and `fit` at random times; the model must stay whole.
 
     python tests/interrupts.py --every-line [--only shrink] [--stride 1] [--offset 1]
     python tests/interrupts.py --signals 200
@@ -79,12 +79,15 @@ class Subject:
             "targets": [getattr(layer, "_resolved_target_shape", None) for layer in layers],
             "slots": [[(tuple(v.shape), v.numpy().tobytes()) for v in o.variables] for o in optimizers],
             "index": [
-                [(o._trainable_variables_indices.get(o._var_key(v)), len(o._trainable_variables_indices))
-                 for v in o._trainable_variables] for o in optimizers
+                [
+                    (o._trainable_variables_indices.get(o._var_key(v)), len(o._trainable_variables_indices))
+                    for v in o._trainable_variables
+                ]
+                for o in optimizers
             ],
             "traced": [m.predict_function is not None for m in (model, self.part)],
             "handler": signal.getsignal(signal.SIGINT),
-        }  # fmt: skip
+        }
 
     def check_use(self):
         """Predicts, saves, loads, and trains one step with each optimizer, by which the state is lost."""
@@ -108,11 +111,11 @@ def masked(s):
         s.model(X[:1], training=False)
 
 
-def recalibrate(s):
-    keras_pcp.recalibrate(s.model, X, batch_size=4)
+def reestimate_batch_norm(s):
+    keras_pcp.reestimate_batch_norm(s.model, X, batch_size=4)
 
 
-OPERATIONS = {f.__name__: f for f in (shrink, masked, recalibrate)}
+OPERATIONS = {f.__name__: f for f in (shrink, masked, reestimate_batch_norm)}
 
 
 def interrupted(run, number, error, all_of_keras=False):
@@ -237,9 +240,14 @@ def a_fit(seed, eagerly):
     x, y = rng.normal(size=(48, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 48)
     watch = Watch()
     pruning = keras_pcp.ProgressivePruning(
-        max_macs=0.6, validation_data=(x, y), reconstruction_data=(x, y), begin=0.1, end=0.9,
-        strategy=keras_pcp.Progressive(samples=16), distillation=keras_pcp.Distillation(0.5),
-    )  # fmt: skip
+        max_macs=0.6,
+        validation_data=(x, y),
+        refit_data=(x, y),
+        begin=0.1,
+        end=0.9,
+        strategy=keras_pcp.strategies.Progressive(samples=16),
+        distillation=keras_pcp.Distillation(0.5),
+    )
 
     def run():
         with watching(watch):

@@ -169,8 +169,9 @@ def convolution(m: Maker, x):
     kernel, dilation = m.one(1, 2, 3, 3), m.one(1, 1, 2)
     strides = m.one(1, 1, 2) if dilation == 1 else 1
     padding = "valid" if min(x.shape[1:3]) > (kernel - 1) * dilation + 2 and m.chance(0.4) else "same"
-    return L.Conv2D(m.width(), kernel, strides, padding, dilation_rate=dilation, use_bias=m.chance(0.6),
-                    activation=m.activation())(x)  # fmt: skip
+    return L.Conv2D(
+        m.width(), kernel, strides, padding, dilation_rate=dilation, use_bias=m.chance(0.6), activation=m.activation()
+    )(x)
 
 
 @step(0.7)
@@ -187,8 +188,15 @@ def depthwise(m: Maker, x):
 
 @step(1)
 def separable(m: Maker, x):
-    return L.SeparableConv2D(m.width(), 3, m.one(1, 1, 2), "same", depth_multiplier=m.one(1, 2), use_bias=m.chance(0.5),
-                             activation=m.activation())(x)  # fmt: skip
+    return L.SeparableConv2D(
+        m.width(),
+        3,
+        m.one(1, 1, 2),
+        "same",
+        depth_multiplier=m.one(1, 2),
+        use_bias=m.chance(0.5),
+        activation=m.activation(),
+    )(x)
 
 
 @step(1)
@@ -221,10 +229,21 @@ def statistical(m: Maker, x):
 @step(1.5)
 def elementwise(m: Maker, x):
     return m.one(
-        L.PReLU(shared_axes=[1, 2]), L.PReLU(), L.ReLU(6.0), L.LeakyReLU(), L.Dropout(0.2), L.SpatialDropout2D(0.2),
-        L.Activation("tanh"), lambda t: 0.5 * t + 1.0, ops.abs, ops.silu, lambda t: ops.clip(t, -2, 2), L.Rescaling(0.5),
-        L.GroupNormalization(-1), lambda t: ops.where(t > 0, t, 0.3 * t),
-    )(x)  # fmt: skip
+        L.PReLU(shared_axes=[1, 2]),
+        L.PReLU(),
+        L.ReLU(6.0),
+        L.LeakyReLU(),
+        L.Dropout(0.2),
+        L.SpatialDropout2D(0.2),
+        L.Activation("tanh"),
+        lambda t: 0.5 * t + 1.0,
+        ops.abs,
+        ops.silu,
+        lambda t: ops.clip(t, -2, 2),
+        L.Rescaling(0.5),
+        L.GroupNormalization(-1),
+        lambda t: ops.where(t > 0, t, 0.3 * t),
+    )(x)
 
 
 @step(3)
@@ -321,9 +340,15 @@ def pixel_shuffle(m: Maker, x):
 
 @step(2)
 def resolution(m: Maker, x):
-    layers = [L.ZeroPadding2D(((1, 0), (0, 1))), L.UpSampling2D(2), lambda t: ops.pad(t, ((0, 0), (1, 0), (0, 1), (0, 0))),
-              lambda t: ops.pad(t, ((0, 0), (0, 0), (0, 0), (1, 2))), L.AveragePooling2D(2, 1, "same"),
-              L.MaxPooling2D(3, 2, "same"), lambda t: ops.average_pool(t, 2, 1, "same")]  # fmt: skip
+    layers = [
+        L.ZeroPadding2D(((1, 0), (0, 1))),
+        L.UpSampling2D(2),
+        lambda t: ops.pad(t, ((0, 0), (1, 0), (0, 1), (0, 0))),
+        lambda t: ops.pad(t, ((0, 0), (0, 0), (0, 0), (1, 2))),
+        L.AveragePooling2D(2, 1, "same"),
+        L.MaxPooling2D(3, 2, "same"),
+        lambda t: ops.average_pool(t, 2, 1, "same"),
+    ]
     if min(x.shape[1:3]) > 3:
         layers += [L.Cropping2D(1), L.MaxPooling2D(), lambda t: t[:, 1:, ::2], L.CenterCrop(3, 3)]
     return m.one(*layers)(x)
@@ -383,13 +408,16 @@ def transposition(m: Maker, x):
 @step(1)
 def repetition(m: Maker, x):
     return m.one(
-        lambda t: ops.repeat(t, 2, axis=m.int(1, 3)), lambda t: ops.tile(t, (1, 1, m.int(1, 2), m.int(1, 2))),
-        lambda t: ops.flip(t, axis=m.int(1, 3)), lambda t: ops.roll(t, 1, axis=m.int(1, 2)),
-        lambda t: ops.sort(t, axis=1), lambda t: ops.cumsum(t, axis=2),
+        lambda t: ops.repeat(t, 2, axis=m.int(1, 3)),
+        lambda t: ops.tile(t, (1, 1, m.int(1, 2), m.int(1, 2))),
+        lambda t: ops.flip(t, axis=m.int(1, 3)),
+        lambda t: ops.roll(t, 1, axis=m.int(1, 2)),
+        lambda t: ops.sort(t, axis=1),
+        lambda t: ops.cumsum(t, axis=2),
         lambda t: ops.glu(t) if t.shape[-1] % 2 == 0 else t + 1,
         lambda t: ops.take(t, np.array([1, 0, 0]), axis=m.one(1, 2)),
         lambda t: ops.squeeze(ops.expand_dims(t, 2), 2) * 2,
-    )(x)  # fmt: skip
+    )(x)
 
 
 @step(1)
@@ -419,8 +447,14 @@ def nested_model(m: Maker, x):
         return None
     b = keras.Input(x.shape[1:])
     if m.chance(0.3):
-        inner = keras.Sequential([b, *m.one([L.ReLU()], [L.Conv2D(m.width(), 1)], [L.Conv2D(4, 3, padding="same")]),
-                                  L.BatchNormalization(), L.Activation("tanh")])  # fmt: skip
+        inner = keras.Sequential(
+            [
+                b,
+                *m.one([L.ReLU()], [L.Conv2D(m.width(), 1)], [L.Conv2D(4, 3, padding="same")]),
+                L.BatchNormalization(),
+                L.Activation("tanh"),
+            ]
+        )
     else:
         outer, inside = m.pool, [b]
         m.depth = 1
@@ -524,10 +558,17 @@ def main() -> int:
     def mean(key: str) -> float:
         return round(sum(r[key] for r in results) / max(len(results), 1), 3)
 
-    summary = {"suite": "random_graphs", "count": args.count, "start": args.start, "passed": len(results),
-               "exact": sum(r["exact"] for r in results), "groups": mean("groups"),
-               "pruned_share": mean("pruned_share"), "failed": failed,
-               "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+    summary = {
+        "suite": "random_graphs",
+        "count": args.count,
+        "start": args.start,
+        "passed": len(results),
+        "exact": sum(r["exact"] for r in results),
+        "groups": mean("groups"),
+        "pruned_share": mean("pruned_share"),
+        "failed": failed,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
     print(json.dumps(summary))
     return 1 if failed else 0
 

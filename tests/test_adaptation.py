@@ -25,7 +25,7 @@ def features(width=8):
 def dann(width=8, **options):
     keras.utils.set_random_seed(0)
     domain_head = options.pop("domain_head", None) or keras.Sequential([L.Dense(6, activation="relu"), L.Dense(1)])
-    found = keras_pcp.DANN(features(width), L.Dense(3, name="logits"), domain_head, **options)
+    found = keras_pcp.adaptation.DANN(features(width), L.Dense(3, name="logits"), domain_head, **options)
     found.compile(keras.optimizers.SGD(0.05, momentum=0.9))
     return found
 
@@ -109,19 +109,19 @@ def test_the_schedules_follow_the_paper():
     network = dann()
     seen = []
     (x, y), target = domains()
-    schedule = keras_pcp.ReversalSchedule()
+    schedule = keras_pcp.adaptation.ReversalSchedule()
     note = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda b, logs: seen.append(float(network.model.get_layer("reversal").weight))
     )
     network.fit((x, y), target, batch_size=32, epochs=2, verbose=0, callbacks=[schedule, note])
     p = np.arange(12) / 12
     assert seen == pytest.approx(2 / (1 + np.exp(-10 * p)) - 1, abs=1e-6)
-    rate = keras_pcp.AnnealedLearningRate(0.01, 100)
+    rate = keras_pcp.adaptation.AnnealedLearningRate(0.01, 100)
     assert [float(rate(s)) for s in (0, 50, 100, 200)] == pytest.approx([0.01, 0.01 / 6**0.75, *[0.01 / 11**0.75] * 2])
-    assert keras_pcp.AnnealedLearningRate.from_config(rate.get_config()).get_config() == rate.get_config()
+    assert keras_pcp.adaptation.AnnealedLearningRate.from_config(rate.get_config()).get_config() == rate.get_config()
     network.classifier.compile("sgd", "mse")
     with pytest.raises(InvalidArgumentError, match="no GradientReversal"):
-        network.classifier.fit(x, np.zeros((len(x), 3)), verbose=0, callbacks=[keras_pcp.ReversalSchedule()])
+        network.classifier.fit(x, np.zeros((len(x), 3)), verbose=0, callbacks=[keras_pcp.adaptation.ReversalSchedule()])
 
 
 def test_the_loss_is_that_of_source_labels_pseudo_labels_and_domains():
@@ -273,9 +273,15 @@ def test_fit_validates_on_labelled_samples_and_goes_on_where_it_was():
         on_epoch_begin=lambda e, logs: seen.append(float(network.model.get_layer("reversal").weight))
     )
     history = network.fit(
-        (x, y), target, batch_size=32, initial_epoch=2, epochs=4, verbose=0, validation_data=(x[:30], y[:30]),
-        callbacks=[keras_pcp.ReversalSchedule(), note],
-    )  # fmt: skip
+        (x, y),
+        target,
+        batch_size=32,
+        initial_epoch=2,
+        epochs=4,
+        verbose=0,
+        validation_data=(x[:30], y[:30]),
+        callbacks=[keras_pcp.adaptation.ReversalSchedule(), note],
+    )
     right = np.mean(network.classifier.predict(x[:30], verbose=0).argmax(-1) == y[:30])
     assert history.history["val_label_accuracy"][-1] == pytest.approx(right, abs=1e-6)
     assert 0 < history.history["domain_told_apart"][-1] <= 1
@@ -287,7 +293,7 @@ def test_features_may_have_batch_normalization_and_a_list_of_one_input():
     keras.utils.set_random_seed(0)
     given = keras.Input((8, 8, 1))
     h = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, name="conv")(given)))
-    network = keras_pcp.DANN(keras.Model([given], L.GlobalAveragePooling2D()(h)), L.Dense(3), L.Dense(1))
+    network = keras_pcp.adaptation.DANN(keras.Model([given], L.GlobalAveragePooling2D()(h)), L.Dense(3), L.Dense(1))
     network.compile("adam")
     target = (target * 40 + 100).clip(0, 255).astype("uint8")
     x = (x * 40 + 100).clip(0, 255).astype("uint8")
@@ -298,7 +304,7 @@ def test_features_may_have_batch_normalization_and_a_list_of_one_input():
         max_macs=0.5,
         deliver=network.classifier,
         validation_data=samples,
-        reconstruction_data=np.concatenate([x, target]),
+        refit_data=np.concatenate([x, target]),
     )
     pairs = tf.data.Dataset.from_tensor_slices((target, y)).batch(16)  # its labels are not looked at
     network.fit((x, y), pairs, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
@@ -312,12 +318,12 @@ def test_the_discrepancy_is_that_of_its_formula():
     kernel = np.mean([np.exp(-distances / (s * distances.mean())) for s in (0.25, 0.5, 1, 2, 4)], axis=0)
     expected = kernel[:6, :6].mean() + kernel[6:, 6:].mean() - 2 * kernel[:6, 6:].mean()
     domain = np.repeat([[0.0], [1.0]], 6, axis=0)
-    found = keras_pcp.discrepancy_loss(domain, keras_pcp.MeanDiscrepancy()(x.astype("float32")))
+    found = keras_pcp.adaptation.discrepancy_loss(domain, keras_pcp.adaptation.MeanDiscrepancy()(x.astype("float32")))
     assert float(np.mean(found)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_with_the_discrepancy_prunes_too(tmp_path):
-    network = dann(domain_head=keras_pcp.MeanDiscrepancy())
+    network = dann(domain_head=keras_pcp.adaptation.MeanDiscrepancy())
     (x, y), target = domains()
     pruning = keras_pcp.ProgressivePruning(
         max_macs=0.5, deliver=network.classifier, validation_data=network.validation_data((x, y), target)
@@ -327,7 +333,7 @@ def test_training_with_the_discrepancy_prunes_too(tmp_path):
     network.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert np.allclose(loaded.predict(x, verbose=0)["label"], network.classifier.predict(x, verbose=0))
-    alone = dann(domain_head=keras_pcp.MeanDiscrepancy())
+    alone = dann(domain_head=keras_pcp.adaptation.MeanDiscrepancy())
     alone.compile(keras.optimizers.SGD(0.05, momentum=0.9), domain_weight=0.0)
     without = alone.fit((x, y), target, batch_size=32, epochs=4, verbose=0)
     assert history.history["domain_loss"][-1] < without.history["domain_loss"][-1]
@@ -379,12 +385,12 @@ def test_bad_networks_and_data_are_refused():
         network.validation_data((x, y), target, pseudo_labels=few)
     inputs = [keras.Input((2,)), keras.Input((2,))]
     with pytest.raises(InvalidArgumentError, match="one input"):
-        keras_pcp.DANN(keras.Model(inputs, L.Add()(inputs)), L.Dense(2), L.Dense(1))
+        keras_pcp.adaptation.DANN(keras.Model(inputs, L.Add()(inputs)), L.Dense(2), L.Dense(1))
 
 
 def test_delivered_layers_must_have_names_of_their_own():
     heads = [keras.Sequential([L.Dense(4, name="hidden"), L.Dense(n, name=f"out_{n}")]) for n in (3, 1)]
-    network = keras_pcp.DANN(features(), *heads)
+    network = keras_pcp.adaptation.DANN(features(), *heads)
     with pytest.raises(InvalidArgumentError, match=r"hidden.*another name"):
         delivered_graph(network.model, network.classifier, "error", ())
 

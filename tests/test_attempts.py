@@ -58,9 +58,14 @@ def test_a_rerun_with_some_weights_changed_equals_a_whole_run(name):
 def searches(model, **options):
     samples = options.pop("samples", 64)
     return Search(
-        model, Limits(max_macs=0.5), data(samples, 1), options.pop("criterion", "l1"),
-        Progressive(samples=None, **options), (), "error",
-    )  # fmt: skip
+        model,
+        Limits(max_macs=0.5),
+        data(samples, 1),
+        options.pop("criterion", "l1"),
+        Progressive(samples=None, **options),
+        (),
+        "error",
+    )
 
 
 def sequential():
@@ -176,9 +181,13 @@ def test_a_search_without_training_leaves_the_model_alone(attempts):
     before, metrics = state_of(model), [v.numpy() for v in model.variables]
     graph = keras_pcp.build_graph(model, on_unknown="freeze")
     selection = keras_pcp.search_widths(
-        model, max_macs=0.5, validation_data=data(64, 1), strategy=Progressive(attempts=attempts), verbose=False,
+        model,
+        max_macs=0.5,
+        validation_data=data(64, 1),
+        strategy=Progressive(attempts=attempts),
+        verbose=False,
         on_unknown="freeze",
-    )  # fmt: skip
+    )
     assert same_state(before, state_of(model))
     assert all(np.array_equal(a, v.numpy()) for a, v in zip(metrics, model.variables, strict=True))
     assert count_cost(graph, selection).macs <= 0.5 * count_cost(graph).macs
@@ -228,7 +237,10 @@ def test_several_criteria_may_be_given():
         keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), criterion=())
 
 
-@pytest.mark.parametrize("strategy", [keras_pcp.OneShot(), keras_pcp.RandomWidths(), keras_pcp.LayerByLayer()])
+@pytest.mark.parametrize(
+    "strategy",
+    [keras_pcp.strategies.OneShot(), keras_pcp.strategies.RandomWidths(), keras_pcp.strategies.LayerByLayer()],
+)
 def test_what_goes_by_one_criterion_refuses_several_before_training(strategy):
     model = compiled()
     before = model.get_weights()
@@ -260,9 +272,13 @@ def test_readers_of_pruned_channels_are_refit_after_a_shrink(attempts):
         return -np.arange(group.num_channels)
 
     callback = keras_pcp.ProgressivePruning(
-        max_macs=0.6, validation_data=data(64, 1), frozen_layers=["reader"], reconstruction_data=(x, y),
-        criterion=last_first, strategy=Progressive(groups_per_round=1, attempts=attempts),
-    )  # fmt: skip
+        max_macs=0.6,
+        validation_data=data(64, 1),
+        frozen_layers=["reader"],
+        refit_data=(x, y),
+        criterion=last_first,
+        strategy=Progressive(groups_per_round=1, attempts=attempts),
+    )
     model.fit(x, y, epochs=4, batch_size=16, verbose=0, callbacks=[callback])
     tried = [a for r in callback.report.rounds for a in r.attempts if a.group == "copies"]
     assert max(abs(a.loss_increase) for a in tried) < 5e-3  # 0.09 without
@@ -278,9 +294,13 @@ def test_a_search_with_a_refit_works_on_a_copy_and_goes_on_from_its_checkpoint(t
     model.fit(*data(), epochs=1, verbose=0)
     before = state_of(model)
     options = {
-        "max_macs": 0.5, "validation_data": data(64, 1), "criterion": criterion, "verbose": False,
-        "strategy": Progressive(step=0.05), "reconstruction_data": data(48, 2),
-    }  # fmt: skip
+        "max_macs": 0.5,
+        "validation_data": data(64, 1),
+        "criterion": criterion,
+        "verbose": False,
+        "strategy": Progressive(step=0.05),
+        "refit_data": data(48, 2),
+    }
     found = keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **options)
     assert same_state(before, state_of(model))
     graph = keras_pcp.build_graph(model)
@@ -288,16 +308,14 @@ def test_a_search_with_a_refit_works_on_a_copy_and_goes_on_from_its_checkpoint(t
     assert keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **options) == found
     saved = json.loads((tmp_path / "state.json").read_text())
     assert len(saved["state"]["rounds"]) > 2
-    other = options | {"reconstruction_data": data(48, 3)}
-    with pytest.raises(InvalidArgumentError, match="reconstruction_data"):
+    other = options | {"refit_data": data(48, 3)}
+    with pytest.raises(InvalidArgumentError, match="refit_data"):
         keras_pcp.search_widths(model, checkpoint=tmp_path / "state.json", **other)
 
 
 def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
     model = compiled()
-    search = Search(
-        model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=data(48, 2)
-    )
+    search = Search(model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", refit_data=data(48, 2))
     search.run_round(0.1)
     with pytest.raises(PruningError, match="shrunk"):
         search.run_round(0.2)
@@ -308,16 +326,14 @@ def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
 
 def test_rounds_without_training_between_them_end_with_one_refit_from_where_they_began(monkeypatch):
     model, some = compiled(), data(600, 2)
-    search = Search(
-        model, Limits(max_macs=0.4), data(64, 1), "l1", Progressive(), (), "error", reconstruction_data=some
-    )
+    search = Search(model, Limits(max_macs=0.4), data(64, 1), "l1", Progressive(), (), "error", refit_data=some)
     asked, graph = [], search.graph
 
-    def reconstruct(*args, samples, **options):
+    def refit(*args, samples, **options):
         asked.append(samples)
-        return keras_pcp.reconstruct(*args, samples=samples, **options)
+        return keras_pcp.refit(*args, samples=samples, **options)
 
-    monkeypatch.setattr("keras_pcp.fit.run.reconstruct", reconstruct)
+    monkeypatch.setattr("keras_pcp.fit.run.refit", refit)
     for targets in ((0.3, 0.5), (0.7, 1.0)):
         whole, graph, done = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), search.live_graph, search.done
         search.run_round(targets[0])
@@ -327,7 +343,7 @@ def test_rounds_without_training_between_them_end_with_one_refit_from_where_they
         selection = search.done.after(done)
         expected = keras_pcp.prune_model(whole, graph, selection)
         assert not same_weights(model, expected)
-        keras_pcp.reconstruct(whole, expected, graph, selection, some, samples=600)
+        keras_pcp.refit(whole, expected, graph, selection, some, samples=600)
         assert same_weights(model, expected)
         graph = search.live_graph
         for w in model.trainable_weights:
@@ -353,7 +369,7 @@ def test_a_refit_takes_fewer_samples_where_tensors_are_large(monkeypatch):
     monkeypatch.setattr(
         "keras_pcp.repair.least_squares.draw", lambda rng, n, *rest: (lengths.add(n), draw(rng, n, *rest))[1]
     )
-    keras_pcp.reconstruct(model, pruned, graph, keras_pcp.Selection(masks), data(600, 2))
+    keras_pcp.refit(model, pruned, graph, keras_pcp.Selection(masks), data(600, 2))
     assert lengths == {few}
 
 

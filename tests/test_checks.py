@@ -61,10 +61,8 @@ WRONG = {
     "a path as model in inline_blocks": lambda m, g, s: keras_pcp.inline_blocks("model.keras"),
     "an int as model_or_graph": lambda m, g, s: keras_pcp.count_cost(3),
     "an int as pruned": lambda m, g, s: keras_pcp.widen_model(3, m, g, keras_pcp.Selection()),
-    "an int as the pruned one of reconstruct": lambda m, g, s: keras_pcp.reconstruct(
-        m, 3, g, keras_pcp.Selection(), samples()
-    ),
-    "an int as model of recalibrate": lambda m, g, s: keras_pcp.recalibrate(3, samples()),
+    "an int as the pruned one of refit": lambda m, g, s: keras_pcp.refit(m, 3, g, keras_pcp.Selection(), samples()),
+    "an int as model of reestimate_batch_norm": lambda m, g, s: keras_pcp.reestimate_batch_norm(3, samples()),
     "an array as scores": lambda m, g, s: keras_pcp.select_by_ratio(g, np.ones(6), 0.5),
     "scores of strings": lambda m, g, s: keras_pcp.select_by_cost(g, {"hidden": ["a"] * 6}, max_macs=0.5),
     "a str as pruning_ratio": lambda m, g, s: keras_pcp.select_by_ratio(g, s, "half"),
@@ -90,19 +88,19 @@ WRONG = {
     "an int as frozen_layers": lambda m, g, s: keras_pcp.build_graph(m, frozen_layers=3),
     "numbers as frozen_layers": lambda m, g, s: keras_pcp.build_graph(m, frozen_layers=[3]),
     "a dict as on_unknown": lambda m, g, s: keras_pcp.build_graph(m, on_unknown={}),
-    "a str as samples": lambda m, g, s: keras_pcp.Progressive(samples="all"),
-    "a bool as samples": lambda m, g, s: keras_pcp.OneShot(samples=True),
-    "a str as step": lambda m, g, s: keras_pcp.Progressive(step="0.1"),
-    "NaN as confidence": lambda m, g, s: keras_pcp.Progressive(confidence=NAN),
-    "a wrong scope": lambda m, g, s: keras_pcp.OneShot(scope="all"),
-    "a str as recalibrate": lambda m, g, s: keras_pcp.Progressive(recalibrate="no"),
+    "a str as samples": lambda m, g, s: keras_pcp.strategies.Progressive(samples="all"),
+    "a bool as samples": lambda m, g, s: keras_pcp.strategies.OneShot(samples=True),
+    "a str as step": lambda m, g, s: keras_pcp.strategies.Progressive(step="0.1"),
+    "NaN as confidence": lambda m, g, s: keras_pcp.strategies.Progressive(confidence=NAN),
+    "a wrong scope": lambda m, g, s: keras_pcp.strategies.OneShot(scope="all"),
+    "a str as reestimate_batch_norm": lambda m, g, s: keras_pcp.strategies.Progressive(reestimate_batch_norm="no"),
     "a str as weight": lambda m, g, s: keras_pcp.Distillation(weight="0.5", loss=keras.losses.MeanSquaredError()),
     "a plain loss as distillation loss": lambda m, g, s: keras_pcp.Distillation(loss=keras.losses.MeanSquaredError()),
     "a str as reversal weight": lambda m, g, s: keras_pcp.GradientReversal("1"),
     "a str as threshold": lambda m, g, s: keras_pcp.PseudoLabels(threshold="0.9"),
-    "a str as scales": lambda m, g, s: keras_pcp.MeanDiscrepancy(scales="ab"),
-    "a str as maximum": lambda m, g, s: keras_pcp.ReversalSchedule(maximum="1"),
-    "a str as steps": lambda m, g, s: keras_pcp.AnnealedLearningRate(steps="10"),
+    "a str as scales": lambda m, g, s: keras_pcp.adaptation.MeanDiscrepancy(scales="ab"),
+    "a str as maximum": lambda m, g, s: keras_pcp.adaptation.ReversalSchedule(maximum="1"),
+    "a str as steps": lambda m, g, s: keras_pcp.adaptation.AnnealedLearningRate(steps="10"),
     "an int as head": lambda m, g, s: keras_pcp.build_dann(m, 3, L.Dense(1)),
     "a str as t": lambda m, g, s: schedules.cubic("a"),
     "a str as samples of a criterion": lambda m, g, s: criteria.Chip("8"),
@@ -131,7 +129,7 @@ def test_the_message_says_what_was_given_and_what_to_do_next(shared):
 
 
 OPTIONS = {
-    "strategy": ["progressive", keras_pcp.Progressive, 0, {}],
+    "strategy": ["progressive", keras_pcp.strategies.Progressive, 0, {}],
     "distillation": [0.5, True, ""],
     "deliver": ["label", 3],
     "frozen_layers": [3, [3], {"out": 1}],
@@ -148,8 +146,8 @@ OPTIONS = {
     "begin": ["0.1", NAN, True],
     "end": [None, 0.1, NAN],
     "on_unknown": [None, []],
-    "validation_data": [None, 3, "data", {"x": 1}, keras_pcp.Progressive],
-    "reconstruction_data": [3, "data"],
+    "validation_data": [None, 3, "data", {"x": 1}, keras_pcp.strategies.Progressive],
+    "refit_data": [3, "data"],
     "max_macs": ["0.5", True, NAN, 1.5, -1, 10**400, 1j],
 }
 
@@ -160,7 +158,7 @@ def test_an_option_of_the_callback_is_refused_when_it_is_made(name, value):
         keras_pcp.ProgressivePruning(**{"max_macs": 0.5, "validation_data": samples(), name: value})
 
 
-@pytest.mark.parametrize("name", ["strategy", "criterion", "validation_data", "reconstruction_data", "max_macs"])
+@pytest.mark.parametrize("name", ["strategy", "criterion", "validation_data", "refit_data", "max_macs"])
 def test_an_option_of_search_widths_is_refused(name, shared):
     for value in OPTIONS[name]:
         with pytest.raises(InvalidArgumentError):
@@ -172,7 +170,7 @@ def test_numbers_of_numpy_and_lists_of_bools_are_taken(shared, half):
     found = keras_pcp.select_by_ratio(graph, scores, np.float32(0.5), min_channels=np.int64(2), multiple_of=np.int8(1))
     assert found.num_removed == 3
     assert keras_pcp.Selection({"hidden": [True] * 3 + [False] * 3}) == half
-    strategy = keras_pcp.Progressive(
+    strategy = keras_pcp.strategies.Progressive(
         step=np.int64(2), samples=np.int32(8), seed=np.int64(1), groups_per_round=np.int64(1)
     )
     assert strategy.rounds_needed(graph, {"macs": 21.0}) == 2  # of 6 channels with 7 MACs each, 3 go, 2 a round
@@ -280,8 +278,8 @@ def test_inputs_that_do_not_fit_the_model_are_refused_everywhere(x, shared, half
     for call in (
         lambda: keras_pcp.score_channels(model, graph, "taylor", data=data),
         lambda: keras_pcp.score_channels(model, graph, "apoz", data=data),
-        lambda: keras_pcp.recalibrate(model, data),
-        lambda: keras_pcp.reconstruct(model, pruned, graph, half, data),
+        lambda: keras_pcp.reestimate_batch_norm(model, data),
+        lambda: keras_pcp.refit(model, pruned, graph, half, data),
         lambda: keras_pcp.search_widths(model, max_macs=0.5, validation_data=data),
     ):
         with pytest.raises(InvalidArgumentError, match="does not fit the inputs"):
@@ -291,9 +289,9 @@ def test_inputs_that_do_not_fit_the_model_are_refused_everywhere(x, shared, half
 def test_samples_for_a_refit_that_do_not_fit_are_refused_before_the_first_step(shared):
     model = shared[0]
     x, y = samples()
-    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(x, y), reconstruction_data=np.ones((2, 2, 2)))
+    pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(x, y), refit_data=np.ones((2, 2, 2)))
     steps = int(model.optimizer.iterations)
-    with pytest.raises(InvalidArgumentError, match="reconstruction_data does not fit the inputs"):
+    with pytest.raises(InvalidArgumentError, match="refit_data does not fit the inputs"):
         model.fit(x, y, verbose=0, callbacks=[pruning])
     assert pruning.report is None
     assert int(model.optimizer.iterations) == steps
@@ -333,16 +331,16 @@ def test_scores_that_are_not_finite_are_refused(value, shared):
 @pytest.mark.parametrize(
     ("data", "message"), [(with_nan(), "NaN"), ((X * 1e30, Y), "moving_variance"), (with_nan()[0], "NaN")]
 )
-def test_recalibrate_refuses_what_is_not_finite_and_leaves_the_model_as_it_is(data, message):
+def test_reestimate_batch_norm_refuses_what_is_not_finite_and_leaves_the_model_as_it_is(data, message):
     model = small()
     before = model.get_weights()
     with pytest.raises(InvalidArgumentError, match=message):
-        keras_pcp.recalibrate(model, data, batch_size=4)
+        keras_pcp.reestimate_batch_norm(model, data, batch_size=4)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
 @pytest.mark.parametrize("where", ["data", "model", "pruned"])
-def test_reconstruct_refuses_what_is_not_finite_and_writes_nothing(where, shared, half):
+def test_refit_refuses_what_is_not_finite_and_writes_nothing(where, shared, half):
     model, graph, _ = shared
     pruned = keras_pcp.prune_model(model, graph, half)
     model = keras.models.clone_model(model)
@@ -353,7 +351,7 @@ def test_reconstruct_refuses_what_is_not_finite_and_writes_nothing(where, shared
     before = pruned.get_weights()
     message = "NaN or infinite values in 1 of 16" if where == "data" else rf"'out' of `{where}`.*weights are not finite"
     with pytest.raises(InvalidArgumentError, match=message):
-        keras_pcp.reconstruct(model, pruned, graph, half, with_nan() if where == "data" else samples())
+        keras_pcp.refit(model, pruned, graph, half, with_nan() if where == "data" else samples())
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, pruned.get_weights(), strict=True))
 
 

@@ -89,8 +89,9 @@ def slow_gates(model, group, losses):
     """Derivatives of each sample's loss by a gate where the channels are read, by finite differences."""
     columns = []
     for c in range(group.num_channels):
-        columns.append(sum(slope(model.weights[s.weight], rows_of(model, s, c), losses)
-                           for s in group.slices_of("consume")))  # fmt: skip
+        columns.append(
+            sum(slope(model.weights[s.weight], rows_of(model, s, c), losses) for s in group.slices_of("consume"))
+        )
     return np.stack(columns, axis=1)
 
 
@@ -172,9 +173,19 @@ def test_the_public_checks_pass_a_good_criterion_of_the_user():
 
 @pytest.mark.parametrize(
     "name",
-    ["residual", "concat", "depthwise", "plain_flatten", "shared_layers", "two_in_two_out", "nested", "attention_exact",
-     "grouped", "conv_1d"],
-)  # fmt: skip
+    [
+        "residual",
+        "concat",
+        "depthwise",
+        "plain_flatten",
+        "shared_layers",
+        "two_in_two_out",
+        "nested",
+        "attention_exact",
+        "grouped",
+        "conv_1d",
+    ],
+)
 def test_gate_gradients_are_the_slopes_of_the_loss_when_what_reads_a_channel_is_scaled(name, doubles):
     model = build(name)
     graph = keras_pcp.build_graph(model)

@@ -239,8 +239,11 @@ def test_what_layers_do_in_training_is_kept_and_gradients_are_stopped_alike(poli
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(policy)
     try:
-        made = {"norm": L.BatchNormalization, "drop": lambda: L.Dropout(0.5, seed=3),
-                "conv": lambda: L.Conv2D(6, 1, activity_regularizer="l2" if policy == "float32" else None)}  # fmt: skip
+        made = {
+            "norm": L.BatchNormalization,
+            "drop": lambda: L.Dropout(0.5, seed=3),
+            "conv": lambda: L.Conv2D(6, 1, activity_regularizer="l2" if policy == "float32" else None),
+        }
         model = with_block(block(rich, **made))
     finally:
         keras.config.set_dtype_policy("float32")

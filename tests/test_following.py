@@ -115,11 +115,17 @@ def test_a_fit_shrinks_such_a_model_and_its_file_is_loaded(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(outputs_of(loaded, X), outputs_of(model, X), 0)
-    with pytest.raises(UnsupportedModelError, match="reconstruction_data"):
+    with pytest.raises(UnsupportedModelError, match="refit_data"):
         keras_pcp.fit.run.Search(
-            model, keras_pcp.fit.run.Limits(max_params=0.9), (X, y), "l1", keras_pcp.Progressive(), (), "error",
-            reconstruction_data=X,
-        )  # fmt: skip
+            model,
+            keras_pcp.fit.run.Limits(max_params=0.9),
+            (X, y),
+            "l1",
+            keras_pcp.strategies.Progressive(),
+            (),
+            "error",
+            refit_data=X,
+        )
 
 
 def test_a_layer_that_stores_a_width_is_refused_with_the_reason_and_nothing_changes():

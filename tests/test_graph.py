@@ -111,7 +111,7 @@ def test_a_dense_layer_before_a_reshape_is_cut_in_runs():
         (lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1)), mode="reflect"), 6),
         (lambda x: L.Dropout(0.5, noise_shape=(None, 1, 1, 6))(x), 6),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_followed_is_frozen_or_still_exact(function, filters):
     """Whatever a rule makes of these, the pruned model must compute what the masked model computes."""
     keras.utils.set_random_seed(0)
@@ -268,7 +268,7 @@ WRONG = {
         lambda: one_path(lambda x: (d := L.DepthwiseConv2D(1))(d(x))),
         lambda: one_path(lambda x: L.DepthwiseConv2D(1)(L.ReLU()(x))),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -226,8 +226,6 @@ def test_json_keeps_every_figure():
     assert [(g["name"], g["num_channels"], tuple(g["producers"])) for g in data["groups"]] == [
         (g.name, g.num_channels, g.producers) for g in graph
     ]
-    assert set(data["groups"][0]) == {
-        "name", "num_channels", "least_channels", "producers", "macs", "params", "exact"
-    }  # fmt: skip
+    assert set(data["groups"][0]) == {"name", "num_channels", "least_channels", "producers", "macs", "params", "exact"}
     assert data["frozen"][0]["text"] == "output of the model"
     assert set(data["frozen"][0]) == {"text", "layers", "causes", "num_channels"}

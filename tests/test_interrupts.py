@@ -1,4 +1,4 @@
-"""An interrupt on any line of `shrink`, `masked` and `recalibrate` leaves the model wholly old or wholly new.
+"""An interrupt on any line of `shrink`, `masked` and `reestimate_batch_norm` leaves the model wholly old or wholly new.
 
 Here some of the lines; `python tests/interrupts.py --every-line` takes all of them.
 """
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "offset"), [("shrink", 997, 17), ("masked", 131, 5), ("recalibrate", 239, 7)]
+    ("name", "stride", "offset"), [("shrink", 997, 17), ("masked", 131, 5), ("reestimate_batch_norm", 239, 7)]
 )
 def test_an_interrupt_leaves_the_model_old_or_new(name, stride, offset):
     _, found, torn = interrupts.every_line(name, stride, offset, use_every=10)

@@ -27,9 +27,10 @@ def heads(cls=keras.Model, **options):
     outputs = [L.Dense(1, activation="sigmoid", name="label")(hidden), L.Dense(1, name="size")(hidden)]
     model = cls(i, outputs)
     model.compile(
-        "sgd", ["binary_crossentropy", "mse"],
+        "sgd",
+        ["binary_crossentropy", "mse"],
         **({"metrics": [["accuracy"], ["mae"]]} | options),
-    )  # fmt: skip
+    )
     return model
 
 
@@ -95,9 +96,7 @@ def test_racing_measures_the_same_as_a_whole_evaluation():
     for monitor in ("size_mae", "size_loss", {"label_accuracy": 1, "size_mae": 0.1}):
         found = evaluator(model, monitor)
         outputs = found.model.predict_on_batch(found.x)
-        chunks = [
-            found.judge_chunks([[o[found.samples(p)] for o in outputs]], p)[0] for p in found.parts
-        ]  # fmt: skip
+        chunks = [found.judge_chunks([[o[found.samples(p)] for o in outputs]], p)[0] for p in found.parts]
         mean = np.concatenate(chunks).mean(axis=0)
         whole = found.evaluate()
         assert mean == pytest.approx([whole.metric, whole.loss], rel=1e-5)
@@ -119,12 +118,20 @@ def test_mode_says_whether_higher_is_better_where_nothing_else_does():
 @pytest.mark.parametrize(
     ("name", "names", "expected"),
     [
-        ("accuracy", (), "up"), ("sparse_top_k_categorical_accuracy", (), "up"), ("mean_io_u", (), "up"),
-        ("auc_1", (), "up"), ("f1_score", (), "up"), ("loss", (), "down"), ("mae", (), "down"), ("score", (), None),
-        ("layer2_mae", ("layer2", "acc"), "down"), ("accent_loss", ("accent", "acc"), "down"),
-        ("acc_mae", ("accent", "acc"), "down"), ("acc_accuracy", ("accent", "acc"), "up"),
+        ("accuracy", (), "up"),
+        ("sparse_top_k_categorical_accuracy", (), "up"),
+        ("mean_io_u", (), "up"),
+        ("auc_1", (), "up"),
+        ("f1_score", (), "up"),
+        ("loss", (), "down"),
+        ("mae", (), "down"),
+        ("score", (), None),
+        ("layer2_mae", ("layer2", "acc"), "down"),
+        ("accent_loss", ("accent", "acc"), "down"),
+        ("acc_mae", ("accent", "acc"), "down"),
+        ("acc_accuracy", ("accent", "acc"), "up"),
     ],
-)  # fmt: skip
+)
 def test_the_direction_of_a_metric_without_one_is_read_from_its_own_name(name, names, expected):
     assert direction(name, keras.Sequential(), [Output([n]) for n in names]) == expected
 
@@ -141,10 +148,13 @@ def test_an_unknown_monitor_is_refused_before_training_with_the_names_there_are(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"monitor": 3}, "monitor must be"), ({"monitor": {}}, "weight above 0"), ({"mode": "up"}, "mode must be"),
-        ({"monitor": {"loss": -1.0}}, "weight above 0"), ({"mode": "max"}, "needs monitor="),
+        ({"monitor": 3}, "monitor must be"),
+        ({"monitor": {}}, "weight above 0"),
+        ({"mode": "up"}, "mode must be"),
+        ({"monitor": {"loss": -1.0}}, "weight above 0"),
+        ({"mode": "max"}, "needs monitor="),
     ],
-)  # fmt: skip
+)
 def test_bad_monitors_are_refused_at_once(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
         keras_pcp.ProgressivePruning(max_params=0.5, validation_data=(X, SIZES), **options)
@@ -215,9 +225,15 @@ def test_a_function_takes_the_place_of_metrics_and_leaves_the_model_as_it_was():
     model.train_on_batch(X, SIZES)
     before = [v.numpy() for v in [*model.variables, *model.metrics_variables]]
     search = Search(
-        model, Limits(max_params=0.5), (X, SIZES), "l1", keras_pcp.Progressive(), (), "error",
+        model,
+        Limits(max_params=0.5),
+        (X, SIZES),
+        "l1",
+        keras_pcp.strategies.Progressive(),
+        (),
+        "error",
         monitor=Monitor(evaluate, "min"),
-    )  # fmt: skip
+    )
     expected = -float(np.abs(model.predict(X, verbose=0) - SIZES).mean())
     assert search.measure.text.endswith("evaluate (lower is better)")
     search.run_round(1.0)

@@ -125,10 +125,14 @@ def test_the_selection_in_the_report_turns_the_unpruned_model_into_the_pruned_on
 
 @pytest.mark.parametrize(
     "options",
-    [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 4},
-     {"optimizer": keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 64), momentum=0.9)}],
+    [
+        {"run_eagerly": True},
+        {"jit_compile": True},
+        {"steps_per_execution": 4},
+        {"optimizer": keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 64), momentum=0.9)},
+    ],
     ids=["run_eagerly", "jit_compile", "steps_per_execution", "learning_rate_schedule"],
-)  # fmt: skip
+)
 def test_ways_to_compile_go_on(options):
     model = compiled(**options)
     callback = pruning()
@@ -141,7 +145,7 @@ def test_ways_to_compile_go_on(options):
 
 def test_a_refit_lets_one_step_remove_what_takes_several_without():
     for samples, expected in ((None, "needs at least 2"), (data(64, 3), None)):
-        callback = pruning(reconstruction_data=samples, begin=0.0, end=0.1)
+        callback = pruning(refit_data=samples, begin=0.0, end=0.1)
         fit = {"epochs": 1, "verbose": 0, "callbacks": [callback]}
         if expected:
             with pytest.raises(InvalidArgumentError, match=expected):
@@ -161,9 +165,12 @@ def test_other_callbacks_go_on(tmp_path):
     plateau = keras.callbacks.ReduceLROnPlateau(patience=1)
     callback = pruning()
     history = model.fit(
-        *data(), epochs=12, verbose=0, validation_data=data(64, 2),
+        *data(),
+        epochs=12,
+        verbose=0,
+        validation_data=data(64, 2),
         callbacks=[callback, stopping, best, every, plateau],
-    )  # fmt: skip
+    )
     assert callback.report.reached
     restored = model.evaluate(*data(64, 2), verbose=0, return_dict=True)
     last_shrink_epoch = callback.report.shrinks[-1] // 8
@@ -271,10 +278,18 @@ def test_two_outputs_are_evaluated_together():
     keras.utils.set_random_seed(0)
     i = keras.Input((8, 8, 1))
     x = conv_bn(conv_bn(i, 8), 8)
-    model = keras.Model(i, {"label": L.Dense(4, name="label")(L.GlobalAveragePooling2D()(x)),
-                            "size": L.Dense(1, name="size")(L.GlobalMaxPooling2D()(x))})  # fmt: skip
-    model.compile("adam", {"label": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"},
-                  metrics={"label": ["accuracy"]})  # fmt: skip
+    model = keras.Model(
+        i,
+        {
+            "label": L.Dense(4, name="label")(L.GlobalAveragePooling2D()(x)),
+            "size": L.Dense(1, name="size")(L.GlobalMaxPooling2D()(x)),
+        },
+    )
+    model.compile(
+        "adam",
+        {"label": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"},
+        metrics={"label": ["accuracy"]},
+    )
     x, y = data()
     targets = {"label": y, "size": y.astype("float32")}
     callback = pruning(validation_data=(x, targets), monitor={"label_accuracy": 0.5})
@@ -315,7 +330,7 @@ def test_attempts_leave_running_metrics_and_statistics_alone():
     found = evaluator.evaluate()
     assert found.metric == pytest.approx(expected["accuracy"])
     assert found.loss == pytest.approx(expected["loss"], rel=1e-5)
-    with evaluator.recalibrated():
+    with evaluator.reestimated():
         assert evaluator.evaluate() != found
     assert all(np.array_equal(v.numpy(), m) for v, m in zip(model.metrics_variables, metrics, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))

@@ -62,10 +62,17 @@ def test_a_slice_may_start_at_the_first_channel_once_those_before_are_gone():
     assert pruned.get_layer("first").filters == 2
 
 
-@pytest.mark.parametrize(("equation", "shape", "bias"), [
-    ("bhwc,cde->bhwde", (2, 2, 2, 3), "de"), ("bhwc,cd->bhwd", (2, 2, 4), "wd"), ("bhwc,cd->bdhw", (3, 2, 2), "d"),
-    ("bhwc,c->bhwc", (2, 2, 4), "c"), ("bhwc,hcd->bwd", (2, 5), "d"), ("bhwc,wk->bhkc", (2, 6, 4), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("equation", "shape", "bias"),
+    [
+        ("bhwc,cde->bhwde", (2, 2, 2, 3), "de"),
+        ("bhwc,cd->bhwd", (2, 2, 4), "wd"),
+        ("bhwc,cd->bdhw", (3, 2, 2), "d"),
+        ("bhwc,c->bhwc", (2, 2, 4), "c"),
+        ("bhwc,hcd->bwd", (2, 5), "d"),
+        ("bhwc,wk->bhkc", (2, 6, 4), None),
+    ],
+)
 def test_an_einsum_layer_computes_the_same_whatever_axes_its_kernel_and_bias_have(equation, shape, bias):
     i = keras.Input((2, 2, 3))
     x = L.Conv2D(4, 1, activation="tanh")(i)
@@ -117,7 +124,7 @@ ALONG = {
     "raw convolution": lambda x: ops.conv(x, np.ones((1, 1, 5, 2), "float32")),
     "unequal repeats": lambda x: ops.repeat(x, [1, 2, 1, 1, 3], axis=-1),
     "unequal parts": lambda x: ops.array_split(x, 2, axis=-1)[0],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ALONG)

@@ -38,9 +38,16 @@ def names(tmp_path, monkeypatch):
     y = np.arange(64) % 2
     inputs, outputs = layers_of_a_small_network()
     return {
-        "keras": keras, "keras_pcp": keras_pcp, "np": np, "inputs": inputs, "outputs": outputs,
-        "x": x, "y": y, "xv": x, "yv": y,
-    }  # fmt: skip
+        "keras": keras,
+        "keras_pcp": keras_pcp,
+        "np": np,
+        "inputs": inputs,
+        "outputs": outputs,
+        "x": x,
+        "y": y,
+        "xv": x,
+        "yv": y,
+    }
 
 
 class Gan(keras.Model):

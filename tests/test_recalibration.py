@@ -25,7 +25,7 @@ def batches(x, size):
 
 def test_the_statistics_are_means_over_batches_of_those_of_each_batch():
     model, x = network(), np.random.default_rng(0).normal(2, 3, (23, 3)).astype("float32")
-    assert keras_pcp.recalibrate(model, x, batch_size=5) == ["first", "second"]
+    assert keras_pcp.reestimate_batch_norm(model, x, batch_size=5) == ["first", "second"]
     kernel, bias = model.get_layer("dense").get_weights()
     means, variances = [], []
     for batch in batches(x, 5):
@@ -54,7 +54,7 @@ def test_nothing_else_changes_and_layers_that_are_frozen_keep_theirs():
         return {k: v for k, v in found.items() if not k.startswith("open/moving")}
 
     before, moving = state(), model.get_layer("open").moving_mean.numpy()
-    assert keras_pcp.recalibrate(model, (data, np.zeros(16))) == ["open"]
+    assert keras_pcp.reestimate_batch_norm(model, (data, np.zeros(16))) == ["open"]
     assert all(np.array_equal(value, before[path]) for path, value in state().items())
     assert model.get_layer("open").momentum == 0.7
     assert not np.allclose(model.get_layer("open").moving_mean, moving)
@@ -63,7 +63,7 @@ def test_nothing_else_changes_and_layers_that_are_frozen_keep_theirs():
 def test_a_model_without_batch_normalization_stays_as_it_is():
     model = keras.Sequential([keras.Input((3,)), L.Dense(2)])
     before = model.get_weights()
-    assert keras_pcp.recalibrate(model, np.ones((4, 3))) == []
+    assert keras_pcp.reestimate_batch_norm(model, np.ones((4, 3))) == []
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
@@ -83,7 +83,7 @@ def test_a_failure_leaves_everything_as_it_was():
     model = keras.Model(x, Third()(L.BatchNormalization()(x)))
     before = model.get_weights()
     with pytest.raises(RuntimeError, match="third call"):
-        keras_pcp.recalibrate(model, np.random.default_rng(0).normal(size=(12, 3)), batch_size=2)
+        keras_pcp.reestimate_batch_norm(model, np.random.default_rng(0).normal(size=(12, 3)), batch_size=2)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
@@ -91,9 +91,9 @@ def test_numbers_and_data_are_checked():
     model = network()
     for options in ({"samples": 0}, {"batch_size": 0}, {"batch_size": 2.0}, {"samples": True}):
         with pytest.raises(InvalidArgumentError, match=next(iter(options))):
-            keras_pcp.recalibrate(model, np.ones((4, 3)), **options)
+            keras_pcp.reestimate_batch_norm(model, np.ones((4, 3)), **options)
     with pytest.raises(InvalidArgumentError, match="empty"):
-        keras_pcp.recalibrate(model, np.ones((0, 3)))
+        keras_pcp.reestimate_batch_norm(model, np.ones((0, 3)))
 
 
 def test_after_a_short_fit_the_model_computes_what_it_learned():
@@ -108,6 +108,6 @@ def test_after_a_short_fit_the_model_computes_what_it_learned():
     )
     model.fit(x, y, batch_size=32, epochs=5, verbose=0)
     stale = model.evaluate(x, y, verbose=0)[1]
-    keras_pcp.recalibrate(model, x)
+    keras_pcp.reestimate_batch_norm(model, x)
     assert stale < 0.8
     assert model.evaluate(x, y, verbose=0)[1] > 0.9

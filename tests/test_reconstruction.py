@@ -1,4 +1,4 @@
-"""Reconstruction: what channels add to their readers, LASSO, ThiNet and the refit, against slow loops and scikit-learn."""
+"""Refitted: what channels add to their readers, LASSO, ThiNet and the refit, against slow loops and scikit-learn."""
 
 import itertools
 
@@ -12,7 +12,7 @@ import keras_pcp
 from keras_pcp.criteria.lasso import entry_points
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.selection import Selection
-from keras_pcp.repair import least_squares as reconstruction_module
+from keras_pcp.repair import least_squares as least_squares
 from keras_pcp.repair.closed_form import Compensation
 from keras_pcp.statistics import Statistics, contributions
 from keras_pcp.statistics import layer_inputs as patches_module
@@ -37,7 +37,7 @@ CONVOLUTIONS = {
 
 def all_positions(monkeypatch):
     """Looks at every output position instead of a few."""
-    for module in (contributions, patches_module, reconstruction_module):
+    for module in (contributions, patches_module, least_squares):
         monkeypatch.setattr(module, "POSITIONS", 10**6)
 
 
@@ -100,9 +100,21 @@ def slow_products(model, graph, x):
 
 @pytest.mark.parametrize(
     "name",
-    ["plain_flatten", "residual", "concat", "depthwise", "grouped", "transposed", "conv_1d", "conv_3d", "einsum_dense",
-     "repetition", "mixer", "two_in_two_out"],
-)  # fmt: skip
+    [
+        "plain_flatten",
+        "residual",
+        "concat",
+        "depthwise",
+        "grouped",
+        "transposed",
+        "conv_1d",
+        "conv_3d",
+        "einsum_dense",
+        "repetition",
+        "mixer",
+        "two_in_two_out",
+    ],
+)
 def test_contributions_are_what_layers_lose_without_a_channel(name, monkeypatch):
     all_positions(monkeypatch)
     model = linear_copy(build(name))
@@ -132,9 +144,21 @@ def test_every_call_of_a_shared_layer_contributes(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["attention", "attention_exact", "nested", "shared_layers", "unused_branch", "single_channel", "einsums",
-     "channel_shuffle", "u_net", "slicing", "stacked", "squeeze_excite"],
-)  # fmt: skip
+    [
+        "attention",
+        "attention_exact",
+        "nested",
+        "shared_layers",
+        "unused_branch",
+        "single_channel",
+        "einsums",
+        "channel_shuffle",
+        "u_net",
+        "slicing",
+        "stacked",
+        "squeeze_excite",
+    ],
+)
 def test_whatever_reads_a_group_its_channels_are_scored(name):
     model = build(name)
     graph = keras_pcp.build_graph(model)
@@ -281,14 +305,14 @@ def test_what_copies_of_channels_did_is_done_by_those_that_stay():
     model, graph, data, selection = duplicated()
     pruned = keras_pcp.prune_model(model, graph, selection)
     expected, before = model(data[0]).numpy(), pruned(data[0]).numpy()
-    found = keras_pcp.reconstruct(model, pruned, graph, selection, data, ridge=1e-9)
+    found = keras_pcp.refit(model, pruned, graph, selection, data, ridge=1e-9)
     assert np.abs(before - expected).max() > 0.1
     np.testing.assert_allclose(pruned(data[0]).numpy(), expected, atol=1e-4)
     assert list(found.errors) == ["second", "head"]
     assert all(after < 1e-7 < before for before, after in found.errors.values())
     assert found.left == {}
     again = keras_pcp.prune_model(model, graph, selection)
-    keras_pcp.reconstruct(model, again, graph, selection, data[0], ridge=1e-9)  # labels are not needed
+    keras_pcp.refit(model, again, graph, selection, data[0], ridge=1e-9)  # labels are not needed
     assert all(np.array_equal(a, b) for a, b in zip(again.get_weights(), pruned.get_weights(), strict=True))
 
 
@@ -296,11 +320,11 @@ def test_nothing_else_changes():
     model, graph, data, selection = duplicated()
     pruned = keras_pcp.prune_model(model, graph, Selection({"first": selection.keep["first"]}))
     states = [{v.path: v.numpy() for v in m.variables} for m in (model, pruned)]
-    keras_pcp.reconstruct(model, pruned, graph, Selection({"first": selection.keep["first"]}), data)
+    keras_pcp.refit(model, pruned, graph, Selection({"first": selection.keep["first"]}), data)
     for m, state in zip((model, pruned), states, strict=True):
         changed = {v.path for v in m.variables if not np.array_equal(v.numpy(), state[v.path])}
         assert changed == (set() if m is model else {"second/kernel"})
-    whole = keras_pcp.reconstruct(model, pruned, graph, Selection(), data)
+    whole = keras_pcp.refit(model, pruned, graph, Selection(), data)
     assert (whole.errors, whole.left) == ({}, {})
 
 
@@ -316,7 +340,7 @@ def test_nothing_else_changes():
 )
 def test_the_refit_is_the_least_squares_solution_on_explicit_patches(bias, options, zeros, monkeypatch):
     all_positions(monkeypatch)
-    monkeypatch.setattr(reconstruction_module, "_BATCH", 7)  # of 30 samples
+    monkeypatch.setattr(least_squares, "_BATCH", 7)  # of 30 samples
     rng = np.random.default_rng(0)
     i = keras.Input((8, 7, 16))
     layer = L.Conv2D(6, 3, use_bias=bias, name="second", activation="relu", **options)
@@ -329,7 +353,7 @@ def test_the_refit_is_the_least_squares_solution_on_explicit_patches(bias, optio
     samples = rng.normal(size=(30, 8, 7, 16)).astype("float32")
     layer = pruned.get_layer("second")
     before = [w.numpy() for w in layer.weights]
-    errors = keras_pcp.reconstruct(model, pruned, graph, selection, (samples, np.zeros(30)), ridge=1e-12).errors
+    errors = keras_pcp.refit(model, pruned, graph, selection, (samples, np.zeros(30)), ridge=1e-12).errors
     layers = [m.get_layer("second") for m in (model, pruned)]
     given = [m.get_layer("first")(samples).numpy() for m in (model, pruned)]
     layers[0].activation = keras.activations.linear
@@ -359,16 +383,28 @@ def test_the_refit_is_the_least_squares_solution_on_explicit_patches(bias, optio
 
 @pytest.mark.parametrize(
     "name",
-    ["plain_flatten", "residual", "concat", "depthwise", "grouped", "transposed", "conv_1d", "conv_3d", "shared_layers",
-     "nested", "attention_exact", "mixer"],
-)  # fmt: skip
+    [
+        "plain_flatten",
+        "residual",
+        "concat",
+        "depthwise",
+        "grouped",
+        "transposed",
+        "conv_1d",
+        "conv_3d",
+        "shared_layers",
+        "nested",
+        "attention_exact",
+        "mixer",
+    ],
+)
 def test_no_error_rises_and_what_is_not_refit_is_told(name):
     model = build(name)
     graph = keras_pcp.build_graph(model)
     selection = random_selection(graph, 1)
     pruned = keras_pcp.prune_model(model, graph, selection)
     before = [w.numpy() for w in pruned.weights]
-    found = keras_pcp.reconstruct(model, pruned, graph, selection, (inputs_for(model, 20), np.zeros(20)))
+    found = keras_pcp.refit(model, pruned, graph, selection, (inputs_for(model, 20), np.zeros(20)))
     assert all(new <= old for old, new in found.errors.values())
     readers = {s.layer for n in selection.removed() for s in graph[n].slices_of("consume")}
     assert {*found.errors, *found.left} == readers
@@ -390,7 +426,7 @@ def test_weights_stay_where_samples_cannot_tell_better_ones():
         m.get_layer("hidden").bias.assign(-np.ones(m.get_layer("hidden").bias.shape))
     assert hidden.units == 5
     before = pruned.get_weights()
-    found = keras_pcp.reconstruct(model, pruned, graph, selection, data)
+    found = keras_pcp.refit(model, pruned, graph, selection, data)
     assert all(old == new for old, new in found.errors.values())
     assert all(np.array_equal(a, b) for a, b in zip(before, pruned.get_weights(), strict=True))
 
@@ -399,11 +435,11 @@ def test_a_masked_copy_is_refit_to_the_weights_of_the_pruned_model():
     model, graph, data, selection = duplicated()
     only = Selection({"first": selection.keep["first"]})
     pruned = keras_pcp.prune_model(model, graph, only)
-    keras_pcp.reconstruct(model, pruned, graph, only, data)
+    keras_pcp.refit(model, pruned, graph, only, data)
     copy = keras_pcp.prune_model(model, graph, Selection())
     before = copy.get_weights()
     with keras_pcp.masked(copy, graph, only):
-        keras_pcp.reconstruct(model, copy, graph, only, data)
+        keras_pcp.refit(model, copy, graph, only, data)
         kernel = copy.get_layer("second").kernel.numpy()
         np.testing.assert_allclose(kernel[:, :, :3], pruned.get_layer("second").kernel.numpy(), rtol=1e-3, atol=1e-4)
         assert not kernel[:, :, 3:].any()
@@ -424,7 +460,7 @@ def test_nothing_is_written_if_a_later_layer_fails(monkeypatch):
 
     monkeypatch.setattr(np.linalg, "solve", failing)
     with pytest.raises(InvalidArgumentError, match=r"ridge=0\.1 is too small"):
-        keras_pcp.reconstruct(model, pruned, graph, selection, data)
+        keras_pcp.refit(model, pruned, graph, selection, data)
     assert all(np.array_equal(a, b) for a, b in zip(before, pruned.get_weights(), strict=True))
 
 
@@ -432,12 +468,12 @@ def test_models_that_do_not_belong_together_are_refused():
     model, graph, data, selection = duplicated()
     pruned = keras_pcp.prune_model(model, graph, selection)
     with pytest.raises(InvalidArgumentError, match="layers of its own"):
-        keras_pcp.reconstruct(model, model, graph, selection, data)
+        keras_pcp.refit(model, model, graph, selection, data)
     other = Selection({"first": np.arange(6) < 5})
     with pytest.raises(InvalidArgumentError, match="selection keeps 5 of 6 inputs"):
-        keras_pcp.reconstruct(model, pruned, graph, other, data)
+        keras_pcp.refit(model, pruned, graph, other, data)
     with pytest.raises(InvalidArgumentError, match=r"ridge must be a number in \(0, inf\), got 0"):
-        keras_pcp.reconstruct(model, pruned, graph, selection, data, ridge=0)
+        keras_pcp.refit(model, pruned, graph, selection, data, ridge=0)
 
 
 @pytest.mark.parametrize("bias", [False, True])

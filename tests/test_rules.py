@@ -93,9 +93,11 @@ def test_attention_that_no_rule_follows_is_counted():
     assert rows.macs == 20 * 3 * 8 * 6 + 20 * 6 * 8 + 4 * 25 * 2 * 6
     # 5 queries and 7 values: scores too are an output, which changes no cost
     scored = cost_of(
-        L.MultiHeadAttention(2, 3), (5, 8), (7, 8),
+        L.MultiHeadAttention(2, 3),
+        (5, 8),
+        (7, 8),
         call=lambda layer, q, v: layer(q, v, return_attention_scores=True),
-    )  # fmt: skip
+    )
     assert scored.macs == 5 * 8 * 6 + 2 * 7 * 8 * 6 + 5 * 6 * 8 + 2 * 35 * 6
 
 

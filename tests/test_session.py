@@ -28,7 +28,7 @@ def compiled():
 
 
 def pruning(**options):
-    strategy = keras_pcp.Progressive(step=8, groups_per_round=1, attempts="exact")
+    strategy = keras_pcp.strategies.Progressive(step=8, groups_per_round=1, attempts="exact")
     options = {"max_params": 0.5, "validation_data": (X, Y), "strategy": strategy, "end": 1.0} | options
     return keras_pcp.ProgressivePruning(**options)
 
@@ -188,7 +188,7 @@ def test_scores_of_weights_that_are_not_finite_name_the_layer_and_bad_criteria_t
 
 def test_validation_data_without_an_end_is_refused_where_all_of_it_is_asked_for(monkeypatch):
     endless = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16).repeat()
-    strategy = keras_pcp.Progressive(samples=None)
+    strategy = keras_pcp.strategies.Progressive(samples=None)
     refused(
         compiled(), "validation_data is a dataset without an end", pruning(validation_data=endless, strategy=strategy)
     )

@@ -114,10 +114,12 @@ class Chain(keras.Sequential):
     [
         (lambda: OwnConstructor(6), "compute_loss, predict_step, test_step, train_step"),
         (lambda: WithOption(*parts(), offset=5.0), "compute_loss, predict_step, test_step, train_step"),
-        (lambda: Chain([keras.Input((4, 4, 3)), L.Conv2D(6, 1, name="conv"), Doubled(), L.Flatten(), L.Dense(2)]),
-         "train_step"),
+        (
+            lambda: Chain([keras.Input((4, 4, 3)), L.Conv2D(6, 1, name="conv"), Doubled(), L.Flatten(), L.Dense(2)]),
+            "train_step",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_model_whose_own_training_would_be_lost_is_refused(make, lost):
     model = make()
     graph = keras_pcp.build_graph(model)

@@ -132,9 +132,16 @@ class OnlyThree(L.Layer):
 
 @pytest.mark.parametrize(
     "layer",
-    [L.Conv2D(5, 1, activation=ops.relu), L.Conv2D(5, 1, activation=exact_gelu), Sampling(), Unseeded(), OnlyThree(),
-     Scaled(), L.TimeDistributed(L.Dense(4, activation="gelu"))],
-)  # fmt: skip
+    [
+        L.Conv2D(5, 1, activation=ops.relu),
+        L.Conv2D(5, 1, activation=exact_gelu),
+        Sampling(),
+        Unseeded(),
+        OnlyThree(),
+        Scaled(),
+        L.TimeDistributed(L.Dense(4, activation="gelu")),
+    ],
+)
 def test_copies_that_compute_the_same_or_cannot_be_compared_are_made(layer):
     model = between_convolutions(layer)
     copy = keras_pcp.prune_model(model, freezing_graph(model), keras_pcp.Selection())

@@ -113,10 +113,18 @@ def changed(text: str) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda t: t[: len(t) // 2], lambda t: "", lambda t: "[]", lambda t: '{"model": "net"}', lambda t: "\x00\x80",
-     lambda t: t.replace('"rounds"', '"round"'), lambda t: t.replace('"channels": 6', '"channels": 7'), changed],
+    [
+        lambda t: t[: len(t) // 2],
+        lambda t: "",
+        lambda t: "[]",
+        lambda t: '{"model": "net"}',
+        lambda t: "\x00\x80",
+        lambda t: t.replace('"rounds"', '"round"'),
+        lambda t: t.replace('"channels": 6', '"channels": 7'),
+        changed,
+    ],
     ids=["half", "empty", "list", "foreign", "binary", "key", "channels", "mask"],
-)  # fmt: skip
+)
 def test_a_damaged_checkpoint_is_an_error_that_names_it(damage, saved, search):
     saved.write_bytes(damage(saved.read_text()).encode("latin-1"))
     with pytest.raises(InvalidArgumentError, match=r"search\.json .*Delete it to start again"):

@@ -104,9 +104,19 @@ def plain_flatten():
 @zoo
 def sequential():
     return keras.Sequential(
-        [keras.Input((8, 8, 2)), L.ZeroPadding2D(1), L.Conv2D(7, 3), L.PReLU(shared_axes=[1, 2]), L.Cropping2D(1),
-         L.AveragePooling2D(2), L.Conv2D(6, 2), L.PReLU(), L.Flatten(), L.Dense(3)]
-    )  # fmt: skip
+        [
+            keras.Input((8, 8, 2)),
+            L.ZeroPadding2D(1),
+            L.Conv2D(7, 3),
+            L.PReLU(shared_axes=[1, 2]),
+            L.Cropping2D(1),
+            L.AveragePooling2D(2),
+            L.Conv2D(6, 2),
+            L.PReLU(),
+            L.Flatten(),
+            L.Dense(3),
+        ]
+    )
 
 
 @zoo

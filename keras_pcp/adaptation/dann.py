@@ -88,8 +88,8 @@ class DANN:
     """Trains and prunes a domain-adversarial network without thinking of batches and sample weights.
 
     Args:
-        features, label_head, domain_head, weight: as in `build_dann`. With `keras_pcp.MeanDiscrepancy()` as domain head it
-            is a network trained with the maximum mean discrepancy (as DAN is).
+        features, label_head, domain_head, weight: as in `build_dann`. With `MeanDiscrepancy()` as domain head it is a
+            network trained with the maximum mean discrepancy (as DAN is).
 
     Attributes:
         model: the two-headed model, an ordinary Keras model.
@@ -100,7 +100,7 @@ class DANN:
         >>> import keras, numpy as np, keras_pcp
         >>> x = keras.Input((8, 8, 1))
         >>> y = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(x))
-        >>> dann = keras_pcp.DANN(keras.Model(x, y), keras.layers.Dense(2), keras.layers.Dense(1))
+        >>> dann = keras_pcp.adaptation.DANN(keras.Model(x, y), keras.layers.Dense(2), keras.layers.Dense(1))
         >>> dann.compile("sgd")
         >>> source = np.random.rand(32, 8, 8, 1), np.arange(32) % 2
         >>> target = np.random.rand(32, 8, 8, 1)

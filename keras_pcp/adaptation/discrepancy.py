@@ -81,9 +81,9 @@ def discrepancy_loss(domain: Any, witness: Any) -> Any:
         >>> import numpy as np, keras_pcp
         >>> x = np.array([[0.0], [0.1], [5.0], [5.1]], "float32")
         >>> domain = np.array([[0.0], [0.0], [1.0], [1.0]])
-        >>> head = keras_pcp.MeanDiscrepancy()
-        >>> apart = keras_pcp.discrepancy_loss(domain, head(x))
-        >>> alike = keras_pcp.discrepancy_loss(domain, head(x[[0, 2, 0, 2]]))
+        >>> head = keras_pcp.adaptation.MeanDiscrepancy()
+        >>> apart = keras_pcp.adaptation.discrepancy_loss(domain, head(x))
+        >>> alike = keras_pcp.adaptation.discrepancy_loss(domain, head(x[[0, 2, 0, 2]]))
         >>> bool(apart.numpy().mean() > 1), abs(float(alike.numpy().mean())) < 1e-5
         (True, True)
     """

@@ -146,7 +146,7 @@ class AnnealedLearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     Example:
         >>> import keras_pcp
-        >>> rate = keras_pcp.AnnealedLearningRate(0.01, steps=100)
+        >>> rate = keras_pcp.adaptation.AnnealedLearningRate(0.01, steps=100)
         >>> round(float(rate(0)), 4), round(float(rate(100)), 4)
         (0.01, 0.0017)
 

@@ -21,7 +21,7 @@ def lasso(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     Differs from the paper: lambda is followed from breakpoint to breakpoint (homotopy), where the paper doubles and
     halves it until the wanted number of channels is left; so sets for different numbers are nested, and a channel that
     leaves the regression again keeps its place. Y is without the bias. A group that several layers read is scored by all
-    of them at once. Weights are refit separately, by `keras_pcp.reconstruct`.
+    of them at once. Weights are refit separately, by `keras_pcp.refit`.
 
     References:
         He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv 1707.06168.

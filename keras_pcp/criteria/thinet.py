@@ -16,7 +16,7 @@ def thinet(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
     Differs from the paper: there one output channel is drawn for each position; here all of them count. The search goes
     on until all channels are ranked. A group that several layers read is scored by all of them at once. The paper scales
-    the kept channels by least squares afterwards; `keras_pcp.reconstruct` fits whole kernels.
+    the kept channels by least squares afterwards; `keras_pcp.refit` fits whole kernels.
 
     References:
         Luo, Wu and Lin, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, ICCV 2017,

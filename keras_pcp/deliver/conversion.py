@@ -128,9 +128,14 @@ class Converter:
             program = f"import runpy, sys; sys.path[:] = {path}; runpy.run_path({__file__!r}, run_name='__main__')"
             self.owner = os.getpid()
             self.process = subprocess.Popen(
-                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                bufsize=0, start_new_session=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-            )  # fmt: skip
+                [sys.executable, "-c", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+            )
         return self.process
 
 

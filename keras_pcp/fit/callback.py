@@ -63,9 +63,9 @@ class ProgressivePruning(keras.callbacks.Callback):
         mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
             name, and a function as `"max"`. In `report`, metrics are negative where lower is better.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
-        reconstruction_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
+        refit_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
             used). If given, the layers that read pruned channels are refit by least squares after each round, see
-            `reconstruct`, and attempts are measured with the layers that read the channels making up for them as far as
+            `refit`, and attempts are measured with the layers that read the channels making up for them as far as
             they can.
         deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
             and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
@@ -74,7 +74,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
         end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between
-            the two there must be a step for each quarter of the model that goes (one step with `reconstruction_data`);
+            the two there must be a step for each quarter of the model that goes (one step with `refit_data`);
             an epoch, where the data does not tell its number of steps.
         schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
 
@@ -119,7 +119,7 @@ class ProgressivePruning(keras.callbacks.Callback):
         monitor: Monitored = None,
         mode: str = "auto",
         distillation: Distillation | None = None,
-        reconstruction_data: Any = None,
+        refit_data: Any = None,
         deliver: keras.Model | None = None,
         frozen_layers: Iterable[str] = (),
         on_unknown: str = "error",
@@ -130,12 +130,12 @@ class ProgressivePruning(keras.callbacks.Callback):
         super().__init__()
         self.limits = Limits(max_macs, max_params, max_bytes)
         check_source(validation_data, "validation_data", function=True)
-        self.validation_data, self.reconstruction_data = validation_data, reconstruction_data
+        self.validation_data, self.refit_data = validation_data, refit_data
         self.criterion = criteria_of(criterion)
         self.strategy = Progressive() if strategy is None else check_strategy(strategy)
         self.monitor = Monitor(monitor, mode)
-        if reconstruction_data is not None:
-            check_source(with_any_labels(reconstruction_data), "reconstruction_data")
+        if refit_data is not None:
+            check_source(with_any_labels(refit_data), "refit_data")
         if distillation is not None:
             checks.instance("distillation", distillation, Distillation, "a keras_pcp.Distillation")
         self.distillation = distillation

@@ -15,7 +15,7 @@ from keras import tree
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.fit.metric import Measure, Monitor, Output, is_own, resolve
 from keras_pcp.graph.trace import tensor_sizes, trace
-from keras_pcp.repair.batch_norm import recalibrated
+from keras_pcp.repair.batch_norm import reestimated
 from keras_pcp.strategies.rounds import Evaluation
 from keras_pcp.support import internals
 from keras_pcp.support.changes import Journal, temporarily
@@ -24,7 +24,7 @@ from keras_pcp.support.data import check_inputs, count_samples, take_samples
 _BATCH, _FEW = 256, 32
 _CHUNK, _LEAST_CHUNKS = 16, 8
 _PART_BYTES = 2**27
-RECALIBRATION_SAMPLES, _RECALIBRATION_BATCH = 512, 64
+REESTIMATION_SAMPLES, _REESTIMATION_BATCH = 512, 64
 
 
 class Evaluator:
@@ -103,7 +103,7 @@ class Evaluator:
         if self.tested and self.judge is not self.model:
             raise InvalidArgumentError(
                 f"model {self.judge.name!r} has its own test_step, which cannot evaluate the copy that a search with "
-                "reconstruction_data works on; leave that out, or give monitor= a function of the model"
+                "refit_data works on; leave that out, or give monitor= a function of the model"
             )
         return resolve(self.monitor, self.judge, self.results, self._outputs)
 
@@ -332,9 +332,9 @@ class Evaluator:
 
         return temporarily(keep)
 
-    def recalibrated(self) -> AbstractContextManager[None]:
+    def reestimated(self) -> AbstractContextManager[None]:
         """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
-        return recalibrated(self.model, _rows(self.x, slice(RECALIBRATION_SAMPLES)), _RECALIBRATION_BATCH)
+        return reestimated(self.model, _rows(self.x, slice(REESTIMATION_SAMPLES)), _REESTIMATION_BATCH)
 
 
 def _output_names(functional: keras.Model | None) -> list[set[str]]:

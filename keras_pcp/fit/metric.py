@@ -16,9 +16,22 @@ from keras_pcp.support import internals
 Monitored = str | Mapping[str, float] | Callable[[keras.Model], float] | None
 
 _UP = {
-    "acc", "accuracy", "auc", "precision", "recall", "sensitivity", "specificity", "f1", "f1score", "fbeta", "iou", "io",
-    "miou", "r2", "dice",
-}  # fmt: skip
+    "acc",
+    "accuracy",
+    "auc",
+    "precision",
+    "recall",
+    "sensitivity",
+    "specificity",
+    "f1",
+    "f1score",
+    "fbeta",
+    "iou",
+    "io",
+    "miou",
+    "r2",
+    "dice",
+}
 _DOWN = {"loss", "error", "mae", "mse", "rmse"}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_pcp.criteria import Criterion, get, score_channels
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError, PruningError, UnsupportedModelError
 from keras_pcp.fit.compare import Comparison, Values
-from keras_pcp.fit.evaluator import RECALIBRATION_SAMPLES, Evaluator
+from keras_pcp.fit.evaluator import REESTIMATION_SAMPLES, Evaluator
 from keras_pcp.fit.metric import Measure, Monitor
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import CONSUME
@@ -22,7 +22,7 @@ from keras_pcp.graph.narrowing import narrowed
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.weight_masks import consumer_masks
 from keras_pcp.repair.closed_form import Compensation
-from keras_pcp.repair.least_squares import REFIT_SAMPLES, inputs_at_once, reconstruct
+from keras_pcp.repair.least_squares import REFIT_SAMPLES, inputs_at_once, refit
 from keras_pcp.select.budget import Limits, progress
 from keras_pcp.strategies.rounds import Evaluation, State, Strategy
 from keras_pcp.support import checks
@@ -81,7 +81,7 @@ class Search:
         frozen_layers: Iterable[str],
         on_unknown: str,
         deliver: keras.Model | None = None,
-        reconstruction_data: Any = None,
+        refit_data: Any = None,
         judge: keras.Model | None = None,
         monitor: Monitor | None = None,
     ):
@@ -96,16 +96,16 @@ class Search:
         self.bounds = limits.absolute(self.full)
         self.state: State = strategy.init(self.graph, self.bounds)
         self.done = self.state.selection
-        self._validation_data, self.refit_on = validation_data, reconstruction_data
+        self._validation_data, self.refit_on = validation_data, refit_data
         if self.refit_on is not None:
             if self.graph.blocks:
                 raise UnsupportedModelError(
-                    f"reconstruction_data needs a plain model, and {model.name!r} has blocks such as "
+                    f"refit_data needs a plain model, and {model.name!r} has blocks such as "
                     f"{self.graph.blocks[0]!r}; open them first: model = keras_pcp.inline_blocks(model)"
                 )
             data = with_any_labels(self.refit_on)
-            self.refit_on = take_samples(data, REFIT_SAMPLES, strategy.seed, "reconstruction_data")
-            check_inputs(model, self.refit_on[0], "reconstruction_data")
+            self.refit_on = take_samples(data, REFIT_SAMPLES, strategy.seed, "refit_data")
+            check_inputs(model, self.refit_on[0], "refit_data")
             prune_model(model, self.graph, Selection())  # a refit needs copies: better fail now than later
         self._attempts: dict[int, tuple[Selection, Values]] = {}
         self._compensation: Compensation | None = None
@@ -163,7 +163,7 @@ class Search:
             )
 
     def _next_state(self, target: float) -> State:
-        with masked(self.model, self.live_graph, self.to_remove()), self._recalibrated():
+        with masked(self.model, self.live_graph, self.to_remove()), self._reestimated():
             return self.strategy.update(self.state, self, self.graph, self.bounds, target)
 
     def check_finite(self) -> None:
@@ -215,7 +215,7 @@ class Search:
         selection = self.state.selection.after(origin.done)
         small = prune_model(origin.model, origin.graph, selection)
         samples = _FEW_SAMPLES if more else REFIT_SAMPLES
-        reconstruct(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
+        refit(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
         return origin if more else None, small.get_weights()
 
     def to_remove(self) -> Selection:
@@ -279,8 +279,8 @@ class Search:
     def _relative(self, selection: Selection) -> Selection:
         return selection.after(self.done)
 
-    def _recalibrated(self) -> AbstractContextManager[None]:
-        if not self.strategy.recalibrate:
+    def _reestimated(self) -> AbstractContextManager[None]:
+        if not self.strategy.reestimate_batch_norm:
             return nullcontext()
-        self.attempt_macs += self._live_macs * min(self.evaluator.count, RECALIBRATION_SAMPLES)
-        return self.evaluator.recalibrated()
+        self.attempt_macs += self._live_macs * min(self.evaluator.count, REESTIMATION_SAMPLES)
+        return self.evaluator.reestimated()

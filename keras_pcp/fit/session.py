@@ -41,10 +41,17 @@ class Session:
         check_live(self.model)
         self.draws_before = len(getattr(callback.validation_data, "history", []))
         self.search = Search(
-            self.model, limits, callback.validation_data, callback.criterion, callback.strategy,
-            callback.frozen_layers, callback.on_unknown, callback.deliver,
-            callback.reconstruction_data, monitor=callback.monitor,
-        )  # fmt: skip
+            self.model,
+            limits,
+            callback.validation_data,
+            callback.criterion,
+            callback.strategy,
+            callback.frozen_layers,
+            callback.on_unknown,
+            callback.deliver,
+            callback.refit_data,
+            monitor=callback.monitor,
+        )
         self.points: list[tuple[int, float]] | None = None
         self.round_share = 1.0
         self.step = self.epoch_start = 0

@@ -22,9 +22,15 @@ from keras_pcp.support.models import check_model
 
 # What a class may do in its own way when it trains, evaluates and predicts.
 _TRAINING = (
-    "train_step", "test_step", "predict_step", "compute_loss", "compute_metrics",
-    "make_train_function", "make_test_function", "make_predict_function",
-)  # fmt: skip
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "make_train_function",
+    "make_test_function",
+    "make_predict_function",
+)
 
 
 @dataclass(frozen=True, eq=False)

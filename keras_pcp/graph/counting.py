@@ -65,8 +65,13 @@ def _count(site: CallSite) -> None:
 
 def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
     shapes = (tuple(tuple(t.shape) for t in tensors) for tensors in (sized.inputs, sized.outputs))
-    return replace(site, **dict(zip(("input_shapes", "output_shapes"), shapes, strict=True)),
-                   args=sized.args, kwargs=sized.kwargs, tensors=sized.inputs)  # fmt: skip
+    return replace(
+        site,
+        **dict(zip(("input_shapes", "output_shapes"), shapes, strict=True)),
+        args=sized.args,
+        kwargs=sized.kwargs,
+        tensors=sized.inputs,
+    )
 
 
 def _find_count(operation: Any) -> Count | None:

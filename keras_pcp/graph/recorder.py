@@ -50,8 +50,12 @@ class GraphRecorder:
         self.costs: list[tuple[CallSite, float, int, tuple[int, ...]]] = []
         self.unknown: dict[str, str] = {}
         self.uncounted: dict[str, str] = {}
-        self.owner = {id(w): op.name for op in traced.operations if not isinstance(op, keras.Model)
-                      for w in getattr(op, "weights", ())}  # fmt: skip
+        self.owner = {
+            id(w): op.name
+            for op in traced.operations
+            if not isinstance(op, keras.Model)
+            for w in getattr(op, "weights", ())
+        }
 
     def run(self) -> None:
         for index, call in enumerate(self.trace.calls):
@@ -105,8 +109,17 @@ class GraphRecorder:
     def apply(self, call: Call, index: int, inputs: tuple[Labels | None, ...]) -> Sequence[Labels | None]:
         tensors = tuple(self.trace.tensors[i] for i in call.inputs)
         shapes = tuple(tuple(self.trace.tensors[i].shape) for i in call.outputs)
-        site = CallSite(self, call.operation, index, inputs, tuple(tuple(t.shape) for t in tensors), shapes,
-                        call.args, call.kwargs, tensors)  # fmt: skip
+        site = CallSite(
+            self,
+            call.operation,
+            index,
+            inputs,
+            tuple(tuple(t.shape) for t in tensors),
+            shapes,
+            call.args,
+            call.kwargs,
+            tensors,
+        )
         if getattr(call.operation, "quantization_mode", None) is not None:
             raise UnsupportedModelError(f"layer {site.name} is quantized; prune first, then quantize")
         rule, why, before = find_rule(call.operation), "has no rule", len(self.costs)

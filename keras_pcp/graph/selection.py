@@ -119,9 +119,11 @@ def _mask(name: str, given: Any) -> np.ndarray:
         mask = np.array(None)
     if mask.dtype != bool or mask.ndim != 1 or not len(mask):
         raise checks.refusal(
-            f"the selection of group {name!r}", "a 1-D boolean array (True = keep), one for each channel", given,
+            f"the selection of group {name!r}",
+            "a 1-D boolean array (True = keep), one for each channel",
+            given,
             "for numbers of channels that stay, give np.isin(np.arange(num_channels), numbers)",
-        )  # fmt: skip
+        )
     mask.setflags(write=False)
     return mask
 

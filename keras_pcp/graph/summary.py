@@ -151,9 +151,11 @@ class Inspection:
                 f"{name:<{wide}}  {g.num_channels:>5}  {len(g.producers):>6}  "
                 f"{macs}  {params}  {'yes' if g.exact else 'no'}"
             )
-        yield from _wrap("layers: so many layers make these channels together and get the same width. MACs and "
-                         "parameters: those that the group's channels take part in; what lies between two groups "
-                         "counts in both.")  # fmt: skip
+        yield from _wrap(
+            "layers: so many layers make these channels together and get the same width. MACs and "
+            "parameters: those that the group's channels take part in; what lies between two groups "
+            "counts in both."
+        )
         if not all(g.exact for g in self.groups):
             yield from _wrap("exact no: a layer takes statistics over the channels, which change with their number.")
 
@@ -193,10 +195,17 @@ def summarize(graph: "ChannelGraph") -> Inspection:
         for name, amount in _taking_part(info.shape):
             params[name] += amount
     groups = tuple(
-        GroupSummary(g.name, g.num_channels, int(np.count_nonzero(floor.keep[g.name])), g.producers,
-                     macs[g.name], params[g.name], g.exact)
+        GroupSummary(
+            g.name,
+            g.num_channels,
+            int(np.count_nonzero(floor.keep[g.name])),
+            g.producers,
+            macs[g.name],
+            params[g.name],
+            g.exact,
+        )
         for g in graph
-    )  # fmt: skip
+    )
     prunable = sum(_channels_made(group) for group in graph)
     return Inspection(
         model_name=graph.model_name,

@@ -155,10 +155,25 @@ def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
 
 # Settings of layers and operations that decide what they do to channels, or how often they use a weight. No widths.
 _SETTINGS = (
-    "axis", "axes", "axis1", "axis2", "dims", "data_format", "equation", "subscripts", "strides", "padding",
-    "dilation_rate", "pool_size", "depth_multiplier", "block_size", "keepdims", "source", "destination",
+    "axis",
+    "axes",
+    "axis1",
+    "axis2",
+    "dims",
+    "data_format",
+    "equation",
+    "subscripts",
+    "strides",
+    "padding",
+    "dilation_rate",
+    "pool_size",
+    "depth_multiplier",
+    "block_size",
+    "keepdims",
+    "source",
+    "destination",
     "return_sequences",
-)  # fmt: skip
+)
 
 
 def fingerprint(traced: Trace, weights: Sequence[Any]) -> str:

@@ -21,12 +21,12 @@ from keras_pcp.support.models import check_model
 L = keras.layers
 
 
-def recalibrate(
+def reestimate_batch_norm(
     model: keras.Model, data: Any, *, samples: int = 2048, batch_size: int = 128, seed: int = 0
 ) -> list[str]:
     """Replaces the moving statistics of batch normalization by their means over batches of data.
 
-    Call it after a short fit, or on what `prune_model` and `reconstruct` returned. The model is run in training mode;
+    Call it after a short fit, or on what `prune_model` and `refit` returned. The model is run in training mode;
     nothing but these statistics changes. Layers with `trainable=False` keep theirs.
 
     Args:
@@ -47,7 +47,7 @@ def recalibrate(
     Example:
         >>> import keras, numpy as np, keras_pcp
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(name="bn")])
-        >>> keras_pcp.recalibrate(model, np.array([[1.0], [3.0], [5.0], [7.0]]), batch_size=2)
+        >>> keras_pcp.reestimate_batch_norm(model, np.array([[1.0], [3.0], [5.0], [7.0]]), batch_size=2)
         ['bn']
         >>> layer = model.get_layer("bn")
         >>> float(layer.moving_mean[0]), float(layer.moving_variance[0])  # of the batches: means 2, 6, variances 1
@@ -64,7 +64,7 @@ def recalibrate(
     return [layer.name for layer in layers]
 
 
-def recalibrated(model: keras.Model, x: Any, batch_size: int) -> AbstractContextManager[None]:
+def reestimated(model: keras.Model, x: Any, batch_size: int) -> AbstractContextManager[None]:
     """Inside the block, batch normalization uses mean statistics of batches of samples; then its own again."""
     layers = batch_normalizations(model)
     if not layers:

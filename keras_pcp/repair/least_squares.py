@@ -51,8 +51,8 @@ _BATCH = 256  # samples that one call of a layer takes
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """What `reconstruct` did.
+class Refitted:
+    """What `refit` did.
 
     Attributes:
         errors: {layer: (before, after)}, in the order of execution: squared error of its outputs before the activation,
@@ -64,7 +64,7 @@ class Reconstruction:
     left: Mapping[str, str]
 
 
-def reconstruct(
+def refit(
     model: keras.Model,
     pruned: keras.Model,
     graph: ChannelGraph,
@@ -74,7 +74,7 @@ def reconstruct(
     samples: int | None = REFIT_SAMPLES,
     ridge: float = 0.1,
     seed: int = 0,
-) -> Reconstruction:
+) -> Refitted:
     """Refits kernels and biases in `pruned` so that the layers that read pruned channels give what they gave before.
 
     Each layer's outputs before its activation are fitted to those of `model`, by least squares on some positions of some
@@ -106,7 +106,7 @@ def reconstruct(
         >>> graph, one = keras_pcp.build_graph(model), keras_pcp.Selection({"hidden": np.array([True, False, False])})
         >>> small = keras_pcp.prune_model(model, graph, one)
         >>> x = np.random.default_rng(0).normal(size=(32, 4))
-        >>> before, after = keras_pcp.reconstruct(model, small, graph, one, (x, x)).errors["out"]
+        >>> before, after = keras_pcp.refit(model, small, graph, one, (x, x)).errors["out"]
         >>> round(before, 3), after < 1e-4  # two thirds of the output were missing, squared
         (0.444, True)
     """
@@ -139,7 +139,7 @@ def reconstruct(
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
     all_or_nothing(lambda journal: journal.assign(values))
-    return Reconstruction(errors, left)
+    return Refitted(errors, left)
 
 
 def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int) -> Any:
@@ -314,9 +314,11 @@ def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
 def _finite(outputs: np.ndarray, layer: Any, which: str) -> np.ndarray:
     """Returns what a layer gives, or raises InvalidArgumentError where that is NaN or infinite."""
     if not np.isfinite(outputs).all():
-        own = "its weights are not finite" if not all(np.isfinite(as_floats(w)).all() for w in layer.weights) else (
-            "its weights are finite, so look at the layers before it and at the scale of the data"
-        )  # fmt: skip
+        own = (
+            "its weights are not finite"
+            if not all(np.isfinite(as_floats(w)).all() for w in layer.weights)
+            else ("its weights are finite, so look at the layers before it and at the scale of the data")
+        )
         raise InvalidArgumentError(
             f"layer {layer.name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"
         )

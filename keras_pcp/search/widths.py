@@ -34,7 +34,7 @@ def search_widths(
     strategy: Strategy | None = None,
     monitor: Monitored = None,
     mode: str = "auto",
-    reconstruction_data: Any = None,
+    refit_data: Any = None,
     frozen_layers: Iterable[str] = (),
     on_unknown: str = "error",
     checkpoint: str | Path | None = None,
@@ -42,16 +42,16 @@ def search_widths(
 ) -> Selection:
     """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
 
-    The model, which must be compiled for its loss and metrics, stays as it is. With `reconstruction_data` the rounds run
-    on a copy that gets smaller and is refit; `reconstruct` then does the same to what `prune_model` returns.
+    The model, which must be compiled for its loss and metrics, stays as it is. With `refit_data` the rounds run
+    on a copy that gets smaller and is refit; `refit` then does the same to what `prune_model` returns.
 
     Args:
         model: a trained, compiled model.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
         validation_data: labelled samples for the attempts.
-        criterion, strategy, monitor, mode, reconstruction_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
+        criterion, strategy, monitor, mode, refit_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
         checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
-            With `reconstruction_data`, what was pruned until then is refit at once, so later choices may differ slightly.
+            With `refit_data`, what was pruned until then is refit at once, so later choices may differ slightly.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -81,20 +81,28 @@ def search_widths(
     wanted = Monitor(monitor, mode)
     check_source(validation_data, "validation_data", function=True)
     strategy = Progressive() if strategy is None else check_strategy(strategy)
-    if reconstruction_data is not None:
-        check_source(with_any_labels(reconstruction_data), "reconstruction_data")
+    if refit_data is not None:
+        check_source(with_any_labels(refit_data), "refit_data")
     file = None if checkpoint is None else check_target(checkpoint)
     checks.instance("verbose", verbose, int | np.bool_, "True or False")
-    working = model if reconstruction_data is None else _copied(model)
+    working = model if refit_data is None else _copied(model)
     search = Search(
-        working, limits, validation_data, criterion, strategy, frozen_layers, on_unknown,
-        reconstruction_data=reconstruction_data, judge=model, monitor=wanted,
-    )  # fmt: skip
+        working,
+        limits,
+        validation_data,
+        criterion,
+        strategy,
+        frozen_layers,
+        on_unknown,
+        refit_data=refit_data,
+        judge=model,
+        monitor=wanted,
+    )
     if file:
         identity = _identity(model, search, wanted)
         if file.exists():
             search.state = checkpoints.read(file, identity, search.graph)
-            if reconstruction_data is not None:
+            if refit_data is not None:
                 search.prune(more=True)
     share = 1 / strategy.rounds_needed(search.graph, search.bounds)
     bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
@@ -102,7 +110,7 @@ def search_widths(
         search.run_round(min(1.0, reached + share))
         if file:
             checkpoints.write(file, identity, search.state)
-        if reconstruction_data is not None:
+        if refit_data is not None:
             search.prune(more=True)
         latest = search.state.rounds[-1]
         values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
@@ -130,7 +138,7 @@ def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, 
         ),
     }
     if search.refit_on is not None:
-        found["reconstruction_data"] = checkpoints.digest(tree.flatten(search.refit_on[0]))
+        found["refit_data"] = checkpoints.digest(tree.flatten(search.refit_on[0]))
     return found
 
 

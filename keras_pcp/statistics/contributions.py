@@ -72,9 +72,14 @@ def _products(step: Step, slices: list[WeightSlice], weights: Sequence[Any], cha
 
 
 def _by_rows(
-    window: Window, x: Any, chosen: np.ndarray, kernel: np.ndarray, channel: np.ndarray, position: np.ndarray,
+    window: Window,
+    x: Any,
+    chosen: np.ndarray,
+    kernel: np.ndarray,
+    channel: np.ndarray,
+    position: np.ndarray,
     channels: int,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """With P what is read and K the kernel, products are sums of elements of (P^T P) * (K K^T)."""
     taps = np.prod(window.size, dtype=int)
     width = kernel.shape[-2]

@@ -29,7 +29,7 @@ class _Control(ABC):
     one_criterion: ClassVar[bool] = True
 
     samples: int | None = 1024
-    recalibrate: bool = True
+    reestimate_batch_norm: bool = True
     seed: int = 0
 
     def __post_init__(self):
@@ -68,7 +68,7 @@ class OneShot(_Control):
 
     Attributes:
         scope: `"global"` or `"local"` (uniform), as in `select_by_cost`.
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, reestimate_batch_norm, seed: as in `Progressive`.
     """
 
     scope: str = "local"
@@ -90,7 +90,7 @@ class RandomWidths(_Control):
 
     Attributes:
         draws: at least 1: number of drawn configurations, which are compared on the validation samples before any recovery.
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, reestimate_batch_norm, seed: as in `Progressive`.
 
     References:
         Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022. Its text is not public;
@@ -120,7 +120,7 @@ class LayerByLayer(_Control):
     One round visits one group, with scores of the model as it is then, so that training may go on in between.
 
     Attributes:
-        samples, recalibrate, seed: as in `Progressive`.
+        samples, reestimate_batch_norm, seed: as in `Progressive`.
     """
 
     def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:

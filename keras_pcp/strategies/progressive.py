@@ -21,7 +21,7 @@ Differs from the paper:
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
     - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
       al., 2023, arXiv 2506.20152).
-    - With `reconstruction_data`, attempts are measured with the layers that read the channels making up for them, see
+    - With `refit_data`, attempts are measured with the layers that read the channels making up for them, see
       `keras_pcp.repair.closed_form`.
     - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
 """
@@ -75,7 +75,7 @@ class Progressive:
             ...), it is measured exactly all the same.
         confidence: for `"fast"`: standard errors that make a place clear; more is slower and closer to `"exact"`.
         samples: validation samples for the attempts; None: all.
-        recalibrate: re-estimate batch normalization statistics before the attempts of a round; they are put back.
+        reestimate_batch_norm: re-estimate batch normalization statistics before the attempts of a round; they are put back.
         seed: for the choice of samples and for random criteria.
 
     Raises:
@@ -97,7 +97,7 @@ class Progressive:
     attempts: str = "fast"
     confidence: float = 3.0
     samples: int | None = 1024
-    recalibrate: bool = True
+    reestimate_batch_norm: bool = True
     seed: int = 0
 
     def __post_init__(self):

@@ -127,13 +127,13 @@ class Strategy(Protocol):
 
     Attributes:
         samples: validation samples to use; None: all.
-        recalibrate: whether statistics of batch normalization are re-estimated for the measurements of a round.
+        reestimate_batch_norm: whether statistics of batch normalization are re-estimated for the measurements of a round.
         seed: for the draw of samples and for random criteria.
         one_criterion: whether it goes by one criterion only; several are refused then.
     """
 
     samples: int | None
-    recalibrate: bool
+    reestimate_batch_norm: bool
     seed: int
     one_criterion: ClassVar[bool]
 
@@ -152,10 +152,10 @@ class Strategy(Protocol):
 def check_strategy(value: Any) -> Any:
     """Returns a strategy; raises InvalidArgumentError for anything else."""
     methods = all(callable(getattr(value, name, None)) for name in ("init", "rounds_needed", "update"))
-    attributes = all(hasattr(value, name) for name in ("samples", "recalibrate", "seed", "one_criterion"))
+    attributes = all(hasattr(value, name) for name in ("samples", "reestimate_batch_norm", "seed", "one_criterion"))
     if isinstance(value, type) or not methods or not attributes:
-        advice = "import those of others from keras_pcp, such as keras_pcp.OneShot()"
-        raise checks.refusal("strategy", "a strategy such as keras_pcp.Progressive()", value, advice)
+        advice = "import those of others from keras_pcp, such as keras_pcp.strategies.OneShot()"
+        raise checks.refusal("strategy", "a strategy such as keras_pcp.strategies.Progressive()", value, advice)
     return value
 
 
@@ -166,7 +166,7 @@ def check_options(strategy: Any, **allowed: Collection[str]) -> None:
         InvalidArgumentError: one is not.
     """
     checks.count("samples", strategy.samples, optional=True)
-    checks.flag("recalibrate", strategy.recalibrate)
+    checks.flag("reestimate_batch_norm", strategy.reestimate_batch_norm)
     checks.count("seed", strategy.seed, 0)
     for name, values in allowed.items():
         checks.choice(name, getattr(strategy, name), values)

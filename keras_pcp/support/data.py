@@ -237,9 +237,11 @@ def _array(value: Any, part: str, name: str) -> np.ndarray | None:
         ) from error
     if array.ndim == 0:
         raise checks.refusal(
-            f"{part} of {name}", "an array of numbers with a batch axis in front", value,
+            f"{part} of {name}",
+            "an array of numbers with a batch axis in front",
+            value,
             "turn lists into arrays with np.asarray; if it is a dataset that yields single samples, call .batch(32) on it",
-        )  # fmt: skip
+        )
     text = array.dtype.kind in "US" or (array.dtype.kind == "O" and all(isinstance(v, str | bytes) for v in array.flat))
     if (text and part != "x") or (not text and array.dtype.kind in "OMmVUS" and "float" not in str(array.dtype)):
         raise checks.refusal(f"{part} of {name}", "an array of numbers", array, "convert it with .astype('float32')")

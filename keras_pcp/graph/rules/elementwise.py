@@ -64,9 +64,19 @@ class UnknownFunction(UnsupportedModelError):
 
 
 @register_rule(
-    L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise,
-    L.AlphaDropout, L.ActivityRegularization, L.Identity, L.ReLU, L.LeakyReLU, L.ELU,
-)  # fmt: skip
+    L.Dropout,
+    L.SpatialDropout1D,
+    L.SpatialDropout2D,
+    L.SpatialDropout3D,
+    L.GaussianDropout,
+    L.GaussianNoise,
+    L.AlphaDropout,
+    L.ActivityRegularization,
+    L.Identity,
+    L.ReLU,
+    L.LeakyReLU,
+    L.ELU,
+)
 @register_operation("keras.src.applications.convnext.StochasticDepth")
 def same(site: CallSite) -> Outputs:
     """Passes every channel on as it is."""

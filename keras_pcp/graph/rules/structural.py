@@ -14,17 +14,50 @@ def _layers(*names: str) -> list[type]:
     return [getattr(L, n) for n in names if hasattr(L, n)]
 
 
-@register_rule(*_layers(
-    "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
-    "AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D", "AdaptiveAveragePooling1D",
-    "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D",
-    "Cropping1D", "Cropping2D", "Cropping3D", "UpSampling1D", "UpSampling2D", "UpSampling3D", "Resizing", "CenterCrop",
-    "RandomCrop", "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom",
-))  # fmt: skip
+@register_rule(
+    *_layers(
+        "MaxPooling1D",
+        "MaxPooling2D",
+        "MaxPooling3D",
+        "AveragePooling1D",
+        "AveragePooling2D",
+        "AveragePooling3D",
+        "AdaptiveMaxPooling1D",
+        "AdaptiveMaxPooling2D",
+        "AdaptiveMaxPooling3D",
+        "AdaptiveAveragePooling1D",
+        "AdaptiveAveragePooling2D",
+        "AdaptiveAveragePooling3D",
+        "ZeroPadding1D",
+        "ZeroPadding2D",
+        "ZeroPadding3D",
+        "Cropping1D",
+        "Cropping2D",
+        "Cropping3D",
+        "UpSampling1D",
+        "UpSampling2D",
+        "UpSampling3D",
+        "Resizing",
+        "CenterCrop",
+        "RandomCrop",
+        "RandomFlip",
+        "RandomRotation",
+        "RandomTranslation",
+        "RandomZoom",
+    )
+)
 @register_operation(
-    "MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize", "PadImages", "CropImages",
-    "AffineTransform", "PerspectiveTransform", "GaussianBlur",
-)  # fmt: skip
+    "MaxPool",
+    "AveragePool",
+    "AdaptiveMaxPool",
+    "AdaptiveAveragePool",
+    "Resize",
+    "PadImages",
+    "CropImages",
+    "AffineTransform",
+    "PerspectiveTransform",
+    "GaussianBlur",
+)
 def spatial(site: CallSite) -> Outputs:
     """Works on the axes between batch and channels, on each channel alone."""
     for labels in site.inputs[1:]:
@@ -33,10 +66,16 @@ def spatial(site: CallSite) -> Outputs:
     return None if ids is None else Labels(len(site.output_shapes[0]) - 1, ids)
 
 
-@register_rule(*_layers(
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-))  # fmt: skip
+@register_rule(
+    *_layers(
+        "GlobalAveragePooling1D",
+        "GlobalAveragePooling2D",
+        "GlobalAveragePooling3D",
+        "GlobalMaxPooling1D",
+        "GlobalMaxPooling2D",
+        "GlobalMaxPooling3D",
+    )
+)
 def global_pooling(site: CallSite) -> Outputs:
     """Passes channels on without their positions."""
     return spatial(site)
