@@ -8,10 +8,10 @@ from keras import tree
 
 from keras_pcp.fit.evaluator import Evaluator
 from keras_pcp.fit.rerun import Recording, Rerun
-from keras_pcp.graph.blocks import open_blocks
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.cost import call_macs
-from keras_pcp.graph.trace import arrange_inputs, trace
+from keras_pcp.graph.program import program_of
+from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.support import internals
 
 Values = Mapping[int, np.ndarray]
@@ -34,8 +34,8 @@ class Comparison:
     def __init__(self, evaluator: Evaluator, graph: ChannelGraph):
         self.evaluator, self.macs = evaluator, 0.0
         self.weights = evaluator.model.weights
-        self.traced = trace(open_blocks(evaluator.model).model)
-        self.costs = call_macs(graph, self.traced)
+        program = program_of(evaluator.model)
+        self.traced, self.costs = program.trace, call_macs(graph, program)
         self.reruns: dict[tuple[int, ...], Rerun] = {}
         self.users: dict[int, set[int]] = {}
         for operation in (call.operation for call in self.traced.calls):

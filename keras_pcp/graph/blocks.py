@@ -15,9 +15,11 @@ from keras import tree
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph.effects import why_not_the_same
 from keras_pcp.graph.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
+from keras_pcp.graph.listing import call, nodes_before
 from keras_pcp.graph.rules import find_rule
-from keras_pcp.graph.trace import trace
+from keras_pcp.graph.trace import Trace, trace
 from keras_pcp.support import internals
+from keras_pcp.support.changes import Journal, undone
 from keras_pcp.support.models import check_model
 
 # What a class may do in its own way when it trains, evaluates and predicts.
@@ -46,15 +48,17 @@ class Opened:
             weights. The others can stay where they are if they follow the widths of their inputs.
         staying: (call, what it runs) for the calls of these others.
         tensors: {`id` of a tensor of the model, or of what a block runs: what has taken its place}.
+        names: {`id` of an inner operation: its name in the plain model}, where another operation has its own name.
     """
 
     model: keras.Model
-    blocks: tuple[str, ...]
-    closed: Mapping[int, str]
-    inert: frozenset[int]
+    blocks: tuple[str, ...] = ()
+    closed: Mapping[int, str] = field(default_factory=dict)
+    inert: frozenset[int] = frozenset()
     hiding: tuple[str, ...] = ()
     staying: tuple[tuple[Any, Inside], ...] = ()
     tensors: Mapping[int, keras.KerasTensor] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
@@ -99,7 +103,18 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         >>> [layer.__class__.__name__ for layer in plain.layers]
         ['InputLayer', 'Conv2D', 'GlobalMaxPooling2D', 'Dense']
     """
-    plain = open_blocks(check_model("model", model)).model
+    with undone() as journal:
+        plain = inlined(check_model("model", model), journal)
+        journal.commit()
+    return plain
+
+
+def inlined(model: keras.Model, journal: Journal) -> keras.Model:
+    """Returns what `inline_blocks` returns; undoing the journal gives the layers their names and calls back.
+
+    The plain model can be run afterwards, but not be saved or copied.
+    """
+    plain = _open(model, trace(model), journal).model
     if plain is not model and type(plain) is not type(model):
         check_nothing_lost(model)
     return plain
@@ -118,12 +133,21 @@ def check_nothing_lost(model: keras.Model) -> None:
         )
 
 
-def open_blocks(model: keras.Model) -> Opened:
-    """Opens every block of a model that can be opened, and tells which could not and why."""
-    operations = trace(model).operations
-    if not any(_to_replace(op) for op in (model, *operations)):
-        return Opened(model, (), {}, frozenset())
-    inliner = _Inliner({op.name: op for op in (model, *operations)})
+def open_blocks(model: keras.Model, traced: Trace) -> Opened:
+    """Opens every block of a model that can be opened, and tells which could not and why.
+
+    The model and its layers are left as they are: no layer knows of the calls in the plain model, or of its name there. So
+    the plain model can be run and traced, but not be saved or copied.
+    """
+    with undone() as journal:
+        return _open(model, traced, journal)
+
+
+def _open(model: keras.Model, traced: Trace, journal: Journal) -> Opened:
+    operations = (model, *traced.operations)
+    if not any(map(_to_replace, operations)):
+        return Opened(model)
+    inliner = _Inliner({op.name: op for op in operations}, journal)
     plain = inliner.convert(model)
     return Opened(
         plain,
@@ -133,6 +157,7 @@ def open_blocks(model: keras.Model) -> Opened:
         tuple(name for name, hides in inliner.blocks.items() if hides),
         tuple(inliner.staying),
         {old: new for old, (_, new) in inliner.replaced.items()},
+        inliner.renamed,
     )
 
 
@@ -149,8 +174,9 @@ def _is_input(operation: Any) -> bool:
 class _Inliner:
     """Rebuilds a graph call by call; calls that nothing has changed for are left as they are."""
 
-    def __init__(self, names: dict[str, Any]):
-        self.names = names
+    def __init__(self, names: dict[str, Any], journal: Journal):
+        self.names, self.journal = names, journal
+        self.renamed: dict[int, str] = {}
         self.blocks: dict[str, bool] = {}
         self.staying: list[tuple[Any, Inside]] = []
         self.closed: dict[int, str] = {}
@@ -172,7 +198,7 @@ class _Inliner:
         outputs = tree.map_structure(self.current, functional.output)
         plain = (type(model) if keeps_class else keras.Model)(functional.input, outputs, name=model.name)
         if not model.trainable:
-            plain.trainable = False
+            internals.freeze(plain)
         return plain
 
     def current(self, value: Any) -> Any:
@@ -203,7 +229,7 @@ class _Inliner:
             if unknown_settings(operation) and not leave_batch_open(operation, args[0].shape):
                 raise _StaysClosed(f"{type(operation).__name__} in it depends on a size that is not known")
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
-            self.put(node.outputs, operation(*args, **kwargs))
+            self.put(node.outputs, call(operation, args, kwargs, self.journal))
 
     def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
         """Runs what a block runs in its place; tells whether that was possible."""
@@ -217,7 +243,8 @@ class _Inliner:
             return False
         given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         actual = [
-            t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
+            t if t.dtype == f.dtype else call(keras.ops.cast, (t, f.dtype), {}, self.journal)
+            for t, f in zip(given, inside.inputs, strict=True)
         ]
         self.put(inside.inputs, actual)
         blocks = dict(self.blocks)
@@ -242,7 +269,9 @@ class _Inliner:
         while self.names.setdefault(name, operation) is not operation:
             name = f"{block}_{operation.name}" if number == 1 else f"{block}_{operation.name}_{number}"
             number += 1
-        operation.name = name
+        if name != operation.name:
+            self.journal.set(operation, "name", name)
+            self.renamed[id(operation)] = name
 
 
 class _StaysClosed(Exception):
@@ -253,6 +282,6 @@ def _check_the_same(layer: keras.Layer, args: tuple, kwargs: dict, outputs: list
     """Compares a closed block with all that takes its place, inner blocks opened too."""
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
     given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-    opened = Inside(given, internals.nodes_before(outputs, given), outputs)
+    opened = Inside(given, nodes_before(outputs, given), outputs)
     if reason := why_not_the_same(layer, opened.run, opened.structure(), args, kwargs):
         raise _StaysClosed(reason)

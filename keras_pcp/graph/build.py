@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import keras
 
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.graph.blocks import open_blocks
 from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
+from keras_pcp.graph.program import Program, program_of
 from keras_pcp.graph.recorder import GraphRecorder
 from keras_pcp.graph.rules import (
     attention,
@@ -18,7 +18,7 @@ from keras_pcp.graph.rules import (
     slicing,
     structural,
 )
-from keras_pcp.graph.trace import fingerprint, trace
+from keras_pcp.graph.trace import fingerprint
 from keras_pcp.support import checks
 from keras_pcp.support.models import check_model
 
@@ -57,15 +57,18 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
         ('logits', 'output of the model')
     """
     check_model("model", model)
+    return graph_of(program_of(model), on_unknown, frozen_layers)
+
+
+def graph_of(program: Program, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
+    """Does what `build_graph` does, for a program."""
     checks.choice("on_unknown", on_unknown, UNKNOWN)
     frozen_layers = checks.names("frozen_layers", frozen_layers)
-    opened = open_blocks(model)
-    traced = trace(opened.model)
-    names = {op.name for op in traced.operations}
+    names = set(program.names.values())
     missing = [n for n in frozen_layers if n not in names]
     if missing:
-        raise InvalidArgumentError(f"frozen_layers names {missing}, which {model.name!r} does not have")
-    builder = GraphRecorder(model, traced, set(frozen_layers), opened)
+        raise InvalidArgumentError(f"frozen_layers names {missing}, which {program.model.name!r} does not have")
+    builder = GraphRecorder(program, set(frozen_layers))
     builder.run()
     if builder.unknown and on_unknown == "error":
         raise UnsupportedModelError(_unknown_message(builder.unknown))
@@ -81,8 +84,12 @@ def _unknown_message(unknown: dict[str, str]) -> str:
     )
 
 
-def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
-    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks."""
+def check_fits(model: keras.Model, graph: ChannelGraph) -> Program:
+    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks.
+
+    Returns:
+        The program of the model, on which the graph is one.
+    """
     check_model("model", model)
     check_graph(graph)
     found = [tuple(w.shape) for w in model.weights]
@@ -92,14 +99,15 @@ def check_fits(model: keras.Model, graph: ChannelGraph) -> None:
             f"the graph was built from a model with other weights than {model.name!r} has now "
             f"({len(expected)} against {len(found)} weights, or other shapes); call build_graph(model) again"
         )
-    opened = open_blocks(model) if graph.blocks else None
-    if opened and opened.blocks != graph.blocks:
+    program = program_of(model, opening=bool(graph.blocks))
+    if program.opened.blocks != graph.blocks:
         raise InvalidArgumentError(
             f"the graph was built from a model with blocks such as {graph.blocks[0]!r}, which {model.name!r} does not "
             "have; call build_graph(model) again"
         )
-    if fingerprint(trace(opened.model if opened else model), model.weights) != graph.fingerprint:
+    if fingerprint(program.trace, model.weights) != graph.fingerprint:
         raise InvalidArgumentError(
             f"the graph was built from another model ({graph.model_name!r}) than {model.name!r}: the weights have the same "
             "shapes, but the layers, their settings or what they are connected with differ; call build_graph(model)"
         )
+    return program

@@ -12,7 +12,7 @@ from keras_pcp.graph.selection import Selection
 
 if TYPE_CHECKING:
     from keras_pcp.graph.channel_graph import ChannelGraph
-    from keras_pcp.graph.trace import Trace
+    from keras_pcp.graph.program import Program
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def _shown(macs: float) -> str:
     return "unknown" if math.isnan(macs) else f"{macs:,.0f}"
 
 
-def call_macs(graph: "ChannelGraph", traced: "Trace") -> np.ndarray:
-    """Returns, for each call of the model's trace, its MACs for one sample; those of a layer are shared by its calls."""
+def call_macs(graph: "ChannelGraph", program: "Program") -> np.ndarray:
+    """Returns, for each call of a program, its MACs for one sample; those of a layer are shared by its calls."""
     layers = cost_of(graph).layers
-    names = [getattr(call.operation, "name", None) for call in traced.calls]
+    names = [None if call.operation is None else program.name_of(call.operation) for call in program.trace.calls]
     return np.array([layers[n].macs / names.count(n) if n in layers else 0.0 for n in names])
 
 

@@ -95,7 +95,9 @@ def _count_model(site: CallSite) -> None:
     sized = sized_calls(traced, site.tensors)
     for number, call in enumerate(traced.calls):
         if call.operation is not None:
-            inner = replace(site, operation=call.operation, inputs=(None,) * len(call.inputs))
+            inner = replace(
+                site, operation=call.operation, layer=call.operation.name, inputs=(None,) * len(call.inputs)
+            )
             _count(_with_sizes(inner, sized.get(number) or as_traced(traced, call)))
 
 
@@ -106,7 +108,7 @@ def _count_inner(site: CallSite, layer: Any, shape: Shape, times: float = 1) -> 
         outputs = tuple(tree.flatten(layer.compute_output_spec(tensor)))
     except Exception:  # whatever a custom layer raises: its cost stays unknown
         return
-    inner = replace(site, recorder=CostsOnly(site, times), operation=layer, inputs=(None,))
+    inner = replace(site, recorder=CostsOnly(site, times), operation=layer, layer=layer.name, inputs=(None,))
     _count(_with_sizes(inner, Sized((tensor,), {}, (tensor,), outputs)))
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import keras
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.blocks import open_blocks
-from keras_pcp.graph.build import build_graph
+from keras_pcp.graph.build import build_graph, graph_of
 from keras_pcp.graph.channel_graph import ChannelGraph
-from keras_pcp.graph.trace import trace
+from keras_pcp.graph.program import Program, program_of
 
 
 def delivered_graph(
@@ -34,7 +33,7 @@ def delivered_graph(
     """
     if deliver is None:
         return build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
-    used = _operations(deliver)
+    used, program = _operations(program_of(deliver)), program_of(model)
     delivered, weights = {id(w) for o in used for w in getattr(o, "weights", ())}, model.weights
     all_of_it = {id(w) for w in weights}
     if not delivered or delivered - all_of_it:
@@ -42,16 +41,17 @@ def delivered_graph(
             f"deliver must be a model of layers of {model.name!r}, but {deliver.name!r} has "
             f"{len(delivered - all_of_it)} weights of its own among {len(delivered)}"
         )
-    operations, ours = _operations(model), Counter(o.name for o in used)
-    theirs = Counter(operation.name for operation in operations)
-    extra = {o.name for o in operations if getattr(o, "weights", ()) and delivered.isdisjoint(map(id, o.weights))}
+    operations, ours = _operations(program), Counter(map(program.name_of, used))
+    theirs = Counter(map(program.name_of, operations))
+    apart = [o for o in operations if getattr(o, "weights", ()) and delivered.isdisjoint(map(id, o.weights))]
+    extra = set(map(program.name_of, apart))
     if extra & ours.keys():
         raise InvalidArgumentError(
             f"layers of {deliver.name!r} and others of {model.name!r} have the same names, so they cannot be told apart: "
             f"{sorted(extra & ours.keys())}; give one of them another name"
         )
     frozen = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
-    graph = build_graph(model, on_unknown=on_unknown, frozen_layers=[*frozen, *sorted(extra)])
+    graph = graph_of(program, on_unknown, [*frozen, *sorted(extra)])
     return replace(
         graph,
         weights=tuple(
@@ -66,6 +66,6 @@ def delivered_graph(
     )
 
 
-def _operations(model: keras.Model) -> list[Any]:
-    """Lists the operations of a model, once for each call."""
-    return [call.operation for call in trace(open_blocks(model).model).calls if call.operation is not None]
+def _operations(program: Program) -> list[Any]:
+    """Lists the operations of a program, once for each call."""
+    return [call.operation for call in program.trace.calls if call.operation is not None]

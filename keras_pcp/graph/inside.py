@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp.graph.effects import SideEffect, first_line, observed
+from keras_pcp.graph.listing import listed
 from keras_pcp.support import internals
 
 
@@ -64,7 +65,7 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
 
     The call is observed, so whatever it does besides computing its outputs is a reason. A layer that is run in training
     in another way is not listed, but if it owns no weights and returns its only input otherwise, as stochastic depth does,
-    the answer is `INERT`.
+    the answer is `INERT`. The calls are known to the result only, not to the layers that are called.
     """
     if isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return "it is recurrent: it runs in a loop, in which each step reads what the step before gave"
@@ -109,10 +110,11 @@ def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict) -> Inside:
         return inputs[-1]
 
     args, kwargs = tree.map_structure(stand_in, (args, kwargs))
-    outputs = tree.flatten(observed(layer, lambda: layer.call(*args, **kwargs, **extra)))
+    result, nodes = listed(lambda: observed(layer, lambda: layer.call(*args, **kwargs, **extra)), inputs)
+    outputs = tree.flatten(result)
     if not all(isinstance(t, keras.KerasTensor) for t in outputs):
         raise TypeError("an output is not a tensor")
-    return Inside(inputs, internals.nodes_before(outputs), outputs)
+    return Inside(inputs, nodes, outputs)
 
 
 def _why_more(layer: keras.Layer, inside: Inside, training: bool | None, has_training: bool) -> str | None:

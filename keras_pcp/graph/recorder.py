@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from keras_pcp.errors import PruningError, UnsupportedModelError
-from keras_pcp.graph.blocks import Opened
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import (
     IDLE,
@@ -24,20 +23,22 @@ from keras_pcp.graph.channels import (
 )
 from keras_pcp.graph.counting import count
 from keras_pcp.graph.labels import Classes, Labels, LabelTable, connected
+from keras_pcp.graph.program import Program
 from keras_pcp.graph.rules import CallSite, elementwise, find_rule, labels_of_outputs
 from keras_pcp.graph.sizes import sized_calls
-from keras_pcp.graph.trace import Call, Trace, fingerprint
+from keras_pcp.graph.trace import Call, fingerprint
 
 
 class GraphRecorder:
     """Implements `rules.Recorder` and collects what the rules say."""
 
-    def __init__(self, model: keras.Model, traced: Trace, frozen_layers: set[str], opened: Opened):
-        self.model, self.trace, self.frozen_layers, self.opened = model, traced, frozen_layers, opened
-        self.weights = model.weights  # listing them anew takes time on a large model
+    def __init__(self, program: Program, frozen_layers: set[str]):
+        self.program, self.trace, self.opened = program, program.trace, program.opened
+        self.frozen_layers = frozen_layers
+        self.weights = program.model.weights  # listing them anew takes time on a large model
         self.table = LabelTable()
         self.weight_index = {id(w): i for i, w in enumerate(self.weights)}
-        self.operation_index = {id(op): i for i, op in enumerate(traced.operations)}
+        self.operation_index = {id(op): i for i, op in enumerate(self.trace.operations)}
         self.labels: dict[int, Labels | None] = {}
         self.produced: dict[tuple[int, int], np.ndarray] = {}
         self.sites: list[tuple[str, np.ndarray]] = []
@@ -46,13 +47,13 @@ class GraphRecorder:
         self.named: dict[tuple, tuple[np.ndarray, dict[int, CallSite]]] = {}
         self.independent_weights: set[int] = set()
         self.ruled: list[tuple[CallSite, tuple[Labels | None, ...]]] = []
-        self.sized = sized_calls(traced)
+        self.sized = sized_calls(self.trace)
         self.costs: list[tuple[CallSite, float, int, tuple[int, ...]]] = []
         self.unknown: dict[str, str] = {}
         self.uncounted: dict[str, str] = {}
         self.owner = {
-            id(w): op.name
-            for op in traced.operations
+            id(w): program.name_of(op)
+            for op in self.trace.operations
             if not isinstance(op, keras.Model)
             for w in getattr(op, "weights", ())
         }
@@ -112,6 +113,7 @@ class GraphRecorder:
         site = CallSite(
             self,
             call.operation,
+            self.program.name_of(call.operation),
             index,
             inputs,
             tuple(tuple(t.shape) for t in tensors),
@@ -148,11 +150,11 @@ class GraphRecorder:
 
     def kept(self, site: CallSite, why: str) -> list[None]:
         """Freezes what a call reads and makes that no rule follows."""
-        self.unknown.setdefault(site.operation.name, f"{site.name} {why}")
+        self.unknown.setdefault(site.layer, f"{site.name} {why}")
         for labels in site.inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")
         for key, (ids, _, _) in self.bindings.items():
-            if self.owner.get(id(self.weights[key[0]])) == site.operation.name:
+            if self.owner.get(id(self.weights[key[0]])) == site.layer:
                 self.table.freeze(ids, f"{site.name} {why}")
         return [None] * len(site.output_shapes)
 
@@ -172,7 +174,7 @@ class GraphRecorder:
                 rule = (
                     f"its rule does not say how often it uses {variable.path} {tuple(variable.shape)}; call site.macs"
                 )
-                self.uncounted.setdefault(site.operation.name, f"{site.name} {why}" if why else f"{site.name}: {rule}")
+                self.uncounted.setdefault(site.layer, f"{site.name} {why}" if why else f"{site.name}: {rule}")
 
     def index_of(self, site: CallSite, variable: Any) -> int:
         if id(variable) not in self.weight_index:
@@ -188,9 +190,9 @@ class GraphRecorder:
         if key not in self.produced:
             ids = self.table.create(variable.shape[axis] // repeat)
             ids = np.tile(ids, repeat) if repeat > 1 else ids
-            self.sites.append((site.operation.name, ids))
+            self.sites.append((site.layer, ids))
             self.produced[key] = ids
-            if site.operation.name in self.frozen_layers:
+            if site.layer in self.frozen_layers:
                 self.table.freeze(ids, "named in frozen_layers")
         for variable, axis, part in weights:
             self.bind(site, variable, axis, self.produced[key], PRODUCE, part)
@@ -255,7 +257,7 @@ class GraphRecorder:
             for i, n in enumerate(names)
         }
         return ChannelGraph(
-            model_name=self.model.name,
+            model_name=self.program.model.name,
             groups=groups,
             frozen=tuple(self.frozen(classes)),
             weights=tuple(
@@ -288,7 +290,7 @@ class GraphRecorder:
         for site, factor, weight, axes in self.costs:
             if factor != 0:
                 why = self.why_unknown(site) if math.isnan(factor) else ""
-                yield CostTerm(site.operation.name, factor, tuple(shapes[weight][a] for a in axes), why)
+                yield CostTerm(site.layer, factor, tuple(shapes[weight][a] for a in axes), why)
         for name, why in self.uncounted.items():
             yield CostTerm(name, math.nan, (), why)
 
@@ -346,7 +348,7 @@ class GraphRecorder:
                 yield Frozen(name, number, f"{text}: its own weights are left alone")
 
     def operation(self, name: str) -> Any:
-        return next(op for op in self.trace.operations if op.name == name)
+        return next(op for op in self.trace.operations if self.program.name_of(op) == name)
 
 
 class _Pieces:

@@ -19,8 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pcp.graph.blocks import open_blocks
-from keras_pcp.graph.trace import Step, arrange_inputs, replay_calls, trace
+from keras_pcp.graph.program import program_of
+from keras_pcp.graph.trace import Step, arrange_inputs, replay_calls
 from keras_pcp.statistics.layer_inputs import (
     POSITIONS,
     Window,
@@ -59,7 +59,7 @@ class Compensation:
     def __init__(self, model: keras.Model, kernels: Collection[int], x: Any, ridge: float = 0.1, seed: int = 0):
         self.weights = model.weights
         self.index = {id(w): i for i, w in enumerate(self.weights)}
-        traced, rng = trace(open_blocks(model).model), np.random.default_rng(seed)
+        traced, rng = program_of(model).trace, np.random.default_rng(seed)
         called = [id(call.operation) for call in traced.calls]
         self.readers: dict[int, _Reader] = {}
         with internals.stateless():

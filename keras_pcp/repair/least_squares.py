@@ -22,10 +22,10 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.blocks import open_blocks
 from keras_pcp.graph.build import check_fits
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
 from keras_pcp.graph.channels import CONSUME
+from keras_pcp.graph.program import Program, program_of
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
 from keras_pcp.graph.weight_masks import weight_masks
@@ -111,30 +111,31 @@ def refit(
         (0.444, True)
     """
     check_selection(graph, selection)
-    check_fits(model, graph)
+    program = check_fits(model, graph)
     check_model("pruned", pruned)
     ridge, samples = checks.number("ridge", ridge, "(0, inf)"), checks.count("samples", samples, optional=True)
     seed = checks.count("seed", seed, 0)
-    whole, small = (trace(open_blocks(m).model) for m in (model, pruned))
-    if {id(w) for w in model.weights} & {id(w) for w in pruned.weights} or len(whole.calls) != len(small.calls):
+    small = program_of(pruned)
+    shared = {id(w) for w in model.weights} & {id(w) for w in pruned.weights}
+    if shared or len(program.trace.calls) != len(small.trace.calls):
         raise InvalidArgumentError(
             "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
         )
     x = inputs_at_once(model, data, samples, seed)
-    plan = _Plan(model, graph, selection, whole)
+    plan = _Plan(program, graph, selection)
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []
     with internals.stateless():
         # One network after the other, so that the tensors of one are in memory at a time.
-        goals = [_goal(steps, plan, rng) for steps in _in_step(whole, x)]
-        for goal, steps in zip(goals, _in_step(small, x), strict=True):
+        goals = [_goal(steps, plan, rng) for steps in _in_step(program.trace, x)]
+        for goal, steps in zip(goals, _in_step(small.trace, x), strict=True):
             if goal is None:
                 continue
-            layer = steps[0].call.operation
+            name = small.name_of(steps[0].call.operation)
             if isinstance(goal, str):
-                left[layer.name] = goal
+                left[name] = goal
                 continue
-            errors[layer.name], changed = _refit(goal, steps, ridge)
+            errors[name], changed = _refit(goal, steps, ridge, name)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
@@ -164,14 +165,16 @@ def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
 class _Plan:
     """Which calls of the original model to refit, and what stays of their kernels."""
 
-    def __init__(self, model: keras.Model, graph: ChannelGraph, selection: Selection, whole: Trace):
+    def __init__(self, whole: Program, graph: ChannelGraph, selection: Selection):
+        weights = whole.model.weights
+
         def by_variable(masks):
-            return {id(model.weights[i]): axes for i, axes in masks.items()}
+            return {id(weights[i]): axes for i, axes in masks.items()}
 
         readers = by_variable(weight_masks(graph, selection, CONSUME))
         self.readers = {i for i, axes in readers.items() if not all(mask.all() for mask in axes.values())}
         self.masks = by_variable(weight_masks(graph, selection))
-        self.operations = [call.operation for call in whole.calls]
+        self.operations, self.name_of = [call.operation for call in whole.trace.calls], whole.name_of
 
     def reads_pruned(self, call: Call) -> bool:
         """Tells whether a call reads channels that were removed."""
@@ -219,21 +222,22 @@ def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal
     chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
     chosen = np.split(chosen, np.cumsum(lengths)[:-1])
     read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
-    targets = [_finite(_outputs(call.operation, window, r), call.operation, "model").astype(r.dtype) for r in read]
+    layer, name = call.operation, plan.name_of(call.operation)
+    targets = [_finite(_outputs(layer, window, r), layer, name, "model").astype(r.dtype) for r in read]
     return _Goal(targets, chosen, plan.kept(call))
 
 
-def _refit(goal: _Goal, steps: Sequence[Step], ridge: float) -> tuple[tuple, list]:
+def _refit(goal: _Goal, steps: Sequence[Step], ridge: float, name: str) -> tuple[tuple, list]:
     """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
     layer = steps[0].call.operation
-    rows, outputs = _places(layer, *goal.kept)
+    rows, outputs = _places(layer, name, *goal.kept)
     window = window_of(layer, len(steps[0].input.shape))
     rows = np.tile(rows, np.prod(window.size, dtype=int))
     sums, energy = _Sums(), np.finfo(float).tiny
     for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):
         read = patches(window, step.input, chosen).astype(float)
         wanted = target[:, outputs]
-        error = wanted - _finite(_outputs(layer, window, read), layer, "pruned")
+        error = wanted - _finite(_outputs(layer, window, read), layer, name, "pruned")
         sums.add(read[..., rows], np.moveaxis(error.reshape(len(error), window.groups, -1), 1, 0))
         energy += np.square(wanted, dtype=float).sum()
     change, shift = sums.fit(layer.use_bias, ridge)
@@ -288,7 +292,7 @@ class _Sums:
         return max(0.0, self.ee + by_kernel + by_bias)
 
 
-def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _places(layer: Any, name: str, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which inputs of a layer of the pruned model to fit, and which outputs of the original layer it has.
 
     In a model that is narrower all inputs are fit; in one that is masked those that stay.
@@ -297,7 +301,7 @@ def _places(layer: Any, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.nda
     for size, kept in zip(shape[-2:], (inputs, outputs), strict=True):
         if size not in (len(kept), kept.sum()):
             raise InvalidArgumentError(
-                f"layer {layer.name!r} of the pruned model has a kernel of shape {tuple(shape)}, but the selection keeps "
+                f"layer {name!r} of the pruned model has a kernel of shape {tuple(shape)}, but the selection keeps "
                 f"{inputs.sum()} of {len(inputs)} inputs and {outputs.sum()} of {len(outputs)} outputs"
             )
     rows = inputs if shape[-2] == len(inputs) else np.ones(shape[-2], bool)
@@ -311,7 +315,7 @@ def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
     return found + _array(layer.bias) if layer.use_bias else found
 
 
-def _finite(outputs: np.ndarray, layer: Any, which: str) -> np.ndarray:
+def _finite(outputs: np.ndarray, layer: Any, name: str, which: str) -> np.ndarray:
     """Returns what a layer gives, or raises InvalidArgumentError where that is NaN or infinite."""
     if not np.isfinite(outputs).all():
         own = (
@@ -320,7 +324,7 @@ def _finite(outputs: np.ndarray, layer: Any, which: str) -> np.ndarray:
             else ("its weights are finite, so look at the layers before it and at the scale of the data")
         )
         raise InvalidArgumentError(
-            f"layer {layer.name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"
+            f"layer {name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"
         )
     return outputs
 

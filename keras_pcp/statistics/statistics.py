@@ -13,10 +13,10 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.blocks import open_blocks
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import CONSUME, FOLLOW, PRODUCE
-from keras_pcp.graph.trace import Trace, arrange_inputs, replay, trace
+from keras_pcp.graph.program import program_of
+from keras_pcp.graph.trace import Trace, arrange_inputs, replay
 from keras_pcp.statistics.contributions import contribution_products
 from keras_pcp.support import internals
 from keras_pcp.support.data import check_inputs, count_samples, take_samples
@@ -203,7 +203,7 @@ class Statistics:
 
     @cached_property
     def _trace(self) -> Trace:
-        return trace(open_blocks(self.model).model)
+        return program_of(self.model).trace
 
     def _feature_places(self) -> dict[str, tuple[int, int, np.ndarray]]:
         """Finds for each group (index of the tensor, axis, channel numbers along it)."""

@@ -110,6 +110,11 @@ def temporarily(change: Callable[[Journal], T]) -> AbstractContextManager[T]:
     return _Scope(_temporarily(change))
 
 
+def undone() -> AbstractContextManager[Journal]:
+    """Inside the block, changes that are noted in its journal hold; at its end they are undone, unless committed."""
+    return temporarily(lambda journal: journal)
+
+
 class _Scope(io.IOBase):
     """A block that ends by closing a generator.
 

@@ -4,8 +4,9 @@
 | ---------------------------------------------- | ------------------------------------------------------------ |
 | `Functional._nodes_by_depth`, `Sequential._functional` | walk a model's calls in execution order              |
 | `Node.arguments` (`args`, `kwargs`, `_flat_arguments`) | read a call's arguments; rewrite a width among them  |
-| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls outside the model, or in a block |
+| `Operation._inbound_nodes`, `_outbound_nodes`, `KerasTensor._keras_history` | find calls, list them, take them back |
 | `Layer._flatten_layers`                        | find the models that use a layer, and layers in layers        |
+| `Layer._trainable`                             | freeze a model alone, not the layers that it shares           |
 | `Operation._auto_config`                       | keep the saved config of a raw operation in step             |
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
@@ -69,24 +70,6 @@ def nodes(functional: keras.Model) -> list[Any]:
     return [n for depth in sorted(by_depth, reverse=True) for n in by_depth[depth] if n.operation and not n.is_input]
 
 
-def nodes_before(outputs: list[keras.KerasTensor], inputs: Iterable[keras.KerasTensor] = ()) -> list[Any]:
-    """Returns the nodes that lead to some tensors, in an order of execution, back to inputs or without a history."""
-    ends = {id(t) for t in inputs}
-    found, seen, stack = [], set(), [(_node_of(t), False) for t in reversed(outputs) if id(t) not in ends]
-    while stack:
-        node, inputs_done = stack.pop()
-        if node is None or (id(node) in seen and not inputs_done):
-            continue
-        if inputs_done:
-            found.append(node)
-        else:
-            seen.add(id(node))
-            stack.append((node, True))
-            before = [t for t in tree.flatten(node.input_tensors) if id(t) not in ends]
-            stack += [(_node_of(t), False) for t in reversed(before)]
-    return found
-
-
 def recorded(function: Callable[[], Any]) -> tuple[Any, list[str]]:
     """Runs a function in a graph of its own, without effect on variables.
 
@@ -113,11 +96,23 @@ def keras_attributes() -> frozenset[str]:
 _ATTRIBUTES: list[frozenset[str]] = []
 
 
-def _node_of(tensor: keras.KerasTensor) -> Any:
+def node_of(tensor: keras.KerasTensor) -> Any:
+    """Returns the node that made a tensor, or None if it has no history."""
     history = getattr(tensor, "_keras_history", None)
     if history is None or history.operation is None:
         return None
     return history.operation._inbound_nodes[history.node_index]
+
+
+def producing_operation(tensor: keras.KerasTensor) -> Any:
+    """Returns the operation whose output a tensor is, or None if it has no history."""
+    history = getattr(tensor, "_keras_history", None)
+    return None if history is None else history.operation
+
+
+def remembered(operation: Any) -> tuple[list[Any], list[Any]]:
+    """Returns the lists in which an operation keeps the calls of it, and those on what it gave."""
+    return operation._inbound_nodes, operation._outbound_nodes
 
 
 def saved_by_structure(model: keras.Model) -> bool:
@@ -167,11 +162,6 @@ def loss_of(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any)
 def direction_of(metric: keras.metrics.Metric) -> str | None:
     """Returns "up" if higher is better for a metric of Keras, "down" if lower is, None if it does not say."""
     return getattr(metric, "_direction", None)
-
-
-def producing_operation(tensor: keras.KerasTensor) -> Any:
-    """Returns the operation whose output `tensor` is."""
-    return tensor._keras_history.operation
 
 
 def write(owner: Any, path: tuple, value: int, journal: Journal | None = None) -> None:
@@ -356,6 +346,11 @@ def users(operations: list[Any], variables: list[keras.Variable]) -> tuple[list[
     models = [m for m in found if isinstance(m, keras.Model) and touched & {id(layer) for layer in m._flatten_layers()}]
     built = [o for o in found if isinstance(o, keras.Optimizer) and getattr(o, "built", False)]
     return models, [o for o in built if held & {id(v) for v in o._trainable_variables}]
+
+
+def freeze(model: keras.Model) -> None:
+    """Lets a model train none of its weights; its layers, which it may share with others, are left as they are."""
+    model._trainable = False
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:

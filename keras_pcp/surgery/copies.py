@@ -7,13 +7,14 @@ import keras
 import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
-from keras_pcp.graph.blocks import inline_blocks
+from keras_pcp.graph.blocks import inlined
 from keras_pcp.graph.build import check_fits
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.trace import Trace, trace
+from keras_pcp.graph.trace import trace
 from keras_pcp.graph.weight_masks import weight_masks
 from keras_pcp.support import internals
+from keras_pcp.support.changes import undone
 from keras_pcp.support.models import check_model
 from keras_pcp.surgery.in_place import check_live, rewrite_widths, sliced, strategy_scope
 from keras_pcp.surgery.likeness import first_unlike
@@ -83,12 +84,12 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
         (3, True)
     """
     check_selection(graph, selection)
-    check_fits(original, graph)
+    program = check_fits(original, graph)
     check_model("pruned", pruned)
     masks = weight_masks(graph, selection)
     values = []
     index = {id(w): i for i, w in enumerate(original.weights)}
-    wide_weights = inline_blocks(original).weights
+    wide_weights = program.opened.model.weights
     if len(wide_weights) != len(pruned.weights):
         raise InvalidArgumentError(
             f"pruned has {len(pruned.weights)} weights, but the original has {len(wide_weights)}; give what "
@@ -116,7 +117,14 @@ def copy_model(model: keras.Model) -> keras.Model:
 
 def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
     """Rebuilds a model as a plain one from its config, changed by `change`, with `values` by the `id` of each weight."""
-    plain = inline_blocks(model)
+    with undone() as journal:
+        return _copied(model, inlined(model, journal), values, change)
+
+
+def _copied(
+    model: keras.Model, plain: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]
+) -> keras.Model:
+    """Rebuilds the plain model of a model, whose layers have their names in it."""
     traced = trace(plain)
     classes = {type(op) for op in (plain, *traced.operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
@@ -125,12 +133,12 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
         try:
             copy = _from_config(plain, custom)
         except Exception as error:  # whatever a layer's own get_config or constructor raises
-            raise UnsupportedModelError(_why_not_rebuilt(model, traced, custom, error)) from error
+            raise UnsupportedModelError(_why_not_rebuilt(model, plain, custom, error)) from error
         weights, variables = plain.weights, copy.weights
         if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in weights]:
             raise UnsupportedModelError(
                 f"model {model.name!r} rebuilt from its config has other weights than the original, for example because "
-                f"a layer is shared between a model and a model nested in it{_in_place(model)}"
+                f"a layer is shared between a model and a model nested in it{_in_place(model, plain)}"
             )
         if unlike := first_unlike(traced, trace(copy)):
             raise UnsupportedModelError(
@@ -138,7 +146,7 @@ def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable
                 "else when it is rebuilt from its config, and so it would in a saved file. Keras keeps functions by name "
                 "only: give the layer a function of a name of its own, registered with "
                 f"keras.saving.register_keras_serializable, and let get_config return all that it depends on"
-                f"{_in_place(model)}"
+                f"{_in_place(model, plain)}"
             )
         change(copy)
         for variable, weight in zip(variables, weights, strict=True):
@@ -155,10 +163,10 @@ def _from_config(thing: keras.Operation, custom: dict[str, type]) -> Any:
     return keras.saving.deserialize_keras_object(config, custom_objects=custom, safe_mode=False)
 
 
-def _why_not_rebuilt(model: keras.Model, traced: Trace, custom: dict[str, type], error: Exception) -> str:
+def _why_not_rebuilt(model: keras.Model, plain: keras.Model, custom: dict[str, type], error: Exception) -> str:
     """Names the layer that cannot be rebuilt, with all that Keras says about it but the example."""
     culprit = "it"
-    for operation in traced.operations:
+    for operation in trace(plain).operations:
         if isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model):
             try:
                 _from_config(operation, custom)
@@ -167,14 +175,12 @@ def _why_not_rebuilt(model: keras.Model, traced: Trace, custom: dict[str, type],
                 break
     text = " ".join(str(error).partition("Example:")[0].split()).rstrip(".")
     text = text if len(text) <= 800 else f"{text[:400]} [...] {text[-400:]}"
-    return (
-        f"model {model.name!r} cannot be copied: {culprit} cannot be rebuilt from its config: {text}{_in_place(model)}"
-    )
+    how = _in_place(model, plain)
+    return f"model {model.name!r} cannot be copied: {culprit} cannot be rebuilt from its config: {text}{how}"
 
 
-def _in_place(model: keras.Model) -> str:
+def _in_place(model: keras.Model, plain: keras.Model) -> str:
     """Returns how to go on without a copy, if there is a way, as the end of a message."""
-    plain = inline_blocks(model)
     for candidate, how in ((model, ""), (plain, " after model = keras_pcp.inline_blocks(model)")):
         try:
             check_live(candidate)

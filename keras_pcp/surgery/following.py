@@ -13,26 +13,26 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph.blocks import Opened
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import Width
 from keras_pcp.graph.inside import Inside, leave_batch_open, look_inside, unknown_settings
+from keras_pcp.graph.program import Program
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.trace import Trace, trace
+from keras_pcp.graph.trace import Trace
 from keras_pcp.support import internals
 
 
-def widths_in_place(traced: Trace, opened: Opened, graph: ChannelGraph) -> ChannelGraph:
+def widths_in_place(traced: Trace, program: Program, graph: ChannelGraph) -> ChannelGraph:
     """Returns a graph whose widths are those of the model itself, with its blocks closed.
 
     Args:
         traced: the calls of the model.
-        opened: the model with its blocks opened, on which the graph was built.
+        program: the program of the model, with its blocks opened, on which the graph is one.
         graph: the graph.
     """
+    plain, opened = program.trace, program.opened
     if not opened.blocks:
         return graph
-    plain = trace(opened.model)
     place = {id(tensor): i for i, tensor in enumerate(plain.tensors)}
     tensors: dict[int, list[int]] = {}
     for i, tensor in enumerate(traced.tensors):
@@ -65,12 +65,12 @@ def half_of(graph: ChannelGraph) -> Selection:
     return Selection(keep)
 
 
-def check_blocks_follow(opened: Opened, graph: ChannelGraph, selection: Selection) -> None:
+def check_blocks_follow(program: Program, graph: ChannelGraph, selection: Selection) -> None:
     """Raises UnsupportedModelError if a block that stays closed does something else on narrower inputs than it should."""
-    if not opened.staying:
+    if not program.opened.staying:
         return
-    narrow = _Narrow(opened, graph, selection)
-    for node, inside in opened.staying:
+    narrow = _Narrow(program, graph, selection)
+    for node, inside in program.opened.staying:
         layer = node.operation
         args, kwargs = tree.map_structure(narrow.stand_in, internals.call_arguments(node))
         found = look_inside(layer, args, kwargs)
@@ -86,9 +86,8 @@ def check_blocks_follow(opened: Opened, graph: ChannelGraph, selection: Selectio
 class _Narrow:
     """What the graph says of the tensors and operations of an opened model once channels are removed."""
 
-    def __init__(self, opened: Opened, graph: ChannelGraph, selection: Selection):
-        self.opened = opened
-        plain = trace(opened.model)
+    def __init__(self, program: Program, graph: ChannelGraph, selection: Selection):
+        self.opened, plain = program.opened, program.trace
         self.tensors = {id(tensor): i for i, tensor in enumerate(plain.tensors)}
         self.operations = {id(op): i for i, op in enumerate(plain.operations)}
         self.calls = {i: number for number, call in enumerate(plain.calls) for i in call.outputs[:1] if call.node}

@@ -13,10 +13,11 @@ import keras
 import numpy as np
 
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph.blocks import Opened, check_nothing_lost, open_blocks
-from keras_pcp.graph.build import build_graph, check_fits
+from keras_pcp.graph.blocks import check_nothing_lost
+from keras_pcp.graph.build import check_fits, graph_of
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
 from keras_pcp.graph.channels import Width
+from keras_pcp.graph.program import program_of
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import Trace, trace
 from keras_pcp.graph.weight_masks import weight_masks
@@ -63,13 +64,12 @@ def shrinking(
 ) -> Callable[[Journal], None]:
     """Computes all that `shrink` will write, and returns what writes it; `values` are for the weights of the result."""
     check_selection(graph, selection)
-    check_fits(model, graph)
+    program = check_fits(model, graph)
     _check_strategy(model)
     if not selection.removed():
         return lambda journal: None
-    opened = open_blocks(model) if graph.blocks else Opened(model, (), {}, frozenset())
-    _check_plain(model, opened.hiding)
-    check_blocks_follow(opened, graph, selection)
+    _check_plain(model, program.opened.hiding)
+    check_blocks_follow(program, graph, selection)
     traced = trace(model)
     masks, variables = weight_masks(graph, selection), model.weights
     if values is None:
@@ -78,7 +78,7 @@ def shrinking(
     kept = [(v, value) for i, (v, value) in enumerate(zip(variables, values, strict=True)) if i not in masks]
     kept = [(v, value) for v, value in kept if value is not None]
     models, optimizers, slots = _followers(model, traced.operations, masks)
-    keys, widths = internals.variable_keys(optimizers), widths_in_place(traced, opened, graph)
+    keys, widths = internals.variable_keys(optimizers), widths_in_place(traced, program, graph)
 
     def write(journal: Journal) -> None:
         with strategy_scope(model):
@@ -95,11 +95,11 @@ def shrinking(
 def check_live(model: keras.Model) -> None:
     """Raises UnsupportedModelError if the model, its distribution strategy or an optimizer cannot follow a shrink."""
     _check_strategy(model)
-    opened = open_blocks(model)
-    _check_plain(model, opened.hiding)
-    if opened.staying:
-        graph = build_graph(model, on_unknown="freeze")
-        check_blocks_follow(opened, graph, half_of(graph))
+    program = program_of(model)
+    _check_plain(model, program.opened.hiding)
+    if program.opened.staying:
+        graph = graph_of(program, "freeze")
+        check_blocks_follow(program, graph, half_of(graph))
     _followers(model, [], {i: {} for i in range(len(model.weights))})
 
 

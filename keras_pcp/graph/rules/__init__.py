@@ -62,6 +62,7 @@ class CallSite:
 
     Attributes:
         operation: the layer or raw operation.
+        layer: its name in the graph; it can differ from `operation.name` where that is not unique in the opened model.
         inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
         input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None. In a nested model that was made for
             any size, a rule is run twice: once for the channels, and for the cost once more with the sizes of the call.
@@ -71,6 +72,7 @@ class CallSite:
 
     recorder: Recorder
     operation: Any
+    layer: str
     index: int
     inputs: tuple[Labels | None, ...]
     input_shapes: tuple[Shape, ...]
@@ -82,7 +84,7 @@ class CallSite:
     @property
     def name(self) -> str:
         """Name and class of the operation, for messages."""
-        return f"{self.operation.name!r} ({type(self.operation).__name__})"
+        return f"{self.layer!r} ({type(self.operation).__name__})"
 
     def produce(self, *weights: tuple[Any, int, str], repeat: int = 1) -> Labels:
         """Creates the output channels: `weights` are (variable or None, axis, part), the first one gives the number.

@@ -8,6 +8,7 @@ from keras import tree
 
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph.labels import Labels
+from keras_pcp.graph.listing import listed
 from keras_pcp.graph.rules import CallSite, Outputs, find_rule, register_operation, register_rule
 from keras_pcp.support import internals
 
@@ -45,8 +46,7 @@ def _runs_element_by_element(function: Callable) -> bool:
     """Lists the operations that a function runs on a symbolic tensor, and returns whether all are element-wise."""
     x = keras.KerasTensor((None, 5, 3))
     try:
-        result = function(x)
-        nodes = internals.nodes_before([result])
+        result, nodes = listed(lambda: function(x), [x])
     except Exception:  # whatever the function raises on a symbolic tensor
         return False
     constants = [

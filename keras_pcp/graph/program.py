@@ -1,0 +1,46 @@
+"""What a model runs, seen through its blocks: the calls that are analysed, counted, measured and rewritten."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+
+from keras_pcp.graph.blocks import Opened, open_blocks
+from keras_pcp.graph.trace import Trace, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model as its flat list of calls, with its blocks opened. The model is left as it is.
+
+    Attributes:
+        model: the model.
+        opened: the plain model that was traced, which shares the layers, and what was opened to get it.
+        trace: the calls.
+    """
+
+    model: keras.Model
+    opened: Opened
+    trace: Trace
+
+    @cached_property
+    def names(self) -> Mapping[int, str]:
+        """{`id` of an operation: its name in the plain model}; inner layers of blocks go by other names there."""
+        return {id(op): self.opened.names.get(id(op), op.name) for op in self.trace.operations}
+
+    def name_of(self, operation: Any) -> str:
+        """Returns the name that an operation has in the plain model, also if it is only called in another model."""
+        return self.names.get(id(operation), operation.name)
+
+
+def program_of(model: keras.Model, opening: bool = True) -> Program:
+    """Opens the blocks of a model and lists its calls; without `opening`, lists them with the blocks closed.
+
+    Raises:
+        UnsupportedModelError: if `model` is not a built Functional or Sequential model.
+    """
+    traced = trace(model)
+    opened = open_blocks(model, traced) if opening else Opened(model)
+    return Program(model, opened, traced if opened.model is model else trace(opened.model))
