@@ -15,7 +15,7 @@ from keras import tree
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph.effects import why_not_the_same
 from keras_pcp.graph.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
-from keras_pcp.graph.listing import call, nodes_before
+from keras_pcp.graph.listing import nodes_before, note_calls
 from keras_pcp.graph.rules import find_rule
 from keras_pcp.graph.trace import Trace, trace
 from keras_pcp.support import internals
@@ -229,7 +229,8 @@ class _Inliner:
             if unknown_settings(operation) and not leave_batch_open(operation, args[0].shape):
                 raise _StaysClosed(f"{type(operation).__name__} in it depends on a size that is not known")
         if operation is not node.operation or any(id(t) in self.replaced for t in tree.flatten(node.input_tensors)):
-            self.put(node.outputs, call(operation, args, kwargs, self.journal))
+            note_calls((args, kwargs), self.journal)
+            self.put(node.outputs, operation(*args, **kwargs))
 
     def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
         """Runs what a block runs in its place; tells whether that was possible."""
@@ -241,10 +242,10 @@ class _Inliner:
         if isinstance(inside, str):
             self.closed[id(layer)] = inside
             return False
+        note_calls((args, kwargs), self.journal)
         given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         actual = [
-            t if t.dtype == f.dtype else call(keras.ops.cast, (t, f.dtype), {}, self.journal)
-            for t, f in zip(given, inside.inputs, strict=True)
+            t if t.dtype == f.dtype else keras.ops.cast(t, f.dtype) for t, f in zip(given, inside.inputs, strict=True)
         ]
         self.put(inside.inputs, actual)
         blocks = dict(self.blocks)

@@ -1,7 +1,6 @@
 """Lists the calls that lead to symbolic tensors, and takes calls back, so that no layer remembers them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import keras
@@ -17,17 +16,16 @@ def listed(function: Callable[[], Any], inputs: Sequence[keras.KerasTensor]) -> 
     Returns:
         What the function returns, and the nodes that lead from `inputs` to it.
     """
-    source, calls = _Source(inputs), []
-    source.symbolic_call()
+    _Source(inputs).symbolic_call()
     with undone() as journal:
-        journal.note(lambda: _take_back(source, calls))
+        note_calls(inputs, journal)
         result = function()
         outputs = [t for t in tree.flatten(result) if isinstance(t, keras.KerasTensor)]
         return result, nodes_before(outputs, inputs)
 
 
 class _Source(keras.Operation):
-    """Stands before tensors, so that all calls on them, and on what comes of them, can be found."""
+    """Makes new tensors, which remember by it on what they are called."""
 
     def __init__(self, tensors: Sequence[keras.KerasTensor]):
         super().__init__(name="source")
@@ -37,39 +35,42 @@ class _Source(keras.Operation):
         return self.tensors
 
 
-def _take_back(source: keras.Operation, calls: list[Any]) -> None:
-    """Takes back all calls on what comes of an operation; `calls` are those that were found if this was begun before."""
-    calls[:] = calls or _calls_after(source)
-    gone = {id(node) for node in calls}
-    for node in calls:
-        for remembered in _remembered(node.operation, node.input_tensors):
-            remembered[:] = [n for n in remembered if id(n) not in gone]
+def note_calls(values: Any, journal: Journal) -> None:
+    """Undoing the journal takes back all later calls on the symbolic tensors in a structure, and on what comes of them."""
+    tensors = [t for t in tree.flatten(values) if isinstance(t, keras.KerasTensor)]
+    known, gone = {id(node) for node in _calls_on(tensors)}, []
+
+    def take_back() -> None:
+        gone[:] = gone or _new_calls(tensors, known)  # found once: if this is interrupted, some are missing next time
+        ids = {id(node) for node in gone}
+        for node in gone:
+            for calls in _where_remembered(node):
+                calls[:] = [n for n in calls if id(n) not in ids]
+
+    journal.note(take_back)
 
 
-def _calls_after(source: keras.Operation) -> list[Any]:
-    found, waiting = {}, list(internals.remembered(source)[1])
+def _calls_on(tensors: Iterable[keras.KerasTensor]) -> list[Any]:
+    """Returns the calls on what some operations gave, those that made the tensors."""
+    makers = {id(maker): maker for maker in map(internals.producing_operation, tensors) if maker is not None}
+    return [node for maker in makers.values() for node in internals.remembered(maker)[1]]
+
+
+def _new_calls(tensors: Sequence[keras.KerasTensor], known: set[int]) -> list[Any]:
+    """Returns the calls that are not known on some tensors, and all calls on what comes of them."""
+    found, waiting = {}, [node for node in _calls_on(tensors) if id(node) not in known]
     while waiting:
         node = waiting.pop()
         if id(node) not in found:
             found[id(node)] = node
-            made, after = {id(t) for t in node.outputs}, internals.remembered(node.operation)[1]
-            waiting += [n for n in after if any(id(t) in made for t in n.input_tensors)]
+            made = {id(t) for t in node.outputs}
+            waiting += [n for n in _calls_on(node.outputs) if any(id(t) in made for t in n.input_tensors)]
     return list(found.values())
 
 
-def _remembered(operation: Any, tensors: Iterable[keras.KerasTensor]) -> list[list[Any]]:
-    """Returns the lists to which a call of an operation on some tensors is added."""
-    makers = {id(maker): maker for maker in map(internals.producing_operation, tensors) if maker is not None}
-    of_it = [internals.remembered(operation)[0]] if isinstance(operation, keras.Operation) else []
-    return [*of_it, *(internals.remembered(maker)[1] for maker in makers.values())]
-
-
-def call(operation: Callable, args: tuple, kwargs: dict, journal: Journal) -> Any:
-    """Calls an operation, or a function that makes one, on symbolic tensors; undoing the journal takes the call back."""
-    tensors = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-    for remembered in _remembered(operation, tensors):
-        journal.note(partial(remembered.__setitem__, slice(None), list(remembered)))
-    return operation(*args, **kwargs)
+def _where_remembered(node: Any) -> list[list[Any]]:
+    makers = [maker for maker in map(internals.producing_operation, node.input_tensors) if maker is not None]
+    return [internals.remembered(node.operation)[0], *(internals.remembered(maker)[1] for maker in makers)]
 
 
 def nodes_before(outputs: list[keras.KerasTensor], inputs: Iterable[keras.KerasTensor] = ()) -> list[Any]:
