@@ -13,7 +13,7 @@ import keras
 from keras import tree
 
 from keras_pcp.errors import UnsupportedModelError
-from keras_pcp.graph.effects import why_not_the_same
+from keras_pcp.graph.effects import keep_attributes, why_not_the_same
 from keras_pcp.graph.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
 from keras_pcp.graph.listing import nodes_before, note_calls
 from keras_pcp.graph.rules import find_rule
@@ -148,7 +148,9 @@ def _open(model: keras.Model, traced: Trace, journal: Journal) -> Opened:
     if not any(map(_to_replace, operations)):
         return Opened(model)
     inliner = _Inliner({op.name: op for op in operations}, journal)
-    plain = inliner.convert(model)
+    with undone() as kept:
+        keep_attributes(model, kept)
+        plain = inliner.convert(model)
     return Opened(
         plain,
         tuple(inliner.blocks),

@@ -3,6 +3,7 @@
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from keras import tree
 
 from keras_pcp.graph.probing import random_tensor, same
 from keras_pcp.support import internals
+from keras_pcp.support.changes import Journal
 
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
 _BY_NAME = {
@@ -37,7 +39,7 @@ def observed(layer: keras.Layer, call: Callable[[], Any]) -> Any:
     Raises:
         SideEffect: the call does something that is not in its outputs.
     """
-    before = {name: (value, _content(value)) for name, value in _own_attributes(layer).items()}
+    before = _noted(layer)
     try:
         result, operations = internals.recorded(call)
     except Exception as error:
@@ -66,6 +68,17 @@ def _own_attributes(layer: keras.Layer) -> dict[str, Any]:
     return {name: value for name, value in vars(layer).items() if name not in internals.keras_attributes()}
 
 
+def _noted(layer: keras.Layer) -> dict[str, tuple[Any, Any]]:
+    return {name: (value, _content(value)) for name, value in _own_attributes(layer).items()}
+
+
+def keep_attributes(model: keras.Model, journal: Journal) -> None:
+    """Undoing the journal puts back what calls change of the layers of a model. Layers that they build stay built."""
+    for layer in internals.layers_of(model):
+        if layer.built:
+            journal.note(partial(_put_back, layer, _noted(layer)))
+
+
 def _content(value: Any) -> Any:
     """Returns what an attribute holds, to be compared later."""
     if isinstance(value, dict):
@@ -89,6 +102,12 @@ def _put_back(layer: keras.Layer, before: dict[str, tuple[Any, Any]]) -> list[st
             value, content = before[name]
             if isinstance(value, list):
                 value[:] = content
+            elif isinstance(value, dict):
+                dict.clear(value)
+                dict.update(value, content)
+            elif isinstance(value, set):
+                set.clear(value)
+                set.update(value, content)
             elif isinstance(value, np.ndarray):
                 np.copyto(value, content)
             vars(layer)[name] = value

@@ -14,6 +14,7 @@ from keras import tree
 from keras_pcp.graph.effects import SideEffect, first_line, observed
 from keras_pcp.graph.listing import listed
 from keras_pcp.support import internals
+from keras_pcp.support.changes import Journal, undone
 
 
 def saveable(operation: Any) -> bool:
@@ -73,11 +74,17 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
     parameter = _parameters(layer).get("training")
     if fixed or (parameter and parameter.default is True):
         return "it is called with training=True where nothing else is said"
+    with undone() as journal:
+        return _listed_alike(layer, args, kwargs, parameter is not None, journal)
+
+
+def _listed_alike(layer: keras.Layer, args: tuple, kwargs: dict, has_training: bool, journal: Journal) -> Inside | str:
+    """Lists what a layer runs as often as it takes to see that it is the same each time, in training too."""
     first = None
-    for training in (None, False, True) if parameter else (None, None):
+    for training in (None, False, True) if has_training else (None, None):
         try:
-            inside = _run(layer, args, kwargs, {"training": training} if parameter else {})
-            reason = _why_more(layer, inside, training, parameter is not None)
+            inside = _run(layer, args, kwargs, {"training": training} if has_training else {}, journal)
+            reason = _why_more(layer, inside, training, has_training)
         except SideEffect as effect:
             reason = str(effect)
         except Exception as error:  # whatever the layer's own code raises on symbolic inputs
@@ -99,7 +106,7 @@ def _message(error: Exception) -> str:
     return first_line(error)
 
 
-def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict) -> Inside:
+def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict, journal: Journal) -> Inside:
     inputs = []
 
     def stand_in(value: Any) -> Any:
@@ -110,7 +117,7 @@ def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict) -> Inside:
         return inputs[-1]
 
     args, kwargs = tree.map_structure(stand_in, (args, kwargs))
-    result, nodes = listed(lambda: observed(layer, lambda: layer.call(*args, **kwargs, **extra)), inputs)
+    result, nodes = listed(lambda: observed(layer, lambda: layer.call(*args, **kwargs, **extra)), inputs, journal)
     outputs = tree.flatten(result)
     if not all(isinstance(t, keras.KerasTensor) for t in outputs):
         raise TypeError("an output is not a tensor")

@@ -7,21 +7,19 @@ import keras
 from keras import tree
 
 from keras_pcp.support import internals
-from keras_pcp.support.changes import Journal, undone
+from keras_pcp.support.changes import Journal
 
 
-def listed(function: Callable[[], Any], inputs: Sequence[keras.KerasTensor]) -> tuple[Any, list[Any]]:
-    """Runs a function of new symbolic tensors and lists the calls that it makes; all of them are taken back.
+def listed(function: Callable[[], Any], inputs: Sequence[keras.KerasTensor], journal: Journal) -> tuple[Any, list[Any]]:
+    """Runs a function of new symbolic tensors and lists its calls; undoing the journal takes all of them back.
 
     Returns:
         What the function returns, and the nodes that lead from `inputs` to it.
     """
     _Source(inputs).symbolic_call()
-    with undone() as journal:
-        note_calls(inputs, journal)
-        result = function()
-        outputs = [t for t in tree.flatten(result) if isinstance(t, keras.KerasTensor)]
-        return result, nodes_before(outputs, inputs)
+    note_calls(inputs, journal)
+    result = function()
+    return result, nodes_before([t for t in tree.flatten(result) if isinstance(t, keras.KerasTensor)], inputs)
 
 
 class _Source(keras.Operation):

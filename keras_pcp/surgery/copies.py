@@ -10,6 +10,7 @@ from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph.blocks import inlined
 from keras_pcp.graph.build import check_fits
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
+from keras_pcp.graph.effects import keep_attributes
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import trace
 from keras_pcp.graph.weight_masks import weight_masks
@@ -118,7 +119,9 @@ def copy_model(model: keras.Model) -> keras.Model:
 def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
     """Rebuilds a model as a plain one from its config, changed by `change`, with `values` by the `id` of each weight."""
     with undone() as journal:
-        return _copied(model, inlined(model, journal), values, change)
+        plain = inlined(model, journal)
+        keep_attributes(plain, journal)
+        return _copied(model, plain, values, change)
 
 
 def _copied(
