@@ -8,7 +8,7 @@ import types
 import pytest
 
 from keras_pcp.support import changes
-from keras_pcp.support.changes import Journal, all_or_nothing, guarded, temporarily, uninterrupted
+from keras_pcp.support.changes import Journal, all_or_nothing, guarded, temporarily, undone, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +149,17 @@ def test_undoing_twice_is_undoing_once_and_the_first_value_wins():
     o.a = 7
     journal.undo()
     assert o.a == 7
+
+
+def test_what_a_journal_notes_in_a_block_is_undone_at_its_end_unless_committed():
+    owner = types.SimpleNamespace(value=0)
+    with undone() as journal:
+        journal.set(owner, "value", 1)
+        journal.commit()
+    with pytest.raises(Injected), undone() as journal:
+        journal.set(owner, "value", 2)
+        raise Injected
+    assert owner.value == 1
 
 
 def test_an_attribute_of_the_class_comes_into_view_again():

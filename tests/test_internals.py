@@ -29,6 +29,43 @@ def test_nodes_come_in_execution_order_with_their_arguments():
     assert internals.producing_operation(args[0]) is model.get_layer("hidden")
 
 
+def test_calls_are_remembered_by_the_layer_that_is_called_and_by_those_before_it():
+    model = small()
+    hidden, out = (model.get_layer(name) for name in ("hidden", "out"))
+    nodes = internals.nodes(internals.functional_of(model))
+    assert internals.remembered(hidden) == ([nodes[0]], [nodes[1]])
+    assert internals.remembered(out) == ([nodes[1]], [])
+    tensor = out(hidden.output)
+    later = internals.node_of(tensor)
+    assert internals.remembered(hidden)[1] == internals.remembered(out)[0] == [nodes[1], later]
+    for calls in (internals.remembered(hidden)[1], internals.remembered(out)[0]):
+        calls[:] = [nodes[1]]
+    assert internals.node_of(model.output) is nodes[1]
+    assert internals.node_of(keras.KerasTensor((None, 3))) is None
+    assert internals.producing_operation(keras.KerasTensor((None, 3))) is None
+    again = keras.Model(model.input, out(hidden.output))  # a call that was taken back leaves nothing behind
+    assert len(internals.nodes(again)) == 2
+    assert keras.Model.from_config(again.get_config()).output_shape == (None, 2)
+
+
+def test_a_model_that_was_traced_runs_when_its_calls_are_taken_back():
+    model = small()
+    expected = model(np.ones((1, 4)))
+    for layer in model.layers:
+        for calls in internals.remembered(layer):
+            calls.clear()
+    assert np.array_equal(model(np.ones((1, 4))), expected)
+    assert [n.operation.name for n in internals.nodes(model)] == ["hidden", "out"]
+
+
+def test_a_frozen_model_leaves_its_layers_as_they_are():
+    model = small()
+    part = keras.Model(model.input, model.get_layer("hidden").output)
+    internals.freeze(part)
+    assert (part.trainable, part.trainable_variables) == (False, [])
+    assert len(model.trainable_variables) == 4
+
+
 def test_a_sequential_model_has_the_functional_graph_it_runs():
     model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
     functional = internals.functional_of(model)
