@@ -66,10 +66,13 @@ def inline_blocks(model: keras.Model) -> keras.Model:
 
     Blocks are custom layers whose `call` consists of other layers and `keras.ops`, and models that are saved by the
     arguments of their constructor (such as the backbones of KerasHub) rather than by their structure. The result computes
-    the same, in training too, and shares layers and weights with `model`. It is not compiled. A block stays closed if it
-    does anything besides computing its outputs with its layers, for example assign to a variable, add a loss, or keep a
-    value in an attribute; if it owns weights that belong to no inner layer or computes with tensors that are no inputs; or
-    if it does not accept symbolic inputs. Whatever is opened is compared with the closed block on random data.
+    the same, in training too, and shares layers and weights with `model`. It is not compiled. The layers know of the calls
+    in it, and inner layers get other names where another layer has theirs; else `model` is left as it is.
+
+    A block stays closed if it does anything besides computing its outputs with its layers, for example assign to a
+    variable, add a loss, or keep a value in an attribute; if it owns weights that belong to no inner layer or computes with
+    tensors that are no inputs; or if it does not accept symbolic inputs. Whatever is opened is compared with the closed
+    block on random data.
 
     A functional model whose class can be made from inputs and outputs (no `__init__` of its own, or one that hands
     `*args, **kwargs` on) keeps its class, and with it its own `train_step` and the like.

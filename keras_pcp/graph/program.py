@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import keras
@@ -19,16 +18,13 @@ class Program:
         model: the model.
         opened: the plain model that was traced, which shares the layers, and what was opened to get it.
         trace: the calls.
+        names: {`id` of an operation: its name in the plain model}; inner layers of blocks may go by other names there.
     """
 
     model: keras.Model
     opened: Opened
     trace: Trace
-
-    @cached_property
-    def names(self) -> Mapping[int, str]:
-        """{`id` of an operation: its name in the plain model}; inner layers of blocks go by other names there."""
-        return {id(op): self.opened.names.get(id(op), op.name) for op in self.trace.operations}
+    names: Mapping[int, str]
 
     def name_of(self, operation: Any) -> str:
         """Returns the name that an operation has in the plain model, also if it is only called in another model."""
@@ -43,4 +39,5 @@ def program_of(model: keras.Model, opening: bool = True) -> Program:
     """
     traced = trace(model)
     opened = open_blocks(model, traced) if opening else Opened(model)
-    return Program(model, opened, traced if opened.model is model else trace(opened.model))
+    plain = traced if opened.model is model else trace(opened.model)
+    return Program(model, opened, plain, {id(op): opened.names.get(id(op), op.name) for op in plain.operations})
