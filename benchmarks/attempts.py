@@ -27,7 +27,7 @@ from trained_model import add_arguments, batches, opened, prepared
 import keras_pcp
 from keras_pcp.fit.metric import Monitor
 from keras_pcp.fit.run import Search
-from keras_pcp.select.budget import Limits
+from keras_pcp.select.problem import Limits
 
 L = keras.layers
 SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor

@@ -2,5 +2,20 @@
 
 from keras_pcp.strategies.baselines import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.progressive import Progressive
+from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy
+from keras_pcp.strategies.rounds import Attempt, Evaluation, Round
 
-__all__ = ["LayerByLayer", "OneShot", "Progressive", "RandomWidths"]
+__all__ = [
+    "Action",
+    "Attempt",
+    "Evaluation",
+    "FitLength",
+    "LayerByLayer",
+    "Needs",
+    "Observation",
+    "OneShot",
+    "Progressive",
+    "RandomWidths",
+    "Round",
+    "Strategy",
+]
