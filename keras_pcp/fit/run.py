@@ -183,6 +183,7 @@ class Run:
         """Returns where the run stands, as JSON-ready data."""
         return {
             "selection": self.kept.to_json(),
+            "how": self.how,
             "rounds": [asdict(r) for r in self.rounds],
             "state": self.strategy.state_to_json(self.state),
         }
@@ -195,7 +196,7 @@ class Run:
         check_selection(self.problem.graph, kept)
         if kept.keep.keys() != self.problem.graph.groups.keys():
             raise InvalidArgumentError("it has other channel groups than the model")
-        self.kept, self.rounds, self.state = kept, rounds, state
+        self.kept, self.how, self.rounds, self.state = kept, str(data["how"]), rounds, state
 
 
 def _check_needs(strategy: Strategy, criteria: Sequence[Criterion], validation_data: Any) -> None:

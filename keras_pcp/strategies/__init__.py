@@ -1,13 +1,16 @@
 """Pruning strategies, one paper per file. They know neither Keras nor surgery, only graphs, numbers and selections."""
 
 from keras_pcp.strategies.baselines import LayerByLayer, OneShot, RandomWidths
+from keras_pcp.strategies.chex import Chex
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy
 from keras_pcp.strategies.rounds import Attempt, Evaluation, Round
+from keras_pcp.strategies.soft_filter_pruning import SoftFilterPruning
 
 __all__ = [
     "Action",
     "Attempt",
+    "Chex",
     "Evaluation",
     "FitLength",
     "LayerByLayer",
@@ -17,5 +20,6 @@ __all__ = [
     "Progressive",
     "RandomWidths",
     "Round",
+    "SoftFilterPruning",
     "Strategy",
 ]
