@@ -29,16 +29,18 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp.strategies import LayerByLayer, OneShot, Progressive, RandomWidths
+from keras_pcp.strategies import Chex, LayerByLayer, OneShot, Progressive, RandomWidths, SoftFilterPruning
 
 METHODS = {
     "pcp": Progressive,
     "layerwise": LayerByLayer,
     "uniform": OneShot,
-    "global": lambda **options: OneShot(scope="global", **options),
+    "global": lambda: OneShot(scope="global"),
     "random_widths": RandomWidths,
-    "single_layer": lambda **options: Progressive(groups_per_round=1, **options),
-    "netadapt": lambda **options: Progressive(groups_per_round=1, step=0.025, **options),
+    "single_layer": lambda: Progressive(groups_per_round=1),
+    "netadapt": lambda: Progressive(groups_per_round=1, step=0.025),
+    "sfp": SoftFilterPruning,
+    "chex": lambda: Chex(every=1),
 }
 SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor
 
@@ -63,16 +65,15 @@ def run(args, method, criterion, target, seed, data):
     unpruned.set_weights(model.get_weights())
     graph = keras_pcp.build_graph(unpruned)
     full, steps = keras_pcp.count_cost(graph), len(x) // args.batch * args.epochs
-    options = {"seed": seed, "samples": args.samples}
-    options |= json.loads(args.strategy) if method == "pcp" else {}
-    pruning = keras_pcp.ProgressivePruning(
+    options = json.loads(args.strategy) if method == "pcp" else {}
+    pruning = keras_pcp.Pruning(
+        METHODS[method](**options),
         max_macs=target,
         validation_data=val,
         criterion=criterion.split("+"),
         begin=args.begin,
         end=args.end,
-        strategy=METHODS[method](**options),
-        monitor=SIGNALS[args.signal],
+        measuring=keras_pcp.Measuring(samples=args.samples, monitor=SIGNALS[args.signal], seed=seed),
         distillation=keras_pcp.Distillation(args.distillation) if args.distillation else None,
         refit_data=(x[:2000], y[:2000]) if args.refit else None,
     )

@@ -108,19 +108,18 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     true_labels = data["target_val"][1]
     labels = TrueLabels(true_labels=true_labels) if method == "oracle" else keras_pcp.PseudoLabels(args.threshold)
     validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
-    controls = {"random_widths": keras_pcp.strategies.RandomWidths, "uniform": keras_pcp.strategies.OneShot}
-    strategy = (
-        controls[method](seed=seed) if method in controls else keras_pcp.strategies.Progressive(step=0.02, seed=seed)
-    )
+    controls = {"random_widths": keras_pcp.strategies.RandomWidths(), "uniform": keras_pcp.strategies.OneShot()}
+    strategy = controls.get(method, keras_pcp.strategies.Progressive(step=0.02))
     images = np.concatenate([data["source"][0][:1000], data["target"][:1000]])
-    pruning = keras_pcp.ProgressivePruning(
+    pruning = keras_pcp.Pruning(
+        strategy,
         max_macs=target,
         deliver=dann.classifier,
         criterion=criterion_of(args, method),
         begin=0.0,
         end=0.05,
         validation_data=validation,
-        strategy=strategy,
+        measuring=keras_pcp.Measuring(seed=seed),
         refit_data=images,
     )
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])

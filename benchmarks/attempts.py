@@ -16,7 +16,6 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -25,9 +24,9 @@ from rows import write
 from trained_model import add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp.fit.metric import Monitor
-from keras_pcp.fit.run import Search
-from keras_pcp.select.budget import Limits
+from keras_pcp.fit.observation import Moment
+from keras_pcp.fit.run import Run
+from keras_pcp.select.problem import Limits, Problem
 
 L = keras.layers
 SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor
@@ -75,29 +74,28 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     x, y = (np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
 
     def search(attempts):
-        strategy = keras_pcp.strategies.Progressive(samples=None, attempts=attempts, confidence=args.confidence)
-        limits, monitor = Limits(max_macs=args.target), Monitor(SIGNALS[args.signal])
-        return Search(model, limits, (x, y), args.criterion, strategy, (), "error", monitor=monitor)
+        strategy = keras_pcp.strategies.Progressive(attempts=attempts, confidence=args.confidence)
+        problem = Problem.of(keras_pcp.build_graph(model), Limits(max_macs=args.target))
+        measuring = keras_pcp.Measuring(samples=None, monitor=SIGNALS[args.signal])
+        return Run(model, problem, strategy, args.criterion, (x, y), measuring)
 
     exact, fast = search("exact"), search("fast")
-    share = 1 / exact.strategy.rounds_needed(exact.graph, exact.bounds)
     seconds, same, rounds = {"exact": 0.0, "fast": 0.0}, 0, 0
-    while exact.progress() < 1 and rounds < args.rounds:
-        target = min(1.0, exact.progress() + share)
-        fast.state = replace(fast.state, selection=exact.state.selection)
+    while exact.progress < 1 and rounds < args.rounds:
+        fast.kept = exact.kept
         for way, run in (("exact", exact), ("fast", fast)):
             started = time.perf_counter()
-            run.run_round(target)
+            run.ask(Moment())
             seconds[way] += time.perf_counter() - started
-        same += set(exact.state.rounds[-1].chosen) == set(fast.state.rounds[-1].chosen)
+        same += set(exact.rounds[-1].chosen) == set(fast.rounds[-1].chosen)
         rounds += 1
-        print(rounds, same, f"{fast.attempt_macs / exact.attempt_macs:.3f}", seconds, flush=True)
-    one = exact.full.macs * len(x) * rounds
+        print(rounds, same, f"{fast.seen.macs / exact.seen.macs:.3f}", seconds, flush=True)
+    one = exact.problem.full.macs * len(x) * rounds
     return {
         "suite": "attempts",
         "model": Path(name).stem,
         "data": args.data,
-        "groups": len(exact.graph),
+        "groups": len(exact.problem.graph),
         "samples": len(x),
         "criterion": args.criterion,
         "target": args.target,
@@ -105,12 +103,12 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
         "signal": args.signal,
         "rounds": rounds,
         "same": same,
-        "macs": round(exact.state.rounds[-1].macs / exact.full.macs, 4),
-        "exact_passes": round(exact.attempt_macs / one, 3),
-        "fast_passes": round(fast.attempt_macs / one, 3),
+        "macs": round(exact.rounds[-1].macs / exact.problem.full.macs, 4),
+        "exact_passes": round(exact.seen.macs / one, 3),
+        "fast_passes": round(fast.seen.macs / one, 3),
         "exact_seconds": round(seconds["exact"], 1),
         "fast_seconds": round(seconds["fast"], 1),
-        "accuracy": exact.state.rounds[0].before.metric,
+        "accuracy": exact.rounds[0].before.metric,
         "command": "python " + " ".join(sys.argv),
     }
 
@@ -137,9 +135,11 @@ def child(args: argparse.Namespace, name: str, data: tuple) -> None:
     """One `fit` of 40 steps of 128 images; prints the peak memory of the process in KiB."""
     (x, y), val, _ = data
     model = compiled(trained(args, name, (x[:128], y[:128])), 0.01)
-    strategy = keras_pcp.strategies.Progressive(samples=args.samples)
+    measuring = keras_pcp.Measuring(samples=args.samples)
     options = {"refit_data": (x[:2048], y[:2048])} if args.refit else {}
-    callbacks = [keras_pcp.ProgressivePruning(max_macs=args.target, validation_data=val, strategy=strategy, **options)]
+    callbacks = [
+        keras_pcp.ProgressivePruning(max_macs=args.target, validation_data=val, measuring=measuring, **options)
+    ]
     model.fit(x[:5120], y[:5120], batch_size=128, verbose=0, callbacks=callbacks if args.child == "pruning" else [])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

@@ -110,7 +110,7 @@ def main() -> None:
         validation_data=val,
         criterion=args.criterion,
         begin=0.0,
-        strategy=keras_pcp.strategies.Progressive(seed=args.seed),
+        measuring=keras_pcp.Measuring(seed=args.seed),
     )
     pruned = fit(model, train, val, args.epochs, 0.05, args.batch, [pruning])
     after = measure(model, out / "after.tflite", test, val[0], args.quantization)

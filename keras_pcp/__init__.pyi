@@ -6,7 +6,8 @@ from .criteria import score_channels
 from .deliver.litert import export_litert, measure_latency
 from .deliver.report import PruningReport
 from .errors import PruningError
-from .fit.callback import ProgressivePruning
+from .fit.callback import ProgressivePruning, Pruning
+from .fit.metric import Measuring
 from .graph.blocks import inline_blocks
 from .graph.build import build_graph
 from .graph.channel_graph import ChannelGraph, inspect_graph

@@ -205,7 +205,7 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 
 def _limit(text: str) -> float | int:
-    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.select.budget.Limits` takes them."""
+    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.select.problem.Limits` takes them."""
     for read in (int, float):
         with contextlib.suppress(ValueError):
             return read(text)

@@ -46,7 +46,8 @@ def _plot_rounds(axes: Any, report: "PruningReport") -> None:
     axes.set_ylim(0, 1.05)
     axes.set_title("cost and validation metric", fontsize=10)
     twin = axes.twinx()
-    twin.plot(range(len(report.rounds)), [r.before.metric for r in report.rounds], color=_METRIC, marker=".")
+    measured = [(i, r.before.metric) for i, r in enumerate(report.rounds) if r.before is not None]
+    twin.plot([i for i, _ in measured], [metric for _, metric in measured], color=_METRIC, marker=".")
     twin.set_ylabel("metric before the round", color=_METRIC)
     axes.spines[["top"]].set_visible(False)
     twin.spines[["top"]].set_visible(False)

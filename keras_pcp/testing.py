@@ -1,7 +1,9 @@
 """Checks for what you add to keras_pcp, for use in your own tests."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,21 @@ from keras import tree
 
 from keras_pcp.criteria import Criterion, get
 from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.fit.metric import Measuring
+from keras_pcp.fit.moments import Steps, moments
+from keras_pcp.fit.observation import Moment
+from keras_pcp.fit.run import Run
 from keras_pcp.graph.build import build_graph
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.model_cost import count_cost
 from keras_pcp.graph.rules import find_rule
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import smallest
+from keras_pcp.repair.loss_terms import LossTerms
+from keras_pcp.schedules import linear
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.statistics import Statistics
+from keras_pcp.strategies.protocol import Action, FitLength, Strategy
 from keras_pcp.surgery.copies import prune_model
 from keras_pcp.surgery.in_place import shrink
 from keras_pcp.surgery.masks import masked
@@ -137,6 +147,84 @@ def check_rule(
     _require(
         _alike(_outputs(model, x), expected), f"{what} computes something else after shrink than after prune_model"
     )
+
+
+def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool = True) -> None:
+    """Checks that a strategy does what the rest of keras_pcp relies on, in short training runs of tiny models of its own.
+
+    On a residual network, a concatenation with two outputs, a depthwise convolution and a dense layer behind a flatten: the
+    steps at which it wants to be asked rise; it comes to an end at each of them; what it answers can be done and leaves
+    every group a channel; after the last moment the model is at or below the limit; its state survives JSON; and the same
+    seed gives the same actions.
+
+    Args:
+        strategy: the strategy.
+        max_macs: the limit, a fraction.
+        reaches: False for a strategy that is not meant to reach the limit, such as one that only watches.
+
+    Raises:
+        AssertionError: what does not hold, in a sentence.
+
+    Example:
+        >>> import keras_pcp.testing
+        >>> keras_pcp.testing.check_strategy(keras_pcp.strategies.OneShot())
+    """
+    for (what, model), (_, again) in zip(_models(), _models(), strict=True):
+        done = _trained_with(what, model, strategy, max_macs, through_json=True)
+        other = _trained_with(what, again, strategy, max_macs, through_json=False)
+        same = [_written(action) for action in done] == [_written(action) for action in other]
+        _require(
+            same,
+            f"on {what}, the strategy does something else when its state has been JSON in between, or when it runs again "
+            "with the same seed; its state must hold all that it remembers, and random draws go by seen.seed",
+        )
+        if reaches:
+            holds = count_cost(model).macs <= max_macs * count_cost(next(m for w, m in _models() if w == what)).macs
+            _require(holds, f"on {what}, the model is above the limit after the last moment")
+
+
+def _written(action: Action) -> tuple:
+    """Returns an action to compare; groups by their order, since layers of two models have other names."""
+    return action.how, [mask.tolist() for mask in action.keep.keep.values()]
+
+
+_STEPS, _EPOCH, _MOST_ACTIONS = 24, 4, 1000
+
+
+def _trained_with(
+    what: str, model: keras.Model, strategy: Strategy, max_macs: float, through_json: bool
+) -> list[Action]:
+    """Trains a model for some steps while a strategy prunes it; returns its actions."""
+    keras.utils.set_random_seed(_SEED)
+    samples = _samples(model)
+    problem = Problem.of(build_graph(model), Limits(max_macs=max_macs))
+    run = Run(model, problem, strategy, "l1", samples, Measuring(seed=_SEED))
+    steps = strategy.when(problem, FitLength(_STEPS, _EPOCH, 0.1, 0.9))
+    due = {moment.step: moment for moment in moments(steps, linear, _STEPS, Steps(per_epoch=_EPOCH))}
+    terms, actions = LossTerms(model, strategy.loss_terms(problem, run.state)), []
+    with terms.added() if terms.terms else nullcontext():
+        for step in range(_STEPS):
+            if step in due:
+                actions += _actions(what, run, due[step])
+                if terms.terms:
+                    terms.set(strategy.loss_terms(problem, run.state))
+            if through_json:
+                run.from_json(json.loads(json.dumps(run.to_json())))
+            model.train_on_batch(*samples)
+    return actions
+
+
+def _actions(what: str, run: Run, moment: Moment) -> list[Action]:
+    found: list[Action] = []
+    while len(found) < _MOST_ACTIONS:
+        action = run.ask(moment, fresh=not found)
+        found += [] if action is None else [action]
+        if action is not None:
+            run.carry_out(action, action.more)
+        if action is None or not action.more:
+            run.carry_out(None)
+            return found
+    raise AssertionError(f"on {what}, the strategy asks to be asked again without an end (Action.more)")
 
 
 def _around(layer: keras.Layer, shapes: Sequence[Sequence[int]]) -> keras.Model:

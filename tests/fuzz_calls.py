@@ -482,12 +482,10 @@ class Draw:
             keras_pcp.strategies.OneShot,
             keras_pcp.strategies.RandomWidths,
             keras_pcp.strategies.LayerByLayer,
+            keras_pcp.strategies.SoftFilterPruning,
+            keras_pcp.strategies.Chex,
         )
-        options = {
-            "samples": lambda: self.one(16, None, np.int64(8)),
-            "reestimate_batch_norm": lambda: self.one(True, False),
-            "seed": lambda: self.one(0, 1, np.int64(2)),
-        }
+        options = {}
         if kind is keras_pcp.strategies.Progressive:
             options |= {
                 "step": lambda: self.one(0.05, 0.2, 1, 2, np.int64(1)),
@@ -504,6 +502,15 @@ class Draw:
         if kind is keras_pcp.strategies.RandomWidths:
             options["draws"] = lambda: self.one(1, 2)
         return kind(**self.options(**options))
+
+    def measuring(self) -> Any:
+        options = {
+            "samples": lambda: self.one(16, None, np.int64(8)),
+            "monitor": lambda: self.one(None, None, "loss", "nobody", {"loss": 1.0}),
+            "reestimate_batch_norm": lambda: self.one(True, False),
+            "seed": lambda: self.one(0, 1, np.int64(2)),
+        }
+        return keras_pcp.Measuring(**self.options(**options))
 
     def a_strategy(self) -> Any:
         with contextlib.suppress(keras_pcp.PruningError):
@@ -701,6 +708,7 @@ def pruning_options(d: Draw) -> dict:
     return d.limits() | d.options(
         criterion=lambda: d.one(d.criterion(), d.criterion(), ["l1", "l2"], ["l1", 3]),
         strategy=d.a_strategy,
+        measuring=d.measuring,
         refit_data=d.data,
         frozen_layers=d.frozen,
         on_unknown=lambda: d.one("error", "freeze"),

@@ -192,10 +192,10 @@ class Watch(keras.callbacks.Callback):
         self.at_first_moment = lambda: None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.committed = whole_state(self.model)
+        self.committed = whole_state(self.callback.model)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.committed = whole_state(self.model)
+        self.committed = whole_state(self.callback.model)
 
 
 def whole_state(model):
@@ -209,7 +209,7 @@ def watching(watch):
     take_due, record = Session.take_due, Session.record
 
     def watched(self):
-        watch.in_moment = any(p[0] <= self.step for p in self.points)
+        watch.in_moment = any(m.step <= self.steps.made for m in self.due)
         if watch.in_moment and watch.first_moment is None:
             watch.first_moment = time.perf_counter()
             watch.at_first_moment()
@@ -218,7 +218,7 @@ def watching(watch):
 
     def recorded(self, journal):
         record(self, journal)
-        watch.committed = whole_state(self.model)
+        watch.committed = whole_state(self.callback.model)
 
     Session.take_due, Session.record = watched, recorded
     try:
@@ -245,7 +245,7 @@ def a_fit(seed, eagerly):
         refit_data=(x, y),
         begin=0.1,
         end=0.9,
-        strategy=keras_pcp.strategies.Progressive(samples=16),
+        measuring=keras_pcp.Measuring(samples=16),
         distillation=keras_pcp.Distillation(0.5),
     )
 

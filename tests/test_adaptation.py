@@ -192,7 +192,7 @@ def test_drops_are_weighted_between_source_and_pseudo_labels():
         )
         assert len(data()[0]) == 60 * (weight < 1) + 30 * (weight > 0)
         graph = keras_pcp.build_graph(network.model)
-        evaluator = keras_pcp.fit.evaluator.Evaluator(network.model, data(), None, 0)
+        evaluator = keras_pcp.fit.evaluator.Evaluator(network.model, data(), keras_pcp.Measuring(samples=None))
         selection = keras_pcp.Selection({"second": np.arange(8) < 3, "first": np.arange(8) < 4})
         with keras_pcp.masked(network.model, graph, selection):
             guessed = network.classifier.predict(x, verbose=0).argmax(-1)

@@ -1,10 +1,12 @@
 """Attempts that compute only what changes, and the search without training."""
 
 import json
+from contextlib import ExitStack
 
 import keras
 import numpy as np
 import pytest
+from runs import round_to, run_of
 from test_progressive_pruning import compiled, data, network, same_state, state_of
 from zoo import ZOO, build, inputs_for, random_selection
 
@@ -13,14 +15,14 @@ from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.fit import evaluator as evaluation
 from keras_pcp.fit.compare import Comparison
 from keras_pcp.fit.evaluator import Evaluator
-from keras_pcp.fit.metric import Monitor
+from keras_pcp.fit.metric import Measuring
+from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.rerun import Recording, Rerun
-from keras_pcp.fit.run import Search
+from keras_pcp.fit.run import Run
 from keras_pcp.graph.model_cost import count_cost
 from keras_pcp.graph.trace import arrange_inputs, trace
 from keras_pcp.graph.weight_masks import consumer_masks
 from keras_pcp.repair.least_squares import inputs_at_once
-from keras_pcp.select.budget import Limits
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.surgery.masks import masked, with_zeros
 
@@ -57,15 +59,8 @@ def test_a_rerun_with_some_weights_changed_equals_a_whole_run(name):
 
 def searches(model, **options):
     samples = options.pop("samples", 64)
-    return Search(
-        model,
-        Limits(max_macs=0.5),
-        data(samples, 1),
-        options.pop("criterion", "l1"),
-        Progressive(samples=None, **options),
-        (),
-        "error",
-    )
+    criterion = options.pop("criterion", "l1")
+    return run_of(model, data(samples, 1), Progressive(**options), criterion, Measuring(samples=None))
 
 
 def sequential():
@@ -78,16 +73,17 @@ def sequential():
 def test_comparing_on_all_parts_gives_what_evaluating_attempts_gives(eagerly, make):
     model = compiled(make and make(), run_eagerly=eagerly)
     model.fit(*data(), epochs=1, verbose=0)
-    search = searches(model)
-    start = search.state.selection
+    run = searches(model)
     keep = np.ones(12, bool)
     keep[[1, 4, 5]] = False
-    name = next(iter(search.graph.groups))
-    attempt = keras_pcp.Selection({**start.keep, name: keep})
-    before, after = search.evaluate(start), search.evaluate(attempt)
-    parts = [search.compare({"it": attempt}, part) for part in search.parts]
+    name = next(iter(run.problem.graph.groups))
+    attempt = keras_pcp.Selection({**run.kept.keep, name: keep})
+    with ExitStack() as stack:
+        run.seen.open(Moment(), run.kept, stack, fresh=False)
+        before, after = run.seen.evaluate(run.kept), run.seen.evaluate(attempt)
+        parts = [run.seen.compare({"it": attempt}, part) for part in run.seen.parts]
     metrics = [np.concatenate([p[0] for p in parts]), np.concatenate([p[1]["it"] for p in parts])]
-    assert [len(m) * search.evaluator.chunk for m in metrics] == [64, 64]
+    assert [len(m) * run.seen.samples.evaluator.chunk for m in metrics] == [64, 64]
     assert metrics[0].mean(axis=0) == pytest.approx([before.metric, before.loss], abs=1e-5)
     expected = [before.metric - after.metric, after.loss - before.loss]
     assert metrics[1].mean(axis=0) == pytest.approx(expected, abs=1e-5)
@@ -97,7 +93,7 @@ def test_samples_are_divided_only_where_the_mean_over_chunks_is_the_metric():
     def parts(metrics, weights=None):
         model = compiled(**metrics)
         x, y = data(64, 1)
-        return Evaluator(model, (x, y) if weights is None else (x, y, weights), None, 0).parts
+        return Evaluator(model, (x, y) if weights is None else (x, y, weights), Measuring(samples=None)).parts
 
     assert len(parts({"metrics": ["accuracy"]})) == 2
     assert parts({"metrics": [Peak()]}) == []
@@ -127,15 +123,15 @@ def test_parts_are_small_where_a_model_has_large_tensors():
     x = L.Conv2D(64, 3, padding="same")(i)
     model = keras.Model(i, L.Dense(4)(L.GlobalAveragePooling2D()(L.Conv2D(64, 3, padding="same")(x))))
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    evaluator = Evaluator(model, (np.zeros((2, 512, 512, 3), "float32"), np.zeros(2, int)), None, 0)
+    evaluator = Evaluator(model, (np.zeros((2, 512, 512, 3), "float32"), np.zeros(2, int)), Measuring(samples=None))
     evaluator.count = 4096  # only counted with
     assert evaluator.chunk == 1
-    assert Evaluator(compiled(), data(1024), None, 0).chunk == 16
+    assert Evaluator(compiled(), data(1024), Measuring(samples=None)).chunk == 16
 
 
 def test_parts_are_about_equal_and_bounded(monkeypatch):
     def sizes(samples):
-        parts = Evaluator(compiled(), data(samples), None, 0).parts
+        parts = Evaluator(compiled(), data(samples), Measuring(samples=None)).parts
         assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
         return [p.stop - p.start for p in parts]
 
@@ -149,7 +145,7 @@ def test_macs_of_attempts_are_counted():
     model = compiled()
     graph = keras_pcp.build_graph(model)
     cost = count_cost(graph)
-    evaluator = Evaluator(model, data(64, 1), None, 0)
+    evaluator = Evaluator(model, data(64, 1), Measuring(samples=None))
     comparison = Comparison(evaluator, graph)
     last = list(graph.groups)[-1]
     keep = np.arange(graph[last].num_channels) > 0
@@ -200,15 +196,15 @@ def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
     model.fit(*data(), epochs=1, verbose=0)
     options = {"max_macs": 0.6, "validation_data": data(64, 1)}
     whole = keras_pcp.search_widths(model, **options, verbose=False)
-    file, usual, rounds = tmp_path / "search.json", Search.run_round, []
+    file, usual, rounds = tmp_path / "search.json", Run.ask, []
 
-    def interrupted(self, target):
-        rounds.append(target)
+    def interrupted(self, at):
+        rounds.append(at)
         if len(rounds) == 4:
             raise KeyboardInterrupt
-        usual(self, target)
+        return usual(self, at)
 
-    monkeypatch.setattr(Search, "run_round", interrupted)
+    monkeypatch.setattr(Run, "ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
         keras_pcp.search_widths(model, **options, checkpoint=file, verbose=False)
     assert len(json.loads(file.read_text())["state"]["rounds"]) == 3
@@ -315,37 +311,37 @@ def test_a_search_with_a_refit_works_on_a_copy_and_goes_on_from_its_checkpoint(t
 
 def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
     model = compiled()
-    search = Search(model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", refit_data=data(48, 2))
-    search.run_round(0.1)
+    run = run_of(model, data(64, 1), refit_data=data(48, 2))
+    round_to(run, 0.1)
     with pytest.raises(PruningError, match="shrunk"):
-        search.run_round(0.2)
-    assert search.prune()
-    assert not search.prune()
-    search.run_round(0.2)
+        round_to(run, 0.2)
+    assert run.carry_out(None)
+    assert not run.carry_out(None)
+    round_to(run, 0.2)
 
 
 def test_rounds_without_training_between_them_end_with_one_refit_from_where_they_began(monkeypatch):
     model, some = compiled(), data(600, 2)
-    search = Search(model, Limits(max_macs=0.4), data(64, 1), "l1", Progressive(), (), "error", refit_data=some)
-    asked, graph = [], search.graph
+    run = run_of(model, data(64, 1), refit_data=some, max_macs=0.4)
+    asked, graph = [], run.problem.graph
 
     def refit(*args, samples, **options):
         asked.append(samples)
         return keras_pcp.refit(*args, samples=samples, **options)
 
-    monkeypatch.setattr("keras_pcp.fit.run.refit", refit)
+    monkeypatch.setattr("keras_pcp.fit.live_model.refit", refit)
     for targets in ((0.3, 0.5), (0.7, 1.0)):
-        whole, graph, done = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), search.live_graph, search.done
-        search.run_round(targets[0])
-        search.prune(more=True)
-        search.run_round(targets[1])
-        search.prune()
-        selection = search.done.after(done)
+        whole, graph, uncut = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), run.live.graph, run.live.uncut
+        round_to(run, targets[0])
+        run.carry_out(None, more=True)
+        round_to(run, targets[1])
+        run.carry_out(None)
+        selection = run.live.uncut.after(uncut)
         expected = keras_pcp.prune_model(whole, graph, selection)
         assert not same_weights(model, expected)
         keras_pcp.refit(whole, expected, graph, selection, some, samples=600)
         assert same_weights(model, expected)
-        graph = search.live_graph
+        graph = run.live.graph
         for w in model.trainable_weights:
             w.assign(1.1 * w)  # instead of training
     assert asked == [512, 2048, 512, 2048]
@@ -378,11 +374,9 @@ def test_with_the_loss_as_monitor_metrics_do_not_matter():
     for metrics, monitor in ((["accuracy"], "loss"), (None, None), (["accuracy"], None)):
         keras.backend.clear_session()  # so that names of layers are the same
         model = compiled(metrics=metrics)
-        search = Search(
-            model, Limits(max_macs=0.5), data(64, 1), "l1", Progressive(), (), "error", monitor=Monitor(monitor)
-        )
-        search.run_round(0.3)
-        found.append(search.state.rounds[0])
+        run = run_of(model, data(64, 1), measuring=Measuring(monitor=monitor))
+        round_to(run, 0.3)
+        found.append(run.rounds[0])
     loss, without_metrics, metric = found
     assert loss == without_metrics
     assert loss.before.metric == pytest.approx(-loss.before.loss)
@@ -400,7 +394,7 @@ def test_masked_positions_do_not_count():
     hidden = L.Dense(8, activation="relu")(L.Embedding(50, 8, mask_zero=True)(tokens))
     model = compiled(keras.Model(tokens, L.Dense(3)(hidden)))
     model.fit(x, y, epochs=3, verbose=0)
-    evaluator = Evaluator(model, (x, y), None, 0)
+    evaluator = Evaluator(model, (x, y), Measuring(samples=None))
     found = evaluator.evaluate()
     assert (found.loss, found.metric) == pytest.approx(tuple(model.evaluate(x, y, batch_size=64, verbose=0)), abs=1e-5)
     assert evaluator.parts == []
@@ -415,11 +409,11 @@ def test_results_of_outputs_in_a_dict_are_told_by_the_name_of_the_metric():
     model = keras.Model(i, {"box": L.Dense(4)(i), "iou": L.Dense(1)(i)})
     model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"box": ["mae"], "iou": ["mae"]})
     x = np.random.default_rng(0).normal(size=(32, 8))
-    found = Evaluator(model, (x, {"box": x[:, :4], "iou": x[:, 4:5]}), None, 0).evaluate()
+    found = Evaluator(model, (x, {"box": x[:, :4], "iou": x[:, 4:5]}), Measuring(samples=None)).evaluate()
     assert found.metric == pytest.approx(-found.loss)  # "iou_mae" is no accuracy
     model.compile("sgd", {"box": "mse", "iou": "mse"}, metrics={"iou": [keras.metrics.BinaryAccuracy(name="acc")]})
     y = (x[:, 4:5] > 0).astype(float)
-    found = Evaluator(model, (x, {"box": x[:, :4], "iou": y}), None, 0, monitor=Monitor("iou_acc")).evaluate()
+    found = Evaluator(model, (x, {"box": x[:, :4], "iou": y}), Measuring(samples=None, monitor="iou_acc")).evaluate()
     predicted = model.predict(x, verbose=0)["iou"] > 0.5
     assert found.metric == pytest.approx((predicted == y).mean())
 
@@ -441,7 +435,7 @@ def test_metrics_that_compute_metrics_leaves_alone_are_left_out():
     model = OwnStep(i, L.Dense(4)(i))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x = np.random.default_rng(0).normal(size=(32, 8))
-    evaluator = Evaluator(model, (x, np.arange(32) % 4), None, 0)
+    evaluator = Evaluator(model, (x, np.arange(32) % 4), Measuring(samples=None))
     found = evaluator.evaluate()
     assert evaluator.results == ["loss"]
     assert found.metric == pytest.approx(-found.loss)
@@ -454,11 +448,11 @@ def test_a_metric_that_is_a_mean_by_chance_is_not_raced():
     model = keras.Model(i, L.Dense(1, activation="sigmoid", kernel_initializer="ones")(i))
     y = (x > 0).astype(int)
     model.compile("sgd", "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
-    evaluator = Evaluator(model, (x, y), None, 0)
+    evaluator = Evaluator(model, (x, y), Measuring(samples=None))
     assert evaluator.evaluate().metric == pytest.approx(1.0, abs=1e-3)
     assert evaluator.parts == []
     model.compile("sgd", "binary_crossentropy", metrics=["accuracy"])
-    assert Evaluator(model, (x, y), None, 0).parts
+    assert Evaluator(model, (x, y), Measuring(samples=None)).parts
 
 
 def test_more_entries_in_a_dict_of_inputs_are_passed_over():
@@ -467,8 +461,8 @@ def test_more_entries_in_a_dict_of_inputs_are_passed_over():
     model = compiled(model)
     rng = np.random.default_rng(0)
     x = {name: rng.normal(size=(64, 8)) for name in ("b", "id", "a")}
-    search = Search(model, Limits(max_macs=0.5), (x, np.arange(64) % 4), "l1", Progressive(), (), "error")
-    search.run_round(1.0)
+    run = run_of(model, (x, np.arange(64) % 4))
+    round_to(run, 1.0)
     traced = trace(model)
     assert [v.numpy().tolist() for v in arrange_inputs(traced, {k: x[k][:1] for k in x})] == [
         x[k][:1].astype("float32").tolist() for k in "ab"
@@ -490,4 +484,4 @@ def test_a_checkpoint_belongs_to_its_labels_and_metrics(tmp_path):
 
 def test_missing_labels_are_named():
     with pytest.raises(InvalidArgumentError, match="validation_data has no labels"):
-        Evaluator(compiled(), (data(64, 1)[0], None), None, 0)
+        Evaluator(compiled(), (data(64, 1)[0], None), Measuring(samples=None))

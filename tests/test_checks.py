@@ -8,6 +8,7 @@ import tensorflow as tf
 import keras_pcp
 from keras_pcp import criteria, schedules
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.support.data import take_samples
 
 L = keras.layers
@@ -88,12 +89,12 @@ WRONG = {
     "an int as frozen_layers": lambda m, g, s: keras_pcp.build_graph(m, frozen_layers=3),
     "numbers as frozen_layers": lambda m, g, s: keras_pcp.build_graph(m, frozen_layers=[3]),
     "a dict as on_unknown": lambda m, g, s: keras_pcp.build_graph(m, on_unknown={}),
-    "a str as samples": lambda m, g, s: keras_pcp.strategies.Progressive(samples="all"),
-    "a bool as samples": lambda m, g, s: keras_pcp.strategies.OneShot(samples=True),
+    "a str as samples": lambda m, g, s: keras_pcp.Measuring(samples="all"),
+    "a bool as samples": lambda m, g, s: keras_pcp.Measuring(samples=True),
     "a str as step": lambda m, g, s: keras_pcp.strategies.Progressive(step="0.1"),
     "NaN as confidence": lambda m, g, s: keras_pcp.strategies.Progressive(confidence=NAN),
     "a wrong scope": lambda m, g, s: keras_pcp.strategies.OneShot(scope="all"),
-    "a str as reestimate_batch_norm": lambda m, g, s: keras_pcp.strategies.Progressive(reestimate_batch_norm="no"),
+    "a str as reestimate_batch_norm": lambda m, g, s: keras_pcp.Measuring(reestimate_batch_norm="no"),
     "a str as weight": lambda m, g, s: keras_pcp.Distillation(weight="0.5", loss=keras.losses.MeanSquaredError()),
     "a plain loss as distillation loss": lambda m, g, s: keras_pcp.Distillation(loss=keras.losses.MeanSquaredError()),
     "a str as reversal weight": lambda m, g, s: keras_pcp.GradientReversal("1"),
@@ -170,10 +171,11 @@ def test_numbers_of_numpy_and_lists_of_bools_are_taken(shared, half):
     found = keras_pcp.select_by_ratio(graph, scores, np.float32(0.5), min_channels=np.int64(2), multiple_of=np.int8(1))
     assert found.num_removed == 3
     assert keras_pcp.Selection({"hidden": [True] * 3 + [False] * 3}) == half
-    strategy = keras_pcp.strategies.Progressive(
-        step=np.int64(2), samples=np.int32(8), seed=np.int64(1), groups_per_round=np.int64(1)
-    )
-    assert strategy.rounds_needed(graph, {"macs": 21.0}) == 2  # of 6 channels with 7 MACs each, 3 go, 2 a round
+    strategy = keras_pcp.strategies.Progressive(step=np.int64(2), groups_per_round=np.int64(1))
+    keras_pcp.Measuring(samples=np.int32(8), seed=np.int64(1))
+    assert (
+        strategy.rounds(Problem.of(graph, Limits(max_macs=21))) == 2
+    )  # of 6 channels with 7 MACs each, 3 go, 2 a round
     keras_pcp.ProgressivePruning(max_macs=np.float32(0.5), max_params=np.int64(30), validation_data=samples())
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from runs import run_of
 from zoo import assert_close, outputs_of, random_selection
 
 import keras_pcp
@@ -116,16 +117,7 @@ def test_a_fit_shrinks_such_a_model_and_its_file_is_loaded(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_close(outputs_of(loaded, X), outputs_of(model, X), 0)
     with pytest.raises(UnsupportedModelError, match="refit_data"):
-        keras_pcp.fit.run.Search(
-            model,
-            keras_pcp.fit.run.Limits(max_params=0.9),
-            (X, y),
-            "l1",
-            keras_pcp.strategies.Progressive(),
-            (),
-            "error",
-            refit_data=X,
-        )
+        run_of(model, (X, y), refit_data=X, max_params=0.9)
 
 
 def test_a_layer_that_stores_a_width_is_refused_with_the_reason_and_nothing_changes():

@@ -4,13 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import round_to, run_of
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.fit.evaluator import Evaluator
-from keras_pcp.fit.metric import Monitor, Output, direction
-from keras_pcp.fit.run import Search
-from keras_pcp.select.budget import Limits
+from keras_pcp.fit.metric import Measuring, Output, direction
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -44,7 +43,9 @@ def single(cls=keras.Model, **options):
 
 def evaluator(model, monitor=None, mode="auto", weight=None):
     data = (X, SIZES) if len(model.outputs) == 1 else (X, [LABELS, SIZES])
-    return Evaluator(model, data if weight is None else (*data, weight), None, 0, monitor=Monitor(monitor, mode))
+    return Evaluator(
+        model, data if weight is None else (*data, weight), Measuring(samples=None, monitor=monitor, mode=mode)
+    )
 
 
 def weights(model, monitor=None, mode="auto", weight=None):
@@ -139,7 +140,9 @@ def test_the_direction_of_a_metric_without_one_is_read_from_its_own_name(name, n
 def test_an_unknown_monitor_is_refused_before_training_with_the_names_there_are():
     model = single()
     before = model.get_weights()
-    callback = keras_pcp.ProgressivePruning(max_params=0.5, validation_data=(X, SIZES), monitor="val_auc")
+    callback = keras_pcp.ProgressivePruning(
+        max_params=0.5, validation_data=(X, SIZES), measuring=Measuring(monitor="val_auc")
+    )
     with pytest.raises(InvalidArgumentError, match=r"monitor .val_auc. is not among .* gives: (loss, mae|mae, loss)"):
         model.fit(X, SIZES, epochs=4, verbose=0, callbacks=[callback])
     assert all(map(np.array_equal, before, model.get_weights()))
@@ -157,7 +160,7 @@ def test_an_unknown_monitor_is_refused_before_training_with_the_names_there_are(
 )
 def test_bad_monitors_are_refused_at_once(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        keras_pcp.ProgressivePruning(max_params=0.5, validation_data=(X, SIZES), **options)
+        keras_pcp.Measuring(**options)
 
 
 class Pairs(keras.Model):
@@ -224,20 +227,11 @@ def test_a_function_takes_the_place_of_metrics_and_leaves_the_model_as_it_was():
     model = single(Pairs)
     model.train_on_batch(X, SIZES)
     before = [v.numpy() for v in [*model.variables, *model.metrics_variables]]
-    search = Search(
-        model,
-        Limits(max_params=0.5),
-        (X, SIZES),
-        "l1",
-        keras_pcp.strategies.Progressive(),
-        (),
-        "error",
-        monitor=Monitor(evaluate, "min"),
-    )
+    run = run_of(model, (X, SIZES), measuring=Measuring(monitor=evaluate, mode="min"), max_params=0.5)
     expected = -float(np.abs(model.predict(X, verbose=0) - SIZES).mean())
-    assert search.measure.text.endswith("evaluate (lower is better)")
-    search.run_round(1.0)
-    latest = search.state.rounds[0]
+    assert run.seen.samples.measure.text.endswith("evaluate (lower is better)")
+    round_to(run, 1.0)
+    latest = run.rounds[0]
     assert (latest.before.metric, latest.before.loss) == pytest.approx((expected, -expected), rel=1e-5)
     assert all(a.share == 1.0 for a in latest.attempts)
     assert set(seen) == {(6, 8)}
@@ -252,7 +246,7 @@ def test_a_function_takes_the_place_of_metrics_and_leaves_the_model_as_it_was():
 def test_what_was_taken_is_said_when_fit_starts_and_in_the_report(capsys):
     model = heads()
     callback = keras_pcp.ProgressivePruning(
-        max_params=0.6, validation_data=(X, [LABELS, SIZES]), monitor="val_size_mae"
+        max_params=0.6, validation_data=(X, [LABELS, SIZES]), measuring=Measuring(monitor="val_size_mae")
     )
     model.fit(X, [LABELS, SIZES], batch_size=16, epochs=3, verbose=2, callbacks=[callback])
     assert "pruning compares attempts by size_mae (lower is better)" in capsys.readouterr().out
@@ -264,6 +258,6 @@ def test_what_was_taken_is_said_when_fit_starts_and_in_the_report(capsys):
 
 def test_a_checkpoint_of_a_search_belongs_to_its_monitor(tmp_path):
     model, options = single(), {"max_params": 0.6, "validation_data": (X, SIZES), "verbose": False}
-    keras_pcp.search_widths(model, monitor="mae", checkpoint=tmp_path / "s.json", **options)
+    keras_pcp.search_widths(model, measuring=Measuring(monitor="mae"), checkpoint=tmp_path / "s.json", **options)
     with pytest.raises(InvalidArgumentError, match="its monitor differ"):
         keras_pcp.search_widths(model, checkpoint=tmp_path / "s.json", **options)

@@ -292,7 +292,7 @@ def test_two_outputs_are_evaluated_together():
     )
     x, y = data()
     targets = {"label": y, "size": y.astype("float32")}
-    callback = pruning(validation_data=(x, targets), monitor={"label_accuracy": 0.5})
+    callback = pruning(validation_data=(x, targets), measuring=keras_pcp.Measuring(monitor={"label_accuracy": 0.5}))
     model.fit(x, targets, epochs=3, verbose=0, callbacks=[callback])
     assert callback.report.reached
     assert 0 <= callback.report.rounds[0].before.metric <= 0.5
@@ -308,7 +308,10 @@ def test_penalties_on_activations_and_weights_do_not_count_in_attempts(criterion
         x = L.Conv2D(6, 3, activity_regularizer=keras.regularizers.L2(factor), kernel_regularizer="l2")(i)
         return compiled(keras.Model(i, L.Dense(4)(L.Flatten()(L.ReLU()(x)))))
 
-    losses = [Evaluator(penalized(factor), data(64, 1), None, 0).evaluate().loss for factor in (0.0, 5.0)]
+    losses = [
+        Evaluator(penalized(factor), data(64, 1), keras_pcp.Measuring(samples=None)).evaluate().loss
+        for factor in (0.0, 5.0)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     model, callback = penalized(0.01), pruning(criterion=criterion)
     model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
@@ -323,7 +326,7 @@ def test_attempts_leave_running_metrics_and_statistics_alone():
     model.train_on_batch(*data(32))
     metrics = [v.numpy() for v in model.metrics_variables]
     weights = model.get_weights()
-    evaluator = Evaluator(model, data(64, 1), None, 0)
+    evaluator = Evaluator(model, data(64, 1), keras_pcp.Measuring(samples=None))
     expected = model.evaluate(*data(64, 1), verbose=0, return_dict=True)
     for v, value in zip(model.metrics_variables, metrics, strict=True):
         v.assign(value)

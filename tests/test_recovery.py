@@ -8,7 +8,7 @@ from test_progressive_pruning import compiled, data
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.fit.run import Search
+from keras_pcp.fit.run import Run
 
 L = keras.layers
 if not hasattr(keras, "distillation"):
@@ -72,7 +72,7 @@ def test_a_fit_that_fails_leaves_no_teacher_behind(monkeypatch):
     def fail(self, target):
         raise RuntimeError("attempts failed")
 
-    monkeypatch.setattr(Search, "run_round", fail)
+    monkeypatch.setattr(Run, "ask", fail)
     with pytest.raises(RuntimeError, match="attempts failed"):
         model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
     assert "compute_loss" not in vars(model)
@@ -162,13 +162,16 @@ def test_a_train_step_that_leaves_no_room_for_a_teacher_is_told():
         model = cls(i, keras.layers.Dense(2)(keras.layers.Dense(32)(i)))
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         callback = keras_pcp.ProgressivePruning(
-            max_macs=0.5, validation_data=(x, y), distillation=keras_pcp.Distillation(0.5), monitor="loss"
+            max_macs=0.5,
+            validation_data=(x, y),
+            distillation=keras_pcp.Distillation(0.5),
+            measuring=keras_pcp.Measuring(monitor="loss"),
         )
         model.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[callback])
 
     with pytest.raises(InvalidArgumentError, match="calls compute_loss without x"):
         fit(WithoutInputs)
-    with pytest.warns(UserWarning, match="nothing was distilled"):
+    with pytest.warns(UserWarning, match="had no effect"):
         fit(WithoutComputeLoss)
 
 

@@ -188,9 +188,9 @@ def test_scores_of_weights_that_are_not_finite_name_the_layer_and_bad_criteria_t
 
 def test_validation_data_without_an_end_is_refused_where_all_of_it_is_asked_for(monkeypatch):
     endless = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16).repeat()
-    strategy = keras_pcp.strategies.Progressive(samples=None)
+    measuring = keras_pcp.Measuring(samples=None)
     refused(
-        compiled(), "validation_data is a dataset without an end", pruning(validation_data=endless, strategy=strategy)
+        compiled(), "validation_data is a dataset without an end", pruning(validation_data=endless, measuring=measuring)
     )
     assert len(take_samples(endless, 32, 0)[0]) == 32
     monkeypatch.setattr("keras_pcp.support.data._MOST_SAMPLES", 100)

@@ -84,8 +84,9 @@ class PruningReport:
         if self.rounds:
             lines.append("  round  step  metric    loss      MACs  attempts  pruned groups")
         for i, r in enumerate(self.rounds, 1):
+            before = ("", "") if r.before is None else (f"{r.before.metric:.4f}", f"{r.before.loss:.4f}")
             lines.append(
-                f"  {i:>5} {r.step:>5}  {r.before.metric:>6.4f}  {r.before.loss:>6.4f}  "
+                f"  {i:>5} {r.step:>5}  {before[0]:>6}  {before[1]:>6}  "
                 f"{_percent(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
                 f"{', '.join(r.chosen)}"
             )

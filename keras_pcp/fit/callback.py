@@ -1,4 +1,4 @@
-"""The Keras callback: a thin shell that runs a strategy inside an ordinary `fit`."""
+"""The Keras callbacks: thin shells that run a strategy inside an ordinary `fit`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,26 +7,26 @@ import keras
 
 from keras_pcp.deliver.report import PruningReport
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.fit.metric import Monitor, Monitored
-from keras_pcp.fit.preflight import beside
+from keras_pcp.fit.metric import Measuring
 from keras_pcp.fit.run import Criteria, criteria_of
 from keras_pcp.fit.session import Session
 from keras_pcp.graph.build import UNKNOWN
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.schedules import check_schedule, cubic
-from keras_pcp.select.budget import Limits
+from keras_pcp.select.problem import Limits
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.strategies.rounds import Strategy, check_strategy
-from keras_pcp.support import checks
+from keras_pcp.strategies.protocol import Strategy, check_strategy
+from keras_pcp.support import checks, internals
 from keras_pcp.support.data import check_source, with_any_labels
 from keras_pcp.support.models import check_model
 
 
-class ProgressivePruning(keras.callbacks.Callback):
+class Pruning(keras.callbacks.Callback):
     """Prunes the model while it trains; after `fit`, the same model object is at or below the limits.
 
-    Rounds of attempting, selecting and pruning are spread over the part of the training between `begin` and `end`.
-    The model is made physically smaller in place, so later steps are faster. `report` records every round.
+    A strategy decides what goes and when, in the part of the training between `begin` and `end`. The model is made
+    physically smaller in place, so later steps are faster. `report` records every round. `ProgressivePruning` is this
+    callback with the strategy that suits most models.
 
     If training stops before `end`, limits may be missed: a warning says so, and `report.reached` is False. Another `fit` of
     the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
@@ -41,6 +41,7 @@ class ProgressivePruning(keras.callbacks.Callback):
     until they are finite again, and `report.diverged` and a warning at the end of training say so.
 
     Args:
+        strategy: one of `keras_pcp.strategies`, or your own.
         max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
             absolute. At least one limit is needed; all that are given will hold.
         max_params: number of all weights, trainable or not, likewise.
@@ -49,19 +50,9 @@ class ProgressivePruning(keras.callbacks.Callback):
             a function without arguments that returns them, which is called again before each moment of pruning. Keep them
             apart from training and test data: the widths are chosen by them.
         criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
-            of which each attempt of `Progressive` takes the best (controls go by one). Criteria that read gradients
+            of which each attempt of `Progressive` takes the best (other strategies go by one). Criteria that read gradients
             or features do so on `validation_data`, in every round.
-        strategy: a `Progressive` with other settings than the default, or one of `keras_pcp.strategies.baselines`.
-        monitor: what attempts are compared by; where it is equal, by the loss. A string: the name of a compiled metric or
-            loss, as `model.evaluate` gives it, with or without `val_`. `{name: weight}`: the sum of several, each with the
-            sign that makes higher better. A function `evaluate(model) -> float`: it is called for every attempt, with the
-            model masked as if pruned, and `validation_data` is then only for criteria and statistics of batch
-            normalization. None: the mean of the metrics for which higher is better, if every output that the loss depends
-            on has one; otherwise the loss. What was taken is printed when `fit` starts, and is in `report.monitor`. A model
-            with its own `test_step` is evaluated by it, on `(x, y)` or `(x, y, sample_weight)` in batches of 256. One with
-            its own `train_step` alone has no default. Functions and `test_step` always see all samples.
-        mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
-            name, and a function as `"max"`. In `report`, metrics are negative where lower is better.
+        measuring: how the model is measured: number of validation samples, what is compared (`monitor`), seed.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
         refit_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
             used). If given, the layers that read pruned channels are refit by least squares after each round, see
@@ -79,9 +70,9 @@ class ProgressivePruning(keras.callbacks.Callback):
         schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
 
     Raises:
-        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, `monitor` is
-            unknown or has no default, another callback prunes too, or the training is too short (when `fit` starts, before
-            the first step).
+        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, `monitor`
+            is unknown or has no default, another callback prunes too, or the training is too short (when `fit` starts,
+            before the first step).
         LimitError: the limits cannot be reached (says what can), or MACs are limited and those of a layer are not known.
         PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
@@ -91,33 +82,25 @@ class ProgressivePruning(keras.callbacks.Callback):
 
     Example:
         >>> import keras, numpy as np, keras_pcp
-        >>> x = keras.Input((8, 8, 1))
-        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
-        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(y)
-        >>> y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y))
-        >>> model = keras.Model(x, y)
-        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-        >>> data, labels = np.random.rand(64, 8, 8, 1), np.arange(64) % 2
-        >>> pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(data, labels))
-        >>> _ = model.fit(data, labels, epochs=4, verbose=0, callbacks=[pruning])
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(2)])
+        >>> model.compile("sgd", "mse")
+        >>> data = np.random.rand(64, 8), np.random.rand(64, 2)
+        >>> pruning = keras_pcp.Pruning(keras_pcp.strategies.OneShot(), max_params=0.5, validation_data=data)
+        >>> _ = model.fit(*data, epochs=4, verbose=0, callbacks=[pruning])
         >>> pruning.report.reached
         True
-
-    References:
-        Guo et al., Model Compression using Progressive Channel Pruning, arXiv 2507.04792.
     """
 
     def __init__(
         self,
+        strategy: Strategy,
         *,
         max_macs: float | int | None = None,
         max_params: float | int | None = None,
         max_bytes: float | int | None = None,
-        validation_data: Any,
+        validation_data: Any = None,
         criterion: Criteria = "l1",
-        strategy: Strategy | None = None,
-        monitor: Monitored = None,
-        mode: str = "auto",
+        measuring: Measuring | None = None,
         distillation: Distillation | None = None,
         refit_data: Any = None,
         deliver: keras.Model | None = None,
@@ -128,12 +111,14 @@ class ProgressivePruning(keras.callbacks.Callback):
         schedule: Callable[[float], float] = cubic,
     ):
         super().__init__()
+        self.strategy = check_strategy(strategy)
         self.limits = Limits(max_macs, max_params, max_bytes)
-        check_source(validation_data, "validation_data", function=True)
+        if validation_data is not None or self.strategy.needs.validation:
+            check_source(validation_data, "validation_data", function=True)
         self.validation_data, self.refit_data = validation_data, refit_data
         self.criterion = criteria_of(criterion)
-        self.strategy = Progressive() if strategy is None else check_strategy(strategy)
-        self.monitor = Monitor(monitor, mode)
+        self.measuring = Measuring() if measuring is None else measuring
+        checks.instance("measuring", self.measuring, Measuring, "a keras_pcp.Measuring")
         if refit_data is not None:
             check_source(with_any_labels(refit_data), "refit_data")
         if distillation is not None:
@@ -147,12 +132,14 @@ class ProgressivePruning(keras.callbacks.Callback):
         check_schedule(schedule)
         self.schedule = schedule
         self.report: PruningReport | None = None
+        self.beside: list[keras.callbacks.Callback] = []
         self._run: Session | None = None
         self._pruned: keras.Model | None = None
 
     def on_train_begin(self, logs=None):
         """Checks everything and builds the graph, before the first step."""
-        rivals = [one for one in beside(self) if isinstance(one, ProgressivePruning)]
+        self.beside = [one for one in internals.list_that_calls(self) if one is not self]
+        rivals = [one for one in self.beside if isinstance(one, Pruning)]
         if rivals:
             raise InvalidArgumentError(
                 f"this fit has {1 + len(rivals)} pruning callbacks, which would prune the same layers; give all limits to "
@@ -191,3 +178,37 @@ class ProgressivePruning(keras.callbacks.Callback):
         if self._run:
             self._run.end_training()
         self._run = None
+
+
+class ProgressivePruning(Pruning):
+    """Prunes the model while it trains, by progressive channel pruning: `Pruning` with the strategy `Progressive`.
+
+    After `fit`, the same model object is at or below the limits. Rounds of attempting, selecting and pruning are spread over
+    the part of the training between `begin` and `end`.
+
+    Args:
+        strategy: a `keras_pcp.strategies.Progressive` with other options than the default.
+        **options: those of `Pruning`: `max_macs`, `max_params`, `max_bytes` (at least one), `validation_data` (needed),
+            `criterion`, `measuring`, `distillation`, `refit_data`, `deliver`, `frozen_layers`, `on_unknown`, `begin`, `end`
+            and `schedule`. It raises the same errors.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(y)
+        >>> y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> model = keras.Model(x, y)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        >>> data, labels = np.random.rand(64, 8, 8, 1), np.arange(64) % 2
+        >>> pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(data, labels))
+        >>> _ = model.fit(data, labels, epochs=4, verbose=0, callbacks=[pruning])
+        >>> pruning.report.reached
+        True
+
+    References:
+        Guo et al., Model Compression using Progressive Channel Pruning, arXiv 2507.04792.
+    """
+
+    def __init__(self, *, strategy: Strategy | None = None, **options: Any):
+        super().__init__(Progressive() if strategy is None else strategy, **options)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
-from keras_pcp.fit.metric import Measure, Monitor, Output, is_own, resolve
+from keras_pcp.fit.metric import Measure, Measuring, Output, is_own, resolve
 from keras_pcp.graph.trace import tensor_sizes, trace
 from keras_pcp.repair.batch_norm import reestimated
 from keras_pcp.strategies.rounds import Evaluation
@@ -41,17 +41,17 @@ class Evaluator:
         self,
         model: keras.Model,
         validation_data: Any,
-        samples: int | None,
-        seed: int,
+        measuring: Measuring,
         judge: keras.Model | None = None,
-        monitor: Monitor | Measure | None = None,
+        measure: Measure | None = None,
     ):
-        self.model, self.judge = model, judge or model
-        self.monitor = monitor or Monitor()
-        arrays = take_samples(validation_data, samples, seed, "validation_data")
+        self.model, self.judge, self.measuring = model, judge or model, measuring
+        if measure is not None:
+            self.measure = measure
+        arrays = take_samples(validation_data, measuring.samples, measuring.seed, "validation_data")
         check_inputs(model, arrays[0], "validation_data")
         self.count = count_samples(arrays[:2], "validation_data")
-        order = np.random.default_rng(seed).permutation(self.count)  # data is often sorted by class
+        order = np.random.default_rng(measuring.seed).permutation(self.count)  # data is often sorted by class
         self.x, self.y, self.weight = _rows(arrays, order)
 
     def check(self) -> Evaluation:
@@ -66,7 +66,7 @@ class Evaluator:
         except InvalidArgumentError:
             raise
         except Exception as error:
-            if callable(getattr(self.monitor, "monitor", None)):
+            if callable(self.measuring.monitor):
                 raise InvalidArgumentError(f"monitor {self.measure.text} failed: {error!r}") from error
             raise InvalidArgumentError(
                 f"the model cannot be evaluated on validation_data (x: {_shapes(self.x)}, y: {_shapes(self.y)}; model "
@@ -91,21 +91,19 @@ class Evaluator:
 
     @cached_property
     def measure(self) -> Measure:
-        """What the monitor means for this model.
+        """What pruning goes by, for this model.
 
         Raises:
             InvalidArgumentError: the model does not have what is asked for.
         """
-        if isinstance(self.monitor, Measure):
-            return self.monitor
-        if callable(self.monitor.monitor):
-            return resolve(self.monitor, self.judge, (), list)
+        if callable(self.measuring.monitor):
+            return resolve(self.measuring, self.judge, (), list)
         if self.tested and self.judge is not self.model:
             raise InvalidArgumentError(
                 f"model {self.judge.name!r} has its own test_step, which cannot evaluate the copy that a search with "
                 "refit_data works on; leave that out, or give monitor= a function of the model"
             )
-        return resolve(self.monitor, self.judge, self.results, self._outputs)
+        return resolve(self.measuring, self.judge, self.results, self._outputs)
 
     @property
     def tested(self) -> bool:

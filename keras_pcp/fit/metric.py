@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.support import internals
+from keras_pcp.support import checks, internals
 
 Monitored = str | Mapping[str, float] | Callable[[keras.Model], float] | None
 
@@ -35,22 +35,45 @@ _UP = {
 _DOWN = {"loss", "error", "mae", "mse", "rmse"}
 
 
-@dataclass(frozen=True)
-class Monitor:
-    """What the caller asks pruning to go by; see `ProgressivePruning`.
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How the model is measured when pruning is decided.
 
     Attributes:
-        monitor: name of a result of `evaluate`, {name: weight}, a function of the model, or None for the default.
-        mode: `"max"`, `"min"`, or `"auto"`: whether higher is better.
+        samples: validation samples to use; None: all.
+        monitor: what is compared; where it is equal, the loss decides. A string: the name of a compiled metric or loss, as
+            `model.evaluate` gives it, with or without `val_`. `{name: weight}`: the sum of several, each with the sign that
+            makes higher better. A function `evaluate(model) -> float`: it is called for every attempt, with the model
+            masked as if pruned, and `validation_data` is then only for criteria and statistics of batch normalization.
+            None: the mean of the metrics for which higher is better, if every output that the loss depends on has one;
+            otherwise the loss. What was taken is printed when `fit` starts, and is in `report.monitor`. A model with its
+            own `test_step` is evaluated by it, on `(x, y)` or `(x, y, sample_weight)` in batches of 256. One with its own
+            `train_step` alone has no default. Functions and `test_step` always see all samples.
+        mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
+            name, and a function as `"max"`. In reports, metrics are negative where lower is better.
+        reestimate_batch_norm: whether batch normalization gets statistics that belong to the present weights before the
+            model is measured; they are put back.
+        seed: for the draw of samples and for random criteria.
 
     Raises:
-        InvalidArgumentError: `monitor` or `mode` is of another kind.
+        InvalidArgumentError: an option is out of range or of another kind.
+
+    Example:
+        >>> import keras_pcp
+        >>> keras_pcp.Measuring(samples=None, monitor={"accuracy": 1.0, "box_mae": 0.1}).mode
+        'auto'
     """
 
+    samples: int | None = 1024
     monitor: Monitored = None
     mode: str = "auto"
+    reestimate_batch_norm: bool = True
+    seed: int = 0
 
     def __post_init__(self):
+        checks.count("samples", self.samples, optional=True)
+        checks.flag("reestimate_batch_norm", self.reestimate_batch_norm)
+        checks.count("seed", self.seed, 0)
         if self.mode not in ("auto", "min", "max"):
             raise InvalidArgumentError(f"mode must be 'auto', 'min' or 'max', got {self.mode!r}")
         known = self.monitor is None or isinstance(self.monitor, str | Mapping) or callable(self.monitor)
@@ -71,7 +94,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Measure:
-    """What a monitor means for a certain model, so that higher is better.
+    """What `monitor` means for a certain model, so that higher is better.
 
     Attributes:
         text: what it is, for people.
@@ -112,12 +135,12 @@ def is_own(model: keras.Model, step: str) -> bool:
 
 
 def resolve(
-    monitor: Monitor, model: keras.Model, results: Sequence[str], outputs: Callable[[], Sequence[Output]]
+    measuring: Measuring, model: keras.Model, results: Sequence[str], outputs: Callable[[], Sequence[Output]]
 ) -> Measure:
     """Returns what a monitor means for a model.
 
     Args:
-        monitor: what is asked for.
+        measuring: what is asked for.
         model: the compiled model.
         results: names of what an evaluation gives.
         outputs: function that returns the outputs of the model; called for the default only.
@@ -125,9 +148,9 @@ def resolve(
     Raises:
         InvalidArgumentError: a name is unknown, it is not known whether higher is better, or there is no default.
     """
-    asked = monitor.monitor
+    asked = measuring.monitor
     if callable(asked):
-        sign = -1.0 if monitor.mode == "min" else 1.0
+        sign = -1.0 if measuring.mode == "min" else 1.0
         return Measure(f"{_called(asked)} ({_better(sign)})", function=partial(_value, asked, sign))
     if asked is None:
         return _default(model, results, outputs)
@@ -137,7 +160,7 @@ def resolve(
         found = _found(name, results)
         if found in signed:
             raise InvalidArgumentError(f"monitor names {found!r} twice: {list(weights)}")
-        signed[found] = weight * _sign(found, monitor.mode, model)
+        signed[found] = weight * _sign(found, measuring.mode, model)
     if len(signed) == 1:
         return Measure(f"{found} ({_better(signed[found])})", signed)
     terms = "".join(f" {'+' if w > 0 else '-'} {abs(w):g} * {name}" for name, w in signed.items())

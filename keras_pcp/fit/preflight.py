@@ -2,15 +2,14 @@
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.select.budget import Limits
+from keras_pcp.select.problem import Limits
 from keras_pcp.support import internals
-from keras_pcp.support.living import living
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,12 @@ class _FirstSeen:
 _FIRST_SEEN: weakref.WeakKeyDictionary[keras.Model, _FirstSeen] = weakref.WeakKeyDictionary()
 
 
-def beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
-    """Returns the other callbacks of the `fit` that a callback is in."""
-    # A list of an earlier fit may live on; the one that is running gave all of its callbacks its parameters.
-    for running in living((keras.callbacks.CallbackList,)):
-        if running.params is callback.params and any(one is callback for one in running.callbacks):
-            others = list(running.callbacks)
-            others.remove(callback)
-            return others
-    return []
-
-
-def warn_of_weight_files(callback: keras.callbacks.Callback, bounds: Mapping[str, float]) -> None:
-    """Warns of callbacks whose files cannot be loaded into the full-size model once it has been pruned."""
+def warn_of_weight_files(others: Sequence[keras.callbacks.Callback], bounds: Mapping[str, float]) -> None:
+    """Warns of other callbacks whose files cannot be loaded into the full-size model once it has been pruned."""
     wrong = sorted(
         {
             type(one).__name__ + ("(save_weights_only=True)" if hasattr(one, "save_weights_only") else "")
-            for one in beside(callback)
+            for one in others
             if isinstance(one, keras.callbacks.BackupAndRestore) or getattr(one, "save_weights_only", False)
         }
     )
@@ -74,7 +62,7 @@ def check_fractions(
     Raises:
         InvalidArgumentError: a limit is a fraction, and the model was pruned in this process.
     """
-    fractions = {k: v for k, v in ((k, getattr(limits, f"max_{k}")) for k in bounds) if isinstance(v, float)}
+    fractions = {k: v for k, v in limits.given().items() if isinstance(v, float)}
     size = model.count_params()
     known = _FIRST_SEEN.get(model)
     if fractions and known is not None and known.size > size:

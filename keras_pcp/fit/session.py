@@ -1,72 +1,80 @@
 """A pruning strategy in one `fit`: when it is asked, and what its answers do to the model."""
 
-import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pcp.deliver.report import PruningReport
-from keras_pcp.errors import InvalidArgumentError, NotFiniteError
+from keras_pcp.errors import NotFiniteError
 from keras_pcp.fit.clock import Clock
-from keras_pcp.fit.preflight import beside, check_fractions, warn_of_weight_files
-from keras_pcp.fit.run import Search
-from keras_pcp.graph.channel_graph import ChannelGraph
-from keras_pcp.graph.cost import Cost
-from keras_pcp.graph.model_cost import count_cost
-from keras_pcp.select.budget import Limits
-from keras_pcp.support import internals
+from keras_pcp.fit.moments import Steps, as_totals, moments
+from keras_pcp.fit.observation import Moment
+from keras_pcp.fit.preflight import check_fractions, warn_of_weight_files
+from keras_pcp.fit.run import Run
+from keras_pcp.fit.teaching import Teaching
+from keras_pcp.graph.cost import cost_of
+from keras_pcp.graph.delivered import delivered_graph
+from keras_pcp.select.problem import Limits, Problem
+from keras_pcp.strategies.protocol import FitLength
 from keras_pcp.support.changes import Journal
+from keras_pcp.surgery.gates import check_gates
 from keras_pcp.surgery.in_place import check_live
-
-# A shrink costs one retrace, about as long as eight training steps; so many steps should lie between two shrinks.
-_STEPS_PER_SHRINK = 64
-# At most this share of the model is removed between two training steps, unless a refit makes up for it.
-_LARGEST_MOMENT = 0.25
 
 
 class Session:
-    """The state of one `fit`: made when it starts, dropped when it ends."""
+    """The state of one `fit`: made when it starts, dropped when it ends.
+
+    Attributes:
+        callback: the callback, with its options and its model.
+        run: the strategy at work.
+        report: the record.
+        clock: where the time goes.
+        steps: the steps made so far.
+        due: moments that are still to come; None before the length of the `fit` is known.
+        teaching: what changes the loss.
+    """
 
     def __init__(self, callback: Any, limits: Limits):
         started = time.perf_counter()
-        self.callback, self.model = callback, callback.model
-        self.verbose = bool((callback.params or {}).get("verbose", 0))
-        check_live(self.model)
+        self.callback, model = callback, callback.model
+        check_live(model)
+        if callback.strategy.needs.training:
+            check_gates(model)
+        graph = delivered_graph(model, callback.deliver, callback.on_unknown, callback.frozen_layers)
+        problem = Problem.of(graph, limits)
         self.draws_before = len(getattr(callback.validation_data, "history", []))
-        self.search = Search(
-            self.model,
-            limits,
-            callback.validation_data,
-            callback.criterion,
+        self.run = Run(
+            model,
+            problem,
             callback.strategy,
-            callback.frozen_layers,
-            callback.on_unknown,
-            callback.deliver,
+            callback.criterion,
+            callback.validation_data,
+            callback.measuring,
             callback.refit_data,
-            monitor=callback.monitor,
         )
-        self.points: list[tuple[int, float]] | None = None
-        self.round_share = 1.0
-        self.step = self.epoch_start = 0
-        self.steps_per_epoch: int | None = None
-        self.report = _new_report(self.model, self.search.graph, self.search.full, self.search.bounds)
-        self.report.monitor = self.search.measure.text
-        check_fractions(self.model, callback.deliver, limits, _totals(self.search.full), self.search.bounds)
+        self.report = _new_report(model, problem)
+        measure = self.run.seen.samples.measure
+        self.report.monitor = "" if measure is None else measure.text
+        check_fractions(model, callback.deliver, limits, as_totals(problem.full), problem.bounds)
         if not self.report.reached:
-            warn_of_weight_files(callback, self.search.bounds)
+            warn_of_weight_files(callback.beside, problem.bounds)
+        self.steps, self.due = Steps(), None
         self.diverged = ""
         self.clock = Clock(self.report.seconds)
-        self.teaching = ExitStack()
+        self.teaching = Teaching(callback, self.run)
         self.report.seconds["other"] += time.perf_counter() - started
-        if self.verbose:
-            print("\n".join([f"pruning compares attempts by {self.report.monitor}", *self.report.notes]), flush=True)
+        compared = [f"pruning compares attempts by {self.report.monitor}"] if self.report.monitor else []
+        self.say("\n".join([*compared, *self.report.notes]))
+
+    def say(self, text: str) -> None:
+        """Prints something, unless `fit` is silent."""
+        if text and (self.callback.params or {}).get("verbose", 0):
+            print(text, flush=True)
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
         """Lays out the moments of pruning once the length of the training is known; prunes if one has come.
@@ -74,68 +82,36 @@ class Session:
         Where the data does not tell its number of steps that is the only place for it: at the end of an epoch other
         callbacks would take what was measured before for that of the pruned model.
         """
-        if self.points is None:
-            epochs = params["epochs"] - epoch
-            self.steps_per_epoch = params.get("steps")
-            self.plan(epochs * (self.steps_per_epoch or 1))
-            if self.callback.distillation:
-                running = partial(internals.in_training, self.callback)
-                self.teaching.enter_context(self.callback.distillation.teaching(self.model, running))
+        if self.due is None:
+            steps = params.get("steps")
+            self.steps = Steps(0, 0, steps, getattr(self.callback.model, "steps_per_execution", 1))
+            self.plan((params["epochs"] - epoch) * (steps or 1))
+            self.teaching.begin()
         with self.teaching_ended_by_errors():
             self.take_due()
-        self.epoch_start = self.step
+        self.steps = self.steps.next_epoch()
 
     def plan(self, total: int) -> None:
         """Lays the moments of pruning over the training; in epochs where the number of steps is not known."""
-        begin = math.floor(self.callback.begin * total)
-        end = max(begin, min(math.ceil(self.callback.end * total), total - 1))
-        search = self.search
-        if search.progress() >= 1:
-            self.points = []
+        run, callback = self.run, self.callback
+        if run.progress >= 1:
+            self.due = []
             return
-        removed = 1 - min(bound / getattr(search.full, k) for k, bound in search.bounds.items())
-        least = 1 if search.refit_on is not None else max(1, math.ceil(removed / _LARGEST_MOMENT))
-        if end - begin < least or total < 2:
-            unit = "steps" if self.steps_per_epoch else "epochs (the data does not tell its number of steps)"
-            need = math.ceil((least + 1) / (self.callback.end - self.callback.begin))
-            raise InvalidArgumentError(
-                f"this fit is too short to prune in: it has {total} {unit}, of which {end - begin} lie between "
-                f"begin={self.callback.begin} and end={self.callback.end} and leave time to recover; removing "
-                f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
-            )
-        rounds = search.strategy.rounds_needed(search.graph, search.bounds)
-        count = min(max(least, min(4, end - begin), (end - begin) // _STEPS_PER_SHRINK), max(rounds, least))
-        self.round_share = 1 / max(rounds, count)
-        moments = [begin + (end - begin) * i // count for i in range(count)]
-        if self.carried_out(moments[-1]) >= total:
-            raise InvalidArgumentError(
-                f"this fit runs {self.model.steps_per_execution} of its {total} steps at a time (steps_per_execution), so "
-                f"pruning at step {moments[-1]} would come after the last step; train for longer or lower it"
-            )
-        self.points = [(step, self.callback.schedule((i + 1) / count)) for i, step in enumerate(moments)]
-
-    def carried_out(self, step: int) -> int:
-        """Returns after which step a moment is carried out: at the end of an execution."""
-        if not self.steps_per_epoch:
-            return step
-        at_once = getattr(self.model, "steps_per_execution", 1)
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.steps_per_epoch + min(self.steps_per_epoch, math.ceil(rest / at_once) * at_once)
+        refit = run.live.refit_on is not None
+        fit = FitLength(total, self.steps.per_epoch, callback.begin, callback.end, refit)
+        self.due = moments(run.strategy.when(run.problem, fit), callback.schedule, total, self.steps)
 
     def end_execution(self) -> None:
         """Prunes after one step, or as many as the model runs at a time, if a moment has come."""
         self.clock.end_step()
-        if self.steps_per_epoch:
-            # The number that Keras gives is that of the first step (3.8) or as if the last execution had all steps.
-            at_once = getattr(self.model, "steps_per_execution", 1)
-            self.step = min(self.step + at_once, self.epoch_start + self.steps_per_epoch)
+        if self.steps.per_epoch:
+            self.steps = self.steps.after_execution()
             with self.teaching_ended_by_errors():
                 self.take_due()
 
     def end_epoch(self) -> None:
         """Counts epochs where the data does not tell its number of steps."""
-        if not self.steps_per_epoch:
-            self.step = self.epoch_start + 1
+        self.steps = self.steps.after_epoch()
 
     @contextmanager
     def teaching_ended_by_errors(self) -> Iterator[None]:
@@ -147,70 +123,72 @@ class Session:
             raise
 
     def take_due(self) -> None:
-        """Runs every pruning moment that has come: some rounds under masks, then one shrink.
+        """Asks the strategy if a moment has come: some rounds under masks, then one cut.
 
         Where training has diverged nothing is pruned; the moment comes again after the next step.
         """
-        due, search = [p for p in self.points if p[0] <= self.step], self.search
-        if not due or search.progress() >= 1:
+        come = [m for m in self.due if m.step <= self.steps.made]
+        if not come:
             return
-        target = min(due[-1][1], 1.0)
-        near = target - self.round_share / 2 if target < 1 else 1.0  # no round for a small rest, except the last
+        run = self.run
+        before = len(run.rounds)
         try:
-            self.run_rounds(near)
+            self.ask(come[-1])
         except NotFiniteError as error:
             if not self.diverged:
-                self.diverged, self.report.diverged = str(error), self.step
-            if search.state.selection == search.done:
+                self.diverged, self.report.diverged = str(error), self.steps.made
+            if run.kept == run.live.uncut:
                 return
         else:
-            self.points = self.points[len(due) :]
+            self.due = self.due[len(come) :]
             self.diverged, self.report.diverged = "", None
-        self.report.attempt_macs = search.attempt_macs
+        self.report.attempt_macs = run.seen.macs
         self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
-        self.shrink_now()
-        self.clock.expect_retrace()
-        self.tell()
+        self.carry_out()
+        if len(run.rounds) > before:
+            self.clock.expect_retrace()
+            self.tell()
 
-    def run_rounds(self, near: float) -> None:
-        """Runs rounds until progress is at `near`; raises NotFiniteError where training has diverged."""
-        search = self.search
-        search.check_finite()
-        if (self.step or search.state.rounds) and search.progress() < near:
-            search.renew_data()
-        while (reached := search.progress()) < near:
+    def ask(self, moment: Moment) -> None:
+        """Asks the strategy until it has done with a moment; raises NotFiniteError where training has diverged."""
+        run, fresh = self.run, True
+        at = Moment(self.steps.made, moment.number, moment.count, moment.target)
+        run.check_finite()
+        while True:
             with self.clock.measuring("attempts"):
-                search.run_round(min(1.0, reached + self.round_share))
-            self.report.rounds.append(replace(search.state.rounds[-1], step=self.step))
-            if search.refit_on is not None:
-                self.shrink_now(more=search.progress() < near)
+                action = run.ask(at, fresh)
+            if action is None:
+                return
+            fresh = False
+            self.report.rounds.append(run.rounds[-1])
+            if action.how != "cut" or action.weights or run.live.refit_on is not None:
+                self.carry_out(action, action.more)
+            if not action.more:
+                return
 
-    def shrink_now(self, more: bool = False) -> None:
-        """Makes the model physically smaller, refits it if asked to, and brings the report up to date."""
+    def carry_out(self, action: Any = None, more: bool = False) -> None:
+        """Does to the model what has been decided, and brings the report and the loss up to date."""
         with self.clock.measuring("surgery"):
-            changed = self.search.prune(more, self.record)
-        if changed:
-            _start_over(self.callback)
+            if self.run.carry_out(action, more, self.record):
+                _start_over(self.callback)
+        self.teaching.refresh()
 
     def record(self, journal: Journal) -> None:
         """Brings the report up to date with the model."""
-        search, report = self.search, self.report
-        if self.step not in report.shrinks:
-            journal.set(report, "shrinks", [*report.shrinks, self.step])
-        journal.set(report, "selection", search.done)
-        journal.set(report, "after", _totals(count_cost(search.live_graph)))
-        widths = {g.name: (g.num_channels, int(search.done.keep[g.name].sum())) for g in search.graph}
+        live, report = self.run.live, self.report
+        if self.steps.made not in report.shrinks:
+            journal.set(report, "shrinks", [*report.shrinks, self.steps.made])
+        journal.set(report, "selection", live.uncut)
+        journal.set(report, "after", as_totals(cost_of(live.graph)))
+        widths = {g.name: (g.num_channels, int(live.uncut.keep[g.name].sum())) for g in live.whole}
         journal.set(report, "widths", widths)
 
     def tell(self) -> None:
         """Prints how far pruning has come."""
-        if self.verbose:
-            latest = self.report.rounds[-1] if self.report.rounds else None
-            ratios = ", ".join(f"{k} {self.report.after[k] / self.report.before[k]:.1%}" for k in self.report.limits)
-            metric = f"; metric {latest.before.metric:.4f} before the last round" if latest else ""
-            print(
-                f"\npruning at step {self.step}: {len(self.report.rounds)} rounds so far, {ratios}{metric}", flush=True
-            )
+        latest = self.report.rounds[-1] if self.report.rounds else None
+        ratios = ", ".join(f"{k} {self.report.after[k] / self.report.before[k]:.1%}" for k in self.report.limits)
+        metric = f"; metric {latest.before.metric:.4f} before the last round" if latest and latest.before else ""
+        self.say(f"\npruning at step {self.steps.made}: {len(self.report.rounds)} rounds so far, {ratios}{metric}")
 
     def end_training(self) -> None:
         """Ends distillation and warns if the limits were not reached."""
@@ -223,32 +201,28 @@ class Session:
                     "the learning rate or clip gradients, and start again with the weights of a time before"
                 )
             warnings.warn(
-                f"training ended at step {self.step}, before pruning reached its limits "
+                f"training ended at step {self.steps.made}, before pruning reached its limits "
                 f"({', '.join(f'{k} {self.report.after[k]:,.0f} > {b:,.0f}' for k, b in self.report.limits.items())}). "
                 + advice,
                 stacklevel=2,
             )
 
 
-def _new_report(model: keras.Model, graph: ChannelGraph, full: Cost, bounds: Mapping[str, float]) -> PruningReport:
+def _new_report(model: keras.Model, problem: Problem) -> PruningReport:
     return PruningReport(
         model_name=model.name,
-        limits=bounds,
-        before=_totals(full),
-        after=_totals(full),
-        widths={g.name: (g.num_channels, g.num_channels) for g in graph},
-        frozen=[(f.layer, f.num_channels, f.reason) for f in graph.frozen],
-        notes=full.notes(),
+        limits=problem.bounds,
+        before=as_totals(problem.full),
+        after=as_totals(problem.full),
+        widths={g.name: (g.num_channels, g.num_channels) for g in problem.graph},
+        frozen=[(f.layer, f.num_channels, f.reason) for f in problem.graph.frozen],
+        notes=problem.full.notes(),
     )
 
 
-def _totals(cost: Cost) -> dict[str, float]:
-    return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}
-
-
-def _start_over(callback: keras.callbacks.Callback) -> None:
+def _start_over(callback: Any) -> None:
     """Lets callbacks that remember a best value start over: it belonged to a network that no longer exists."""
-    for other in beside(callback):
+    for other in callback.beside:
         if isinstance(other, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau):
             other.on_train_begin()
         elif isinstance(other, keras.callbacks.ModelCheckpoint) and other.monitor_op is not None:

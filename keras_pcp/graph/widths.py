@@ -53,9 +53,9 @@ def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
 
 
 def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.ndarray:
-    """Returns a keep mask without the `count` channels that come first in `removal_order`."""
-    mask = np.ones(group.num_channels, bool)
-    mask[removal_order(group, scores)[:count]] = False
+    """Returns a keep mask without the `count` lowest channels: those with score -inf, then by `removal_order`."""
+    mask = scores > -np.inf
+    mask[removal_order(group, scores)[: max(0, count - np.count_nonzero(~mask))]] = False
     return mask
 
 

@@ -1,9 +1,6 @@
-"""What helps a pruned model back on its feet while it trains on."""
+"""Distillation: the unpruned model teaches the pruned one while it trains on."""
 
-import inspect
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +11,8 @@ from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph.build import build_graph
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import trace
-from keras_pcp.support import checks, internals
-from keras_pcp.support.changes import Journal, temporarily
+from keras_pcp.repair.loss_terms import Batch, LossTerm, LossTerms
+from keras_pcp.support import checks
 from keras_pcp.surgery.copies import prune_model
 
 DISTILLATION_LOSS = "that of a keras.distillation loss, such as LogitsDistillation()"
@@ -70,12 +67,19 @@ class Distillation:
                 "teacher_layer_name and student_layer_name, which compares final outputs"
             )
 
+    def term(self, model: keras.Model) -> LossTerm:
+        """Returns the loss term by which the model as it is now teaches the model as it becomes.
+
+        Raises:
+            InvalidArgumentError: the loss does not suit the model.
+        """
+        self.check(model)
+        teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
+        teacher.trainable = False
+        return _Taught(self, teacher)
+
     def check(self, model: keras.Model) -> None:
         """Raises InvalidArgumentError where the loss does not suit the model."""
-        if "training" not in inspect.signature(model.compute_loss).parameters:
-            raise InvalidArgumentError(
-                f"compute_loss of model {model.name!r} needs an argument `training` for distillation"
-            )
         if not isinstance(self.loss, keras.distillation.LogitsDistillation):
             return
         traced = trace(model)
@@ -92,53 +96,25 @@ class Distillation:
                         "keras.losses.KLDivergence() for probabilities or 'mse' for a regression"
                     )
 
-    @contextmanager
-    def teaching(self, model: keras.Model, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Inside the block, the model as it is now teaches the model as it becomes.
+    def teaching(self, model: keras.Model) -> AbstractContextManager[None]:
+        """Inside the block, the model as it is now teaches the model as it becomes."""
+        return LossTerms(model, [self.term(model)]).added()
 
-        `running` says whether the training is still running that the block is for. An interrupted `fit` calls nobody. So
-        where the loss, or a function that trains, is asked for and the training is not running, the block is over.
-        """
-        self.check(model)
-        teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
-        teacher.trainable = False
-        steps, used = int(model.optimizer.iterations), []
-        with temporarily(lambda journal: self._install(journal, model, teacher, running, used)):
-            yield
-            if not used and int(model.optimizer.iterations) > steps:
-                warnings.warn(
-                    f"nothing was distilled, because train_step of model {model.name!r} does not call compute_loss",
-                    stacklevel=2,
-                )
 
-    def _install(
-        self, journal: Journal, model: keras.Model, teacher: keras.Model, running: Callable[[], bool], used: list
-    ) -> None:
-        usual, make_usual = model.compute_loss, model.make_train_function
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """`(1 - weight) * loss + weight * distillation loss`."""
 
-        def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
-            if not running():
-                journal.undo()
-                return loss
-            if not training:
-                return loss
-            if x is None:
-                raise InvalidArgumentError(
-                    f"distillation needs the inputs, but train_step of model {model.name!r} calls compute_loss without x; "
-                    "write compute_loss(x=x, y=y, y_pred=y_pred, ...) there"
-                )
-            used.append(True)
-            pairs = zip(tree.flatten(teacher(x, training=False)), tree.flatten(y_pred), strict=True)
-            distilled = sum(self.loss.compute_loss(taught, learned) for taught, learned in pairs)
-            return (1 - self.weight) * loss + self.weight * distilled
+    distillation: Distillation
+    teacher: keras.Model
 
-        def make_train_function(force=False):
-            if not running():
-                journal.undo()
-            return make_usual(force)
-
-        journal.note(lambda: internals.forget_traces([model], Journal()))
-        journal.set(model, "make_train_function", make_train_function)
-        journal.set(model, "compute_loss", compute_loss)
-        internals.forget_traces([model], Journal())
+    def __call__(self, loss: Any, batch: Batch) -> Any:
+        if batch.x is None:
+            raise InvalidArgumentError(
+                f"distillation needs the inputs, but train_step of model {batch.model.name!r} calls compute_loss without x; "
+                "write compute_loss(x=x, y=y, y_pred=y_pred, ...) there"
+            )
+        weight = self.distillation.weight
+        outputs = tree.flatten(self.teacher(batch.x, training=False)), tree.flatten(batch.y_pred)
+        distilled = sum(self.distillation.loss.compute_loss(*pair) for pair in zip(*outputs, strict=True))
+        return (1 - weight) * loss + weight * distilled

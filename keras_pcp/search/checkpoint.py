@@ -15,18 +15,17 @@ import numpy as np
 
 from keras_pcp.criteria import BY_NAME
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
-from keras_pcp.strategies.rounds import State
+from keras_pcp.fit.run import Run
 from keras_pcp.support import files
 
 
-def read(file: Path, identity: Mapping[str, Any], graph: ChannelGraph) -> State:
-    """Returns the state of a search from its checkpoint.
+def read(file: Path, identity: Mapping[str, Any], run: Run) -> None:
+    """Lets a run go on from its checkpoint.
 
     Args:
         file: the checkpoint.
         identity: what makes the search the same, JSON-ready.
-        graph: channel graph of the unpruned model.
+        run: the run, at its beginning.
 
     Raises:
         InvalidArgumentError: the file is damaged, holds something else, or belongs to another search.
@@ -39,23 +38,18 @@ def read(file: Path, identity: Mapping[str, Any], graph: ChannelGraph) -> State:
             f"{ {k: data.get(k) for k in other} }, here: { {k: identity[k] for k in other} }). Delete it to start again"
         )
     try:
-        state = State.from_json(data["state"])
-        check_selection(graph, state.selection)
-        complete = state.selection.keep.keys() == graph.groups.keys()
+        run.from_json(data["state"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
-    if not complete:
-        raise _damaged(file, "it has other channel groups than the model")
-    return state
 
 
-def write(file: Path, identity: Mapping[str, Any], state: State) -> None:
+def write(file: Path, identity: Mapping[str, Any], run: Run) -> None:
     """Writes the checkpoint of a search.
 
     Raises:
         FileError: the system cannot write it; the one before is as it was.
     """
-    data = {**identity, "state": state.to_json()}
+    data = {**identity, "state": run.to_json()}
     files.write(file, json.dumps({**data, "digest": _digest_of(data)}))
 
 

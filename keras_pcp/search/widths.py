@@ -1,6 +1,7 @@
 """The search for widths without training, and its checkpoint."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp.fit.metric import Monitor, Monitored
-from keras_pcp.fit.run import Criteria, Search
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.fit.metric import Measuring
+from keras_pcp.fit.observation import Moment
+from keras_pcp.fit.run import Criteria, Run
 from keras_pcp.graph.build import build_graph
 from keras_pcp.graph.selection import Selection
-from keras_pcp.search import checkpoint as checkpoints
-from keras_pcp.select.budget import Limits
+from keras_pcp.search import checkpoint as checkpoint_file
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.strategies.progressive import Progressive
-from keras_pcp.strategies.rounds import Strategy, check_strategy
+from keras_pcp.strategies.protocol import Strategy, check_strategy
 from keras_pcp.support import checks
 from keras_pcp.support.data import check_source, with_any_labels
 from keras_pcp.support.files import check_target
@@ -32,8 +35,7 @@ def search_widths(
     validation_data: Any,
     criterion: Criteria = "l1",
     strategy: Strategy | None = None,
-    monitor: Monitored = None,
-    mode: str = "auto",
+    measuring: Measuring | None = None,
     refit_data: Any = None,
     frozen_layers: Iterable[str] = (),
     on_unknown: str = "error",
@@ -49,7 +51,8 @@ def search_widths(
         model: a trained, compiled model.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
         validation_data: labelled samples for the attempts.
-        criterion, strategy, monitor, mode, refit_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
+        criterion, strategy, measuring, refit_data, frozen_layers, on_unknown: as in `Pruning`. A strategy that needs
+            training between its actions is refused.
         checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
             With `refit_data`, what was pruned until then is refit at once, so later choices may differ slightly.
         verbose: whether to show a progress bar.
@@ -78,67 +81,67 @@ def search_widths(
     """
     check_model("model", model)
     limits = Limits(max_macs, max_params, max_bytes)
-    wanted = Monitor(monitor, mode)
+    measuring = Measuring() if measuring is None else measuring
+    checks.instance("measuring", measuring, Measuring, "a keras_pcp.Measuring")
     check_source(validation_data, "validation_data", function=True)
     strategy = Progressive() if strategy is None else check_strategy(strategy)
+    if strategy.needs.training:
+        raise InvalidArgumentError(
+            f"{type(strategy).__name__} needs training between its actions, which a search does not do; use it in "
+            "keras_pcp.Pruning"
+        )
     if refit_data is not None:
         check_source(with_any_labels(refit_data), "refit_data")
     file = None if checkpoint is None else check_target(checkpoint)
     checks.instance("verbose", verbose, int | np.bool_, "True or False")
     working = model if refit_data is None else _copied(model)
-    search = Search(
-        working,
-        limits,
-        validation_data,
-        criterion,
-        strategy,
-        frozen_layers,
-        on_unknown,
-        refit_data=refit_data,
-        judge=model,
-        monitor=wanted,
-    )
+    problem = Problem.of(build_graph(working, on_unknown=on_unknown, frozen_layers=frozen_layers), limits)
+    run = Run(working, problem, strategy, criterion, validation_data, measuring, refit_data, judge=model)
     if file:
-        identity = _identity(model, search, wanted)
+        identity = _identity(model, run, measuring)
         if file.exists():
-            search.state = checkpoints.read(file, identity, search.graph)
+            checkpoint_file.read(file, identity, run)
             if refit_data is not None:
-                search.prune(more=True)
-    share = 1 / strategy.rounds_needed(search.graph, search.bounds)
+                run.carry_out(None, more=True)
     bar = keras.utils.Progbar(100, verbose=int(verbose), stateful_metrics=["macs", "metric"], unit_name="percent")
-    while (reached := search.progress()) < 1:
-        search.run_round(min(1.0, reached + share))
+    while run.progress < 1:
+        action = run.ask(Moment())
+        if action is None or action.how != "cut":
+            raise PruningError(
+                f"{type(strategy).__name__} stopped at {run.progress:.1%} of the way, and there is no training to wait for; "
+                "use it in keras_pcp.Pruning"
+            )
         if file:
-            checkpoints.write(file, identity, search.state)
+            checkpoint_file.write(file, identity, run)
         if refit_data is not None:
-            search.prune(more=True)
-        latest = search.state.rounds[-1]
-        values = [("macs", latest.macs / search.full.macs), ("metric", latest.before.metric)]
-        bar.update(min(100, int(100 * search.progress())), values)
-    return search.state.selection
+            run.carry_out(action, more=True)
+        latest = run.rounds[-1]
+        values = [("macs", latest.macs / problem.full.macs)]
+        values += [("metric", latest.before.metric)] if latest.before else []
+        bar.update(min(100, int(100 * run.progress)), values)
+    return run.kept
 
 
-def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, Any]:
+def _identity(model: keras.Model, run: Run, measuring: Measuring) -> dict[str, Any]:
     """Returns what a search depends on, JSON-ready; two searches are the same if it is."""
-    evaluator, compiled = search.evaluator, model.get_compile_config() or {}
+    samples, compiled = run.seen.samples, model.get_compile_config() or {}
+    evaluator, asked = samples.evaluator, measuring.monitor
     found = {
-        "groups": {g.name: g.num_channels for g in search.graph},
-        "calls": search.graph.fingerprint,
-        "limits": search.bounds,
-        "strategy": repr(search.strategy),
-        "criteria": [checkpoints.identify(c) for c in search.criteria],
-        "monitor": [
-            search.measure.text,
-            checkpoints.identify(wanted.monitor, "monitor") if callable(wanted.monitor) else "",
-        ],
-        "weights": checkpoints.digest(model.get_weights()),
-        "samples": checkpoints.digest(tree.flatten((evaluator.x, evaluator.y, evaluator.weight))),
+        "groups": {g.name: g.num_channels for g in run.problem.graph},
+        "calls": run.problem.graph.fingerprint,
+        "limits": run.problem.bounds,
+        "strategy": repr(run.strategy),
+        "criteria": [checkpoint_file.identify(c) for c in run.seen.criteria],
+        "measuring": repr(replace(measuring, monitor=None, mode="auto")),
+        "monitor": [samples.measure.text, checkpoint_file.identify(asked, "monitor") if callable(asked) else ""],
+        "weights": checkpoint_file.digest(model.get_weights()),
+        "samples": checkpoint_file.digest(tree.flatten((evaluator.x, evaluator.y, evaluator.weight))),
         "loss and metrics": str(
             {key: compiled.get(key) for key in ("loss", "loss_weights", "metrics", "weighted_metrics")}
         ),
     }
-    if search.refit_on is not None:
-        found["refit_data"] = checkpoints.digest(tree.flatten(search.refit_on[0]))
+    if run.live.refit_on is not None:
+        found["refit_data"] = checkpoint_file.digest(tree.flatten(run.live.refit_on[0]))
     return found
 
 

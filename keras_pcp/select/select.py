@@ -8,10 +8,9 @@ import numpy as np
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
 from keras_pcp.graph.channels import check_scores
-from keras_pcp.graph.cost import cost_of
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import check_widths, least_width, lowest_removed, smallest, width_option
-from keras_pcp.select.budget import Limits, check_reachable, holds
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.support import checks
 
 Scores = Mapping[str, np.ndarray]
@@ -52,6 +51,18 @@ def select_by_ratio(
         [1, 2]
     """
     scores = _checked(graph, scores, scope, min_channels, multiple_of)
+    return _by_ratio(graph, scores, pruning_ratio, scope, min_channels, multiple_of)
+
+
+def _by_ratio(
+    graph: ChannelGraph,
+    scores: Scores,
+    pruning_ratio: float | Mapping[str, float],
+    scope: str,
+    min_channels: int | Mapping[str, int],
+    multiple_of: int | Mapping[str, int],
+) -> Selection:
+    """`select_by_ratio` for scores that fit the graph; channels with score -inf are gone already, and stay so."""
     ratios = pruning_ratio if isinstance(pruning_ratio, Mapping) else dict.fromkeys(graph.groups, pruning_ratio)
     for name, ratio in ratios.items():
         checks.number(f"pruning_ratio of group {graph[name].name!r}", ratio, "[0, 1)")
@@ -61,6 +72,17 @@ def select_by_ratio(
         raise InvalidArgumentError("a pruning_ratio per group needs scope='local'")
     else:
         counts = _global_counts(graph, scores, pruning_ratio)
+    return _with_widths(graph, scores, counts, min_channels, multiple_of)
+
+
+def _with_widths(
+    graph: ChannelGraph,
+    scores: Scores,
+    counts: Mapping[str, int],
+    min_channels: int | Mapping[str, int],
+    multiple_of: int | Mapping[str, int],
+) -> Selection:
+    """Removes so many channels of each group, fewer where widths are rounded."""
     keep = {}
     for group in graph:
         width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
@@ -73,10 +95,15 @@ def select_by_ratio(
 def _global_counts(graph: ChannelGraph, scores: Scores, ratio: float) -> dict[str, int]:
     if not len(graph):
         return {}
-    ranked = np.concatenate([scores[g.name] / (np.mean(np.abs(scores[g.name])) or 1.0) for g in graph])
+    ranked = np.concatenate([scores[g.name] / _mean_size(scores[g.name]) for g in graph])
     owner = np.repeat(np.arange(len(graph)), [g.num_channels for g in graph])
     gone = owner[np.argsort(ranked, kind="stable")[: int(len(ranked) * ratio)]]
     return {g.name: int(np.count_nonzero(gone == i)) for i, g in enumerate(graph)}
+
+
+def _mean_size(scores: np.ndarray) -> float:
+    left = scores[scores > -np.inf]
+    return float(np.mean(np.abs(left))) if left.any() else 1.0
 
 
 def select_by_cost(
@@ -120,23 +147,45 @@ def select_by_cost(
         8
     """
     scores = _checked(graph, scores, scope, min_channels, multiple_of)
-    bounds = Limits(max_macs, max_params, max_bytes).absolute(cost_of(graph))
-    check_reachable(graph, smallest(graph, min_channels, multiple_of), bounds)
+    problem = Problem.of(graph, Limits(max_macs, max_params, max_bytes))
+    return just_enough(problem, scores, scope=scope, min_channels=min_channels, multiple_of=multiple_of)
+
+
+def just_enough(
+    problem: Problem,
+    scores: Scores,
+    *,
+    scope: str = "global",
+    min_channels: int | Mapping[str, int] = 1,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> Selection:
+    """Removes the fewest channels with which the limits of a problem hold: what `select_by_cost` returns.
+
+    Args:
+        problem: graph and limits.
+        scores: {group name: float array (num_channels,)}, higher = keep; -inf for channels that are gone already.
+        scope, min_channels, multiple_of: as in `select_by_cost`.
+
+    Raises:
+        LimitError: the limits cannot be reached.
+    """
+    graph = problem.graph
+    problem.check_reachable(smallest(graph, min_channels, multiple_of))
 
     def select(ratio: float) -> Selection:
-        return select_by_ratio(graph, scores, ratio, scope=scope, min_channels=min_channels, multiple_of=multiple_of)
+        return _by_ratio(graph, scores, ratio, scope, min_channels, multiple_of)
 
     low, high = 0.0, float(np.nextafter(1.0, 0.0))
-    if holds(graph, select(low), bounds):
+    if problem.holds(select(low)):
         return select(low)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if holds(graph, select(middle), bounds) else (middle, high)
+        low, high = (low, middle) if problem.holds(select(middle)) else (middle, high)
     found, wider = select(high), select(low).keep
-    check_reachable(graph, found, bounds)  # what stays may cost more than the cheapest channels
+    problem.check_reachable(found)  # what stays may cost more than the cheapest channels
     for name, mask in wider.items():
         candidate = Selection({**found.keep, name: mask})
-        if not np.array_equal(mask, found.keep[name]) and holds(graph, candidate, bounds):
+        if not np.array_equal(mask, found.keep[name]) and problem.holds(candidate):
             found = candidate
     return found
 

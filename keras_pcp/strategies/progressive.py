@@ -15,7 +15,7 @@ Differs from the paper:
       reading of "greedily": `select` offers three.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
     - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples. With
-      `monitor="loss"` (of `ProgressivePruning`) the loss alone is compared, as in LAASP.
+      `Measuring(monitor="loss")` the loss alone is compared, as in LAASP.
     - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
       as the limit holds.
     - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
@@ -28,34 +28,39 @@ Differs from the paper:
 
 import numbers
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from keras_pcp.graph.channel_graph import ChannelGraph
-from keras_pcp.graph.cost import Cost, cost_of
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import check_widths, least_width, removal_order, smallest, width_option
-from keras_pcp.select.budget import check_reachable, progress
+from keras_pcp.select.problem import Problem
+from keras_pcp.strategies.protocol import Action, Needs, Observation, Pace, Strategy
 from keras_pcp.strategies.racing import Measured, race
-from keras_pcp.strategies.rounds import (
-    Attempt,
-    Evaluation,
-    Observation,
-    Round,
-    State,
-    check_options,
-    nothing_removed,
-    without,
-)
+from keras_pcp.strategies.rounds import Attempt, Evaluation, without
 from keras_pcp.support import checks
 
 Candidates = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Memory:
+    """What is known from earlier rounds.
+
+    Attributes:
+        rounds: number of rounds so far.
+        known: {group: what is known of an attempt at it}.
+        draw: number of the draw of validation samples on which that was measured.
+    """
+
+    rounds: int = 0
+    known: Mapping[str, Measured] = field(default_factory=dict, compare=False)
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Progressive(Strategy):
     """Progressive channel pruning as a strategy: `init`, then `update` once a round.
 
     Attributes:
@@ -74,19 +79,16 @@ class Progressive:
             stops measuring an attempt as soon as its place is clear. Where a metric is no mean over samples (AUC, IoU
             ...), it is measured exactly all the same.
         confidence: for `"fast"`: standard errors that make a place clear; more is slower and closer to `"exact"`.
-        samples: validation samples for the attempts; None: all.
-        reestimate_batch_norm: re-estimate batch normalization statistics before the attempts of a round; they are put back.
-        seed: for the choice of samples and for random criteria.
 
     Raises:
         InvalidArgumentError: an option is out of range.
 
     Example:
         >>> strategy = Progressive(groups_per_round=2, multiple_of=8)
-        >>> # ProgressivePruning(max_macs=0.5, validation_data=..., strategy=strategy)
+        >>> # Pruning(strategy, max_macs=0.5, validation_data=...)
     """
 
-    one_criterion: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(several_criteria=True)
 
     step: float | int = 0.01
     groups_per_round: int | None = None
@@ -96,80 +98,72 @@ class Progressive:
     multiple_of: int | Mapping[str, int] = 1
     attempts: str = "fast"
     confidence: float = 3.0
-    samples: int | None = 1024
-    reestimate_batch_norm: bool = True
-    seed: int = 0
 
     def __post_init__(self):
         number = isinstance(self.step, numbers.Real) and not isinstance(self.step, bool)
         if not number or not (self.step >= 1 if isinstance(self.step, numbers.Integral) else 0 < self.step < 1):
             raise checks.refusal("step", "a float in (0, 1) or a number of channels of at least 1", self.step)
-        check_options(self, select=("topk", "threshold", "joint"), attempts=("fast", "exact"))
+        checks.choice("select", self.select, ("topk", "threshold", "joint"))
+        checks.choice("attempts", self.attempts, ("fast", "exact"))
         for name in ("confidence", "max_drop"):
             checks.number(name, getattr(self, name), "[0, inf]")
         checks.count("groups_per_round", self.groups_per_round, optional=True)
         check_widths(self.min_channels, self.multiple_of)
 
-    def init(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> State:
+    def init(self, problem: Problem) -> Memory:
         """Returns the state before the first round.
 
         Raises:
-            LimitError: the bounds cannot be reached.
+            LimitError: the limits cannot be reached.
             InvalidArgumentError: `min_channels` or `multiple_of` names a group that the graph does not have.
         """
-        check_widths(self.min_channels, self.multiple_of, graph)
-        check_reachable(graph, smallest(graph, self.min_channels, self.multiple_of), bounds)
-        return State(nothing_removed(graph))
+        check_widths(self.min_channels, self.multiple_of, problem.graph)
+        problem.check_reachable(smallest(problem.graph, self.min_channels, self.multiple_of))
+        return Memory()
 
-    def rounds_needed(self, graph: ChannelGraph, bounds: Mapping[str, float]) -> int:
-        """Returns about how many rounds it takes to reach the bounds."""
-        full, state = cost_of(graph), State(nothing_removed(graph))
+    def rounds(self, problem: Problem) -> int:
+        """Returns about how many rounds it takes to reach the limits."""
         if isinstance(self.step, numbers.Integral):
-            scores = {group.name: np.zeros(group.num_channels) for group in graph}
-            attempts = self.candidates(state, scores, graph, bounds, 0.0).items()
-            gains = [_gain(full, cost_of(graph, without(state.selection, *a)), full, bounds) for a in attempts]
+            scores = {group.name: np.zeros(group.num_channels) for group in problem.graph}
+            whole = problem.nothing_removed()
+            attempts = self.candidates(whole, scores, problem, 0.0).items()
+            gains = [problem.gain(problem.full, problem.cost(without(whole, *a))) for a in attempts]
             way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
         else:
-            way = max((1 - bound / getattr(full, k) for k, bound in bounds.items()), default=0.0) / self.step
-        return max(1, int(np.ceil(way / max(1, self.width(graph)))))
+            way = problem.largest_share / self.step
+        return max(1, int(np.ceil(way / max(1, self.width(problem.graph)))))
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups pruned in a round, given all groups."""
         return min(len(groups), self.groups_per_round or max(1, round(len(groups) / 4)))
 
-    def update(
-        self, state: State, observation: Observation, graph: ChannelGraph, bounds: Mapping[str, float], target: float
-    ) -> State:
-        """Runs one round whose attempts are sized so that it brings `progress` to about `target`."""
-        full = cost_of(graph)
-        goal = min(1.0, target) - progress(cost_of(graph, state.selection), full, bounds)
-        proposals = [
-            self.candidates(state, scores, graph, bounds, goal / self.width(graph)) for scores in observation.scores()
-        ]
-        meter = _Meter(self, state, observation)
+    def update(self, problem: Problem, state: Memory, seen: Observation) -> tuple[Memory, Action | None]:
+        """Runs one round if one is due; its attempts are sized so that it brings pruning one share of the way on."""
+        pace, reached = Pace.of(self, problem, seen), problem.progress(seen.kept)
+        if not pace.is_due(reached, seen):
+            return state, None
+        goal = (pace.target(reached) - reached) / self.width(problem.graph)
+        proposals = [self.candidates(seen.kept, seen.scores(criterion), problem, goal) for criterion in seen.criteria]
+        meter = _Meter(self, state, seen)
         candidates = proposals[0] if len(proposals) == 1 else self.by_best_criterion(proposals, meter)
-        selection, attempts, chosen = self.select_groups(state.selection, candidates, meter, graph, full, bounds)
-        after = cost_of(graph, selection)
-        widths = {name: int(mask.sum()) for name, mask in selection.keep.items()}
-        done = Round(meter.before, tuple(attempts), chosen, after.macs, after.params, widths)
-        return replace(state, selection=selection, rounds=(*state.rounds, done), known=meter.known)
+        keep, attempts, chosen = self.select_groups(seen.kept, candidates, meter, problem)
+        more = pace.is_due(problem.progress(keep), seen)
+        action = Action(keep, more=more, before=meter.before, attempts=tuple(attempts), chosen=chosen)
+        return Memory(state.rounds + 1, meter.known, seen.draw), action
 
     def candidates(
-        self, state: State, scores: Mapping, graph: ChannelGraph, bounds: Mapping[str, float], goal: float
+        self, kept: Selection, scores: Mapping[str, np.ndarray], problem: Problem, goal: float
     ) -> dict[str, tuple[int, ...]]:
         """Returns for every group that can give channels which ones an attempt removes."""
-        full, here = cost_of(graph), cost_of(graph, state.selection)
-        found = {}
-        for group in graph:
-            left = np.flatnonzero(state.selection.keep[group.name])
-            spare = len(left) - least_width(group, self.min_channels, self.multiple_of)
+        here, found = problem.cost(kept), {}
+        for group in problem.graph:
+            present = kept.keep[group.name]
+            spare = int(present.sum()) - least_width(group, self.min_channels, self.multiple_of)
             if spare < 1:
                 continue
-            full_scores = np.full(group.num_channels, -np.inf)
-            full_scores[left] = scores[group.name]
-            ranked = removal_order(group, full_scores)
+            ranked = removal_order(group, np.where(present, scores[group.name], -np.inf))
             unit = min(width_option(self.multiple_of, group.name), spare)
-            gain = _gain(here, cost_of(graph, without(state.selection, group.name, ranked[:unit])), full, bounds)
+            gain = problem.gain(here, problem.cost(without(kept, group.name, ranked[:unit])))
             if gain > 0:
                 wanted = self.step / unit if isinstance(self.step, numbers.Integral) else max(goal, 0.0) / gain
                 units = max(1, round(wanted))
@@ -187,73 +181,65 @@ class Progressive:
         return best
 
     def select_groups(
-        self,
-        selection: Selection,
-        candidates: Candidates,
-        meter: "_Meter",
-        graph: ChannelGraph,
-        full: Cost,
-        bounds: Mapping[str, float],
+        self, kept: Selection, candidates: Candidates, meter: "_Meter", problem: Problem
     ) -> tuple[Selection, list[Attempt], tuple[str, ...]]:
-        """Adds the best groups, as many as a round has; fewer once the limit holds or `max_drop` is spent."""
-        count, budget = self.width(graph), self.max_drop if self.select == "threshold" else np.inf
+        """Prunes the best groups, as many as a round has; fewer once the limits hold or `max_drop` is spent."""
+        count, budget = self.width(problem.graph), self.max_drop if self.select == "threshold" else np.inf
         left, chosen, made, spent = dict(candidates), [], [], 0.0
-        while left and len(chosen) < count and progress(cost_of(graph, selection), full, bounds) < 1:
+        while left and len(chosen) < count and problem.progress(kept) < 1:
             at_once = 1 if self.select == "joint" else count
-            attempts = meter.attempts(left, at_once, selection)
+            attempts = meter.attempts(left, at_once, kept)
             made += attempts
             for attempt in attempts[:at_once]:
                 spent += attempt.drop
-                if progress(cost_of(graph, selection), full, bounds) >= 1 or (chosen and spent > budget):
-                    return selection, made, tuple(chosen)
-                selection = self.prune(selection, attempt, graph, full, bounds)
+                if problem.progress(kept) >= 1 or (chosen and spent > budget):
+                    return kept, made, tuple(chosen)
+                kept = self.prune(kept, attempt, problem)
                 chosen.append(attempt.group)
                 del left[attempt.group]
-        return selection, made, tuple(chosen)
+        return kept, made, tuple(chosen)
 
-    def prune(
-        self, selection: Selection, attempt: Attempt, graph: ChannelGraph, full: Cost, bounds: Mapping[str, float]
-    ) -> Selection:
-        """Removes what was attempted, or the first part of it if that is enough for the limit to hold."""
+    def prune(self, kept: Selection, attempt: Attempt, problem: Problem) -> Selection:
+        """Removes what was attempted, or the first part of it if that is enough for the limits to hold."""
         count, unit = len(attempt.removed), width_option(self.multiple_of, attempt.group)
         while count > unit:
-            fewer = without(selection, attempt.group, attempt.removed[: count - unit])
-            if progress(cost_of(graph, fewer), full, bounds) < 1:
+            fewer = without(kept, attempt.group, attempt.removed[: count - unit])
+            if problem.progress(fewer) < 1:
                 break
             count -= unit
-        return without(selection, attempt.group, attempt.removed[:count])
+        return without(kept, attempt.group, attempt.removed[:count])
 
 
 class _Meter:
     """Measures the attempts of one round, and keeps what is known of attempts over the rounds."""
 
-    def __init__(self, strategy: Progressive, state: State, observation: Observation):
-        self.strategy, self.state, self.observation = strategy, state, observation
-        self.known = dict(state.known)
-        self.exact = strategy.attempts == "exact" or not observation.parts
+    def __init__(self, strategy: Progressive, state: Memory, seen: Observation):
+        self.strategy, self.state, self.seen = strategy, state, seen
+        self.known = dict(state.known) if state.draw == seen.draw else {}
+        self.exact = strategy.attempts == "exact" or not seen.parts
         self.measured_before: dict[int, np.ndarray] = {}
         if self.exact:
-            now = observation.evaluate(state.selection)
+            now = seen.evaluate(seen.kept)
             self.measured_before[0] = np.array([[now.metric, now.loss]])
 
     @property
     def before(self) -> Evaluation:
         """The model before the round, on the samples that some attempt was measured on."""
         if not self.measured_before:
-            return self.observation.evaluate(self.state.selection)
+            return self.seen.evaluate(self.seen.kept)
         return Evaluation(*(float(v) for v in np.concatenate(list(self.measured_before.values())).mean(axis=0)))
 
-    def attempts(self, candidates: Candidates, count: int, selection: Selection) -> list[Attempt]:
-        """Measures what removing each candidate from `selection` costs; returns the attempts, best first."""
+    def attempts(self, candidates: Candidates, count: int, kept: Selection) -> list[Attempt]:
+        """Measures what removing each candidate from `kept` costs; returns the attempts, best first."""
         options = {name: (name, removed) for name, removed in candidates.items()}
-        found = self.measure(options, count, selection)
+        found = self.measure(options, count, kept)
         return sorted((Attempt(n, m.removed, *m.mean(), share=m.share) for n, m in found.items()), key=Attempt.rank)
 
     def measure(
-        self, options: Mapping[str, tuple[str, tuple[int, ...]]], count: int, selection: Selection | None = None
+        self, options: Mapping[str, tuple[str, tuple[int, ...]]], count: int, kept: Selection | None = None
     ) -> dict[str, Measured]:
         """Measures {key: (group, channels)}, in fast mode until the best `count` are known."""
-        base = self.state.selection if selection is None else selection
+        base = self.seen.kept if kept is None else kept
         pruned = {key: without(base, *option) for key, option in options.items()}
         removed = {key: option[1] for key, option in options.items()}
         if self.exact:
@@ -262,28 +248,18 @@ class _Meter:
             )
 
         def compare(keys, part):
-            before, drops = self.observation.compare({k: pruned[k] for k in keys}, part)
+            before, drops = self.seen.compare({k: pruned[k] for k in keys}, part)
             self.measured_before[part.start] = before
             return drops
 
-        first = base is self.state.selection
-        turn = len(self.state.rounds) % len(self.observation.parts)  # so that every part is measured again some time
-        parts = [*self.observation.parts[turn:], *self.observation.parts[:turn]]
+        first = base is self.seen.kept
+        turn = self.state.rounds % len(self.seen.parts)  # so that every part is measured again some time
+        parts = [*self.seen.parts[turn:], *self.seen.parts[:turn]]
         found = race(removed, self.known if first else {}, compare, parts, count, self.strategy.confidence)
         self.known.update(found if first else {})
         return found
 
     def exactly(self, selection: Selection) -> np.ndarray:
         """Returns fall of the metric and rise of the loss on all samples, as one chunk."""
-        found = self.observation.evaluate(selection)
+        found = self.seen.evaluate(selection)
         return self.measured_before[0] * [1, -1] + [[-found.metric, found.loss]]
-
-
-def _gain(here: Cost, there: Cost, full: Cost, bounds: Mapping[str, float]) -> float:
-    """Mean over the limits still open of the share of the way that leads from `here` to `there`."""
-    shares = [
-        (getattr(here, k) - getattr(there, k)) / (getattr(full, k) - bound)
-        for k, bound in bounds.items()
-        if getattr(here, k) > bound
-    ]
-    return float(np.mean(shares)) if shares else 0.0

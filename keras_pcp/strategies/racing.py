@@ -14,7 +14,6 @@ References:
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -55,15 +54,6 @@ class Measured:
     def value(self) -> float:
         """Returns the number by which attempts are compared: smaller is pruned first."""
         return worth(*self.mean())
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
-        return {"removed": list(self.removed), "drops": self.drops.tolist(), "error": self.error, "share": self.share}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Measured":
-        """Undoes `to_json`."""
-        return cls(tuple(data["removed"]), np.array(data["drops"]), data["error"], data["share"])
 
 
 Compare = Callable[[Collection[str], slice], Mapping[str, np.ndarray]]

@@ -385,3 +385,14 @@ def in_training(callback: keras.callbacks.Callback) -> bool:
                     return True
             frame = frame.f_back
     return False
+
+
+def list_that_calls(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the list that is calling `callback` at the moment, itself included; none if none is."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(c is callback for c in caller.callbacks):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []

@@ -1,0 +1,123 @@
+"""A model that gets smaller in place: what has been cut from it, what is held at zero, and how it is refit."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.narrowing import narrowed
+from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.weight_masks import weight_masks
+from keras_pcp.repair.least_squares import REFIT_SAMPLES, refit
+from keras_pcp.support.changes import Journal, all_or_nothing
+from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
+from keras_pcp.surgery.copies import prune_model
+from keras_pcp.surgery.gates import Gates, zeroed
+from keras_pcp.surgery.in_place import shrinking, sliced
+
+# Samples for a refit that will be done again, and for what attempts count on.
+FEW_SAMPLES = 512
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """The model as it was before some rounds: a copy, its graph, and what was left of the unpruned one."""
+
+    model: keras.Model
+    graph: ChannelGraph
+    uncut: Selection
+
+
+class LiveModel:
+    """A model in the course of pruning. Selections are in the numbering of the unpruned model.
+
+    Attributes:
+        model: the model.
+        whole, graph: channel graph of the unpruned model, and of the model as it is now.
+        uncut: channels that the model still has.
+        gates: what is held at zero.
+        refit_on: (x, y, sample_weight) to refit readers of cut channels on; None: no refit.
+    """
+
+    def __init__(self, model: keras.Model, graph: ChannelGraph, uncut: Selection):
+        self.model, self.whole, self.graph, self.uncut = model, graph, graph, uncut
+        self.gates = Gates(model, graph)
+        self.refit_on: Any = None
+        self._origin: _Origin | None = None
+
+    def refit_from(self, data: Any, seed: int) -> None:
+        """Lets each cut be followed by a refit on some samples, which are drawn at once.
+
+        Raises:
+            UnsupportedModelError: the model has blocks, or cannot be copied.
+            InvalidArgumentError: the samples do not fit.
+        """
+        if self.whole.blocks:
+            raise UnsupportedModelError(
+                f"refit_data needs a plain model, and {self.model.name!r} has blocks such as {self.whole.blocks[0]!r}; "
+                "open them first: model = keras_pcp.inline_blocks(model)"
+            )
+        self.refit_on = take_samples(with_any_labels(data), REFIT_SAMPLES, seed, "refit_data")
+        check_inputs(self.model, self.refit_on[0], "refit_data")
+        prune_model(self.model, self.whole, Selection())  # a refit needs copies: better fail now than later
+
+    def here(self, selection: Selection) -> Selection:
+        """Returns a selection in the numbering of the model as it is now."""
+        return selection.after(self.uncut)
+
+    def value(self, index: int) -> np.ndarray:
+        """Returns the value of a weight, with what is held at zero."""
+        return self.gates.whole(index)
+
+    def cut(self, kept: Selection, more: bool, record: Callable[[Journal], None]) -> None:
+        """Makes the model physically smaller, and refits it if asked to.
+
+        Args:
+            kept: channels that stay.
+            more: whether another cut comes before the model is trained. Each refit begins from the model as it was before
+                the first of such cuts, so that errors do not add up, and the last one takes the most samples.
+            record: writes what has to be in step with the model.
+        """
+        origin, values = (None, None) if self.refit_on is None else self._refit(kept, more)
+        graph = narrowed(self.whole, kept)
+        write = None if self.gates.masks else shrinking(self.model, self.graph, self.here(kept), values)
+
+        def change(journal: Journal) -> None:
+            self.gates.open(journal)
+            (write or shrinking(self.model, self.graph, self.here(kept), values))(journal)
+            journal.set(self, "uncut", kept)
+            journal.set(self, "graph", graph)
+            journal.set(self, "gates", Gates(self.model, graph))
+            journal.set(self, "_origin", origin)
+            record(journal)
+
+        all_or_nothing(change)
+
+    def hold(self, kept: Selection) -> None:
+        """Holds channels at zero until they are asked for again."""
+        all_or_nothing(lambda journal: self.gates.hold(self.here(kept), journal))
+
+    def zero(self, kept: Selection) -> None:
+        """Sets the weights that make channels to zero, once."""
+        self._write(zeroed(self.model, self.graph, self.here(kept)))
+
+    def write(self, values: Mapping[int, np.ndarray]) -> None:
+        """Writes weights, given in the shape of the unpruned model."""
+        masks = weight_masks(self.whole, self.uncut)
+        self._write({i: sliced(np.asarray(value), masks.get(i, {})) for i, value in values.items()})
+
+    def _write(self, values: Mapping[int, np.ndarray]) -> None:
+        all_or_nothing(lambda journal: self.gates.write(values, journal))
+
+    def _refit(self, kept: Selection, more: bool) -> tuple[_Origin | None, list[np.ndarray]]:
+        """Returns where the next refit begins, and the weights of the model after this one; nothing is changed yet."""
+        origin = self._origin or _Origin(prune_model(self.model, self.graph, Selection()), self.graph, self.uncut)
+        selection = kept.after(origin.uncut)
+        small = prune_model(origin.model, origin.graph, selection)
+        samples = FEW_SAMPLES if more else REFIT_SAMPLES
+        refit(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
+        return origin if more else None, small.get_weights()

@@ -1,0 +1,77 @@
+"""When pruning is due in a `fit`: moments laid over its steps, and the count of the steps made. Pure numbers."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.fit.observation import Moment
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps made in a `fit`; epochs, where the data does not say how many steps an epoch has.
+
+    Attributes:
+        made: number of steps made.
+        epoch_start: number of steps made when the present epoch began.
+        per_epoch: steps of an epoch, or None.
+        at_once: steps that the model runs at a time (`steps_per_execution`).
+
+    Example:
+        >>> steps = Steps(per_epoch=5, at_once=2)
+        >>> [(steps := steps.after_execution()).made for _ in range(3)]
+        [2, 4, 5]
+    """
+
+    made: int = 0
+    epoch_start: int = 0
+    per_epoch: int | None = None
+    at_once: int = 1
+
+    def after_execution(self) -> "Steps":
+        """Returns the steps after one execution; where epochs are counted, nothing changes."""
+        if not self.per_epoch:
+            return self
+        # The number that Keras gives is that of the first step (3.8) or as if the last execution had all steps.
+        return replace(self, made=min(self.made + self.at_once, self.epoch_start + self.per_epoch))
+
+    def after_epoch(self) -> "Steps":
+        """Returns the steps after an epoch."""
+        return self if self.per_epoch else replace(self, made=self.epoch_start + 1)
+
+    def next_epoch(self) -> "Steps":
+        """Returns the steps at the beginning of an epoch."""
+        return replace(self, epoch_start=self.made)
+
+    def carried_out(self, step: int) -> int:
+        """Returns after which step a moment is carried out: at the end of an execution."""
+        if not self.per_epoch:
+            return step
+        epochs, rest = divmod(step, self.per_epoch)
+        return epochs * self.per_epoch + min(self.per_epoch, math.ceil(rest / self.at_once) * self.at_once)
+
+
+def moments(when: Sequence[int], schedule: Callable[[float], float], total: int, steps: Steps) -> list[Moment]:
+    """Returns the moments of pruning for the steps that a strategy chose.
+
+    Raises:
+        InvalidArgumentError: the steps are not rising ones of this `fit`, or the last one would come too late.
+    """
+    found, count = [int(step) for step in when], len(when)
+    if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] <= total:
+        raise InvalidArgumentError(
+            f"the strategy must give rising steps in [0, {total}] at which to prune, got {list(when)[:10]}"
+        )
+    if steps.carried_out(found[-1]) >= total:
+        raise InvalidArgumentError(
+            f"this fit runs {steps.at_once} of its {total} steps at a time (steps_per_execution), so "
+            f"pruning at step {found[-1]} would come after the last step; train for longer or lower it"
+        )
+    return [Moment(step, i, count, min(1.0, schedule((i + 1) / count))) for i, step in enumerate(found)]
+
+
+def as_totals(cost: Any) -> Mapping[str, float]:
+    """Returns {"macs": ..., "params": ..., "bytes": ...} of a cost."""
+    return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}

@@ -1,0 +1,42 @@
+"""What changes the loss while a `fit` prunes: distillation, and the terms of the strategy."""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from keras_pcp.fit.run import Run
+from keras_pcp.repair.loss_terms import LossTerms
+from keras_pcp.strategies.protocol import Strategy
+from keras_pcp.support import internals
+
+
+class Teaching:
+    """The terms of the loss in one `fit`, from `begin` to `close`."""
+
+    def __init__(self, callback: Any, run: Run):
+        self.callback, self.run = callback, run
+        self.own = type(run.strategy).loss_terms is not Strategy.loss_terms
+        self.taught: list[Any] = []
+        self.terms: LossTerms | None = None
+        self.stack = ExitStack()
+
+    def begin(self) -> None:
+        """Changes the loss, if there is anything that does."""
+        model, distillation = self.callback.model, self.callback.distillation
+        if distillation:
+            self.taught = [distillation.term(model)]
+        if distillation or self.own:
+            self.terms = LossTerms(model, self._all())
+            self.stack.enter_context(self.terms.added(partial(internals.in_training, self.callback)))
+
+    def refresh(self) -> None:
+        """Brings the terms in step with the state of the strategy."""
+        if self.terms is not None and self.own:
+            self.terms.set(self._all())
+
+    def close(self) -> None:
+        """Gives the model its own loss back."""
+        self.stack.close()
+
+    def _all(self) -> list[Any]:
+        return [*self.taught, *self.run.strategy.loss_terms(self.run.problem, self.run.state)]

@@ -1,0 +1,106 @@
+"""Terms that change the loss while a model trains: several at a time, and one place that undoes them."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.support import internals
+from keras_pcp.support.changes import Journal, temporarily
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a loss term sees of a training step.
+
+    Attributes:
+        model: the model in training.
+        x, y, y_pred, sample_weight: as `keras.Model.compute_loss` gets them; x may be None.
+    """
+
+    model: keras.Model
+    x: Any
+    y: Any
+    y_pred: Any
+    sample_weight: Any
+
+
+LossTerm = Callable[[Any, Batch], Any]
+"""A function of the loss so far and a `Batch` that returns the loss to go on with, such as the loss plus a penalty.
+
+It is traced with the training step, so it reads what changes between steps from variables.
+"""
+
+
+class LossTerms:
+    """The terms of one training run, in order; the first one gets the model's own loss.
+
+    Attributes:
+        terms: the terms.
+        used: whether a training step has asked for the loss.
+    """
+
+    def __init__(self, model: keras.Model, terms: Sequence[LossTerm] = ()):
+        self.model, self.terms, self.used = model, list(terms), False
+
+    def set(self, terms: Sequence[LossTerm]) -> None:
+        """Replaces the terms; the train function is traced again if they are others."""
+        if list(terms) != self.terms:
+            self.terms = list(terms)
+            internals.forget_traces([self.model], Journal())
+
+    @contextmanager
+    def added(self, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Inside the block, the terms change the loss of the model in training.
+
+        `running` says whether the training run that the block is for is still going on. An interrupted `fit` calls nobody.
+        So where the loss, or a function that trains, is asked for and the run is over, the block is over, too.
+
+        Raises:
+            InvalidArgumentError: `compute_loss` of the model cannot say whether it is called in training.
+        """
+        model = self.model
+        if "training" not in inspect.signature(model.compute_loss).parameters:
+            raise InvalidArgumentError(
+                f"compute_loss of model {model.name!r} needs an argument `training` for distillation and other loss terms"
+            )
+        steps = int(model.optimizer.iterations)
+        with temporarily(lambda journal: self._install(journal, running)):
+            yield
+            if self.terms and not self.used and int(model.optimizer.iterations) > steps:
+                warnings.warn(
+                    f"distillation and other loss terms had no effect, because train_step of model {model.name!r} does not "
+                    "call compute_loss",
+                    stacklevel=2,
+                )
+
+    def _install(self, journal: Journal, running: Callable[[], bool]) -> None:
+        model = self.model
+        usual, make_usual = model.compute_loss, model.make_train_function
+
+        def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            loss = usual(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+            if not running():
+                journal.undo()
+                return loss
+            if not training:
+                return loss
+            self.used = True
+            for term in self.terms:
+                loss = term(loss, Batch(model, x, y, y_pred, sample_weight))
+            return loss
+
+        def make_train_function(force=False):
+            if not running():
+                journal.undo()
+            return make_usual(force)
+
+        journal.note(lambda: internals.forget_traces([model], Journal()))
+        journal.set(model, "make_train_function", make_train_function)
+        journal.set(model, "compute_loss", compute_loss)
+        internals.forget_traces([model], Journal())

@@ -1,0 +1,282 @@
+"""Strategies written as CONTRIBUTING says, in `fit`; and the kit that checks strategies."""
+
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pcp
+from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.graph.selection import Selection
+from keras_pcp.select.select import just_enough, select_by_ratio
+from keras_pcp.strategies import (
+    Action,
+    Chex,
+    LayerByLayer,
+    Needs,
+    OneShot,
+    Progressive,
+    RandomWidths,
+    SoftFilterPruning,
+    Strategy,
+)
+from keras_pcp.testing import check_strategy
+
+L = keras.layers
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+
+
+@dataclass(frozen=True)
+class Iterative(Strategy):
+    """Prunes all groups by the same ratio in each of several rounds, with new scores each time."""
+
+    needs = Needs(validation=False)
+    times: int = 4
+
+    def rounds(self, problem):
+        return self.times
+
+    def init(self, problem):
+        return {"round": 0}
+
+    def update(self, problem, state, seen):
+        number = state["round"] + 1
+        if problem.holds(seen.kept):
+            return state, None
+        ratio = 1 - 0.5 ** (number / self.times)
+        keep = just_enough(problem, seen.scores(), scope="local")
+        if number < self.times:
+            scores = {n: np.where(np.isfinite(s), s, -1e9) for n, s in seen.scores().items()}
+            keep = select_by_ratio(problem.graph, scores, ratio, scope="local")
+        return {"round": number}, None if keep == seen.kept else Action(keep)
+
+
+@dataclass(frozen=True)
+class Counted:
+    held: Selection
+    times: int
+
+
+@dataclass(frozen=True)
+class Regrowing(Strategy):
+    """Holds half of the channels at every moment, always others, and cuts at the last one."""
+
+    needs = Needs(validation=False, training=True)
+
+    def when(self, problem, fit):
+        return fit.epoch_ends()
+
+    def init(self, problem):
+        return Counted(problem.nothing_removed(), 0)
+
+    def update(self, problem, state, seen):
+        if seen.moment == seen.moments - 1:
+            return state, Action(just_enough(problem, seen.scores(), scope="local"))
+        even = {g.name: np.arange(g.num_channels) % 2 == state.times % 2 for g in problem.graph}
+        for group in problem.graph:
+            for part in group.parts:
+                even[group.name][part] = True
+        keep = Selection(even)
+        return Counted(keep, state.times + 1), Action(keep, how="hold")
+
+
+@dataclass(frozen=True)
+class Watching(Strategy):
+    """Measures at every moment, and never does anything."""
+
+    def init(self, problem):
+        return ()
+
+    def update(self, problem, state, seen):
+        return (*state, seen.evaluate(seen.kept).loss), None
+
+
+def shrinking_weights(loss, batch):
+    return loss + sum(keras.ops.sum(keras.ops.square(w)) for w in batch.model.trainable_weights)
+
+
+@dataclass(frozen=True)
+class Decaying(Strategy):
+    """Adds a penalty on the weights until it prunes."""
+
+    needs = Needs(validation=False)
+
+    def init(self, problem):
+        return False
+
+    def update(self, problem, state, seen):
+        if seen.moment < seen.moments - 1 or state:
+            return state, None
+        return True, Action(just_enough(problem, seen.scores(), scope="local"))
+
+    def loss_terms(self, problem, state):
+        return () if state else (shrinking_weights,)
+
+
+def network(seed=0, optimizer="adam"):
+    keras.utils.set_random_seed(seed)
+    i = keras.Input((6, 6, 1))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, name="first")(i)))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, name="second")(x)))
+    model = keras.Model(i, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def samples():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(64, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 64)
+
+
+def fit(strategy, epochs=6, callbacks=(), model=None, **options):
+    model = model or network()
+    options = {"max_macs": 0.5, "begin": 0.1, "end": 0.8} | options
+    if strategy.needs.validation:
+        options["validation_data"] = samples()
+    pruning = keras_pcp.Pruning(strategy, **options)
+    model.fit(*samples(), batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=[pruning, *callbacks])
+    return model, pruning
+
+
+@pytest.mark.parametrize("strategy", [Iterative(), Regrowing(), Decaying()], ids=lambda s: type(s).__name__)
+def test_a_strategy_of_ones_own_works_in_fit_and_passes_the_kit(strategy):
+    model, pruning = fit(strategy)
+    assert pruning.report.reached
+    assert keras_pcp.count_cost(model).macs == pruning.report.after["macs"]
+    assert str(pruning.report)
+    check_strategy(strategy)
+
+
+def test_a_strategy_that_only_watches_changes_nothing():
+    with pytest.warns(UserWarning, match="before pruning reached its limits"):
+        model, pruning = fit(Watching())
+    assert model.get_layer("first").filters == 8
+    assert pruning.report.rounds == []
+    check_strategy(Watching(), reaches=False)
+
+
+def test_the_example_in_contributing_works_as_it_stands():
+    text = CONTRIBUTING.read_text()
+    section = text[text.index("## Add a strategy") : text.index("## Long checks")]
+    [code] = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n)+", section, re.M) if "class" in block]
+    place = {"__name__": __name__}
+    exec(compile(code, str(CONTRIBUTING), "exec"), place)
+    _, pruning = fit(place["AtOnce"]())
+    assert pruning.report.reached
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Progressive(),
+        OneShot(),
+        RandomWidths(draws=2),
+        LayerByLayer(),
+        SoftFilterPruning(),
+        Chex(every=1, widths_by="l1"),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_every_strategy_of_the_project_passes_the_kit(strategy):
+    check_strategy(strategy)
+
+
+def test_an_iterative_strategy_is_asked_as_often_as_it_says_and_sees_what_is_gone():
+    seen_scores = []
+
+    @dataclass(frozen=True)
+    class Looking(Iterative):
+        def update(self, problem, state, seen):
+            scores = seen.scores()
+            seen_scores.append({n: int(np.isneginf(s).sum()) for n, s in scores.items()})
+            assert {n: len(s) for n, s in scores.items()} == {"first": 8, "second": 8}
+            return super().update(problem, state, seen)
+
+    _, pruning = fit(Looking())
+    assert [sum(gone.values()) for gone in seen_scores] == sorted(sum(gone.values()) for gone in seen_scores)
+    assert sum(seen_scores[-1].values()) > 0
+    assert len(pruning.report.shrinks) == len(pruning.report.rounds) >= 3
+
+
+def test_the_loss_terms_of_a_strategy_hold_until_it_says_otherwise_and_end_with_the_fit():
+    model, _ = fit(Decaying(), end=0.9, model=network(optimizer=keras.optimizers.SGD(0.02)))
+    plain, _ = fit(OneShot(), end=0.9, model=network(optimizer=keras.optimizers.SGD(0.02)))
+    size = [sum(float(np.square(w).sum()) for w in m.trainable_weights) for m in (model, plain)]
+    assert size[0] < 0.5 * size[1]
+    assert "compute_loss" not in vars(model)
+
+
+def test_what_a_strategy_may_not_say_is_an_error_that_names_it():
+    @dataclass(frozen=True)
+    class Reviving(Strategy):
+        needs = Needs(validation=False)
+
+        def rounds(self, problem):
+            return 2
+
+        def update(self, problem, state, seen):
+            keep = just_enough(problem, seen.scores(), scope="local")
+            return state, Action(keep if seen.moment == 0 else problem.nothing_removed())
+
+    with pytest.raises(InvalidArgumentError, match=r"Reviving keeps channels of group 'first' that have been cut"):
+        fit(Reviving())
+
+    @dataclass(frozen=True)
+    class Idle(Strategy):
+        needs = Needs(validation=False)
+
+        def update(self, problem, state, seen):
+            return state, Action(seen.kept)
+
+    with pytest.raises(PruningError, match="no group can give more channels"):
+        fit(Idle())
+
+    @dataclass(frozen=True)
+    class Measuring(Strategy):
+        needs = Needs(validation=False)
+
+        def update(self, problem, state, seen):
+            return seen.evaluate(seen.kept), None
+
+    with pytest.raises(InvalidArgumentError, match="says by `needs` that it needs no validation samples"):
+        fit(Measuring())
+
+    @dataclass(frozen=True)
+    class Forgetful(Strategy):
+        needs = Needs(validation=False)
+
+        def when(self, problem, fit):
+            return [3, 2]
+
+        def update(self, problem, state, seen):
+            return state, None
+
+    with pytest.raises(InvalidArgumentError, match="rising steps"):
+        fit(Forgetful())
+    with pytest.raises(InvalidArgumentError, match="needs training between its actions"):
+        keras_pcp.search_widths(network(), max_macs=0.5, validation_data=samples(), strategy=Regrowing())
+    with pytest.raises(InvalidArgumentError, match="strategy must be a strategy"):
+        keras_pcp.Pruning("progressive", max_macs=0.5)
+
+
+def test_the_kit_finds_a_strategy_that_remembers_outside_its_state():
+    memory = []
+
+    @dataclass(frozen=True)
+    class Outside(Strategy):
+        needs = Needs(validation=False)
+
+        def update(self, problem, state, seen):
+            memory.append(1)
+            rng = np.random.default_rng(len(memory))
+            scores = {g.name: rng.random(g.num_channels) for g in problem.graph}
+            return state, None if problem.holds(seen.kept) else Action(just_enough(problem, scores, scope="local"))
+
+    with pytest.raises(AssertionError, match="does something else"):
+        check_strategy(Outside())
+    with pytest.raises(AssertionError, match="above the limit"):
+        check_strategy(Watching())
