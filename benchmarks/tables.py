@@ -253,6 +253,10 @@ def fit_time() -> str:
     return table([*header, "rounds", "shrinks"], body)
 
 
+# Rows keep the name that an operation had when they were recorded; tables show its present name.
+RENAMED = {"lines of recalibrate": "lines of reestimate_batch_norm"}
+
+
 def robustness() -> str:
     """What the long checks of tests/ found, in the order in which they were run."""
     body = []
@@ -261,7 +265,7 @@ def robustness() -> str:
         outcome = ", ".join(f"{k} {len(v) if isinstance(v, list) else format(v, ',')}" for k, v in what.items())
         body.append(
             [
-                f"`{row['suite']}`" + (f", {row['of']}" if "of" in row else ""),
+                f"`{row['suite']}`" + (f", {RENAMED.get(row['of'], row['of'])}" if "of" in row else ""),
                 f"{row['count']:,}",
                 outcome,
                 row["commit"],
@@ -383,6 +387,18 @@ def torch_pruning() -> str:
     return table([*header, "ratio with scores", "turns"], body)
 
 
+def structure() -> str:
+    """Each folder of the package, before and after it was laid out as stages."""
+    body = []
+    for row in rows("structure"):
+        name = "(none)" if row["folder"] == "." else f"`{row['folder']}`"
+        leads = [f"{'(none)' if folder == '.' else folder} {count}" for folder, count in row["imports"].items()]
+        size = f"`{row['class']}`, {row['attributes']} and {row['methods']}" if row["class"] else ""
+        body.append([row["label"], name, str(row["modules"]), f"{row['lines']:,}", size, ", ".join(leads)])
+    header = ["", "folder", "modules", "lines of code", "biggest class, attributes and methods"]
+    return table([*header, "imports from other folders"], body)
+
+
 MAKERS = (
     digits,
     robustness,
@@ -396,6 +412,7 @@ MAKERS = (
     kerashub,
     coverage_summary,
     torch_pruning,
+    structure,
 )
 
 
