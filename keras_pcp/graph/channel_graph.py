@@ -107,9 +107,9 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
         <BLANKLINE>
         group  width  layers            MACs      parameters  exact
         conv      16       1    3.2 k 100.0%      208 100.0%  yes
-        layers: so many layers make these channels together and get the same width. MACs
-        and parameters: those that the group's channels take part in; what lies between
-        two groups counts in both.
+        layers: number of layers that share these channels. MACs and parameters:
+        everything that the group's channels take part in; what connects two groups
+        counts in both.
         <BLANKLINE>
         frozen: 10 channels of 1 layer
           10 channels of 1 layer: output of the model
