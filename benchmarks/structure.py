@@ -40,7 +40,7 @@ def measure(checkout: Path) -> list[dict]:
     for folder, paths in files.items():
         trees = [ast.parse(path.read_text()) for path in paths]
         classes = [_class(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-        name, attributes, methods = max(classes, key=lambda c: c[1] + c[2], default=("", 0, 0))
+        name, attributes, methods = max([("", 0, 0), *classes], key=lambda c: c[1] + c[2])
         found = Counter(target for tree in trees for target in _imports(tree, package) if target != folder)
         rows.append(
             {

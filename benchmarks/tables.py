@@ -390,7 +390,7 @@ def torch_pruning() -> str:
 def structure() -> str:
     """Each folder of the package, before and after it was laid out as stages."""
     body = []
-    for row in rows("structure"):
+    for row in sorted(rows("structure"), key=lambda row: row["label"] != "before"):
         name = "(none)" if row["folder"] == "." else f"`{row['folder']}`"
         leads = [f"{'(none)' if folder == '.' else folder} {count}" for folder, count in row["imports"].items()]
         size = f"`{row['class']}`, {row['attributes']} and {row['methods']}" if row["class"] else ""
