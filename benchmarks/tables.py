@@ -158,7 +158,9 @@ def attempts() -> str:
         if r["suite"] == "attempts"
     ]
     header = ["model", "groups", "samples", "signal", "confidence", "same groups"]
-    return table([*header, "exact, passes per round", "fast, passes per round", "ratio", "exact, s", "fast, s", "ratio"], body)
+    return table(
+        [*header, "exact, passes per round", "fast, passes per round", "ratio", "exact, s", "fast, s", "ratio"], body
+    )
 
 
 def memory() -> str:

@@ -1,4 +1,4 @@
-"""Limits on what a model may cost, how far pruning has come towards them, and whether they can be reached."""
+"""Limits on the cost of a model, the progress of pruning towards them, and whether they can be reached."""
 
 import numbers
 import sys
@@ -15,7 +15,7 @@ from keras_pcp.support import checks
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds that all must hold: a float in (0, 1) is a fraction of the unpruned model, an int is absolute."""
+    """Upper bounds, which must all hold. A float in (0, 1) is a fraction of the unpruned model; an int is absolute."""
 
     max_macs: float | int | None = None
     max_params: float | int | None = None
@@ -32,10 +32,10 @@ class Limits:
         return {"max_macs": self.max_macs, "max_params": self.max_params, "max_bytes": self.max_bytes}
 
     def absolute(self, full: Cost) -> dict[str, float]:
-        """Returns {"macs": bound, ...} for the limits that are set, given the cost of the unpruned model.
+        """Returns {"macs": bound, ...} for the limits that are set; `full` is the cost of the unpruned model.
 
         Raises:
-            LimitError: MACs are limited, but those of a layer are not known.
+            LimitError: MACs are limited, but those of a layer are unknown.
         """
         bounds = {k[4:]: v for k, v in self._values().items() if v is not None}
         if "macs" in bounds and full.uncounted:
@@ -45,12 +45,12 @@ class Limits:
             layers = "; ".join(f"{shorten(names)}: {why}" for why, names in list(reasons.items())[:5])
             raise LimitError(
                 f"max_macs needs the multiply-accumulates (MACs) of every layer, but those of {len(full.uncounted)} are "
-                f"unknown ({layers}). Give the model's inputs fixed sizes; for a layer, let its rule count them "
-                "(keras_pcp.register_rule, site.macs); or limit max_params"
+                f"unknown ({layers}). Give the model's inputs fixed sizes, count the layer's MACs in its rule "
+                "(keras_pcp.register_rule, site.macs), or limit max_params"
             )
         if "macs" in bounds and full.macs == 0:
             raise LimitError(
-                "max_macs needs a model with multiply-accumulates, and this one has none; limit max_params"
+                "max_macs needs a model with multiply-accumulates, but this model has none; limit max_params"
             )
         return {k: v * getattr(full, k) if isinstance(v, float) else float(v) for k, v in bounds.items()}
 
@@ -65,7 +65,7 @@ def _limit(name: str, value: float | int) -> float | int:
 
 
 def progress(cost: Cost, full: Cost, bounds: Mapping[str, float]) -> float:
-    """Returns how far pruning has come: 0 for the unpruned model, 1 or more when every bound holds."""
+    """Returns the progress of pruning: 0 for the unpruned model, 1 or more when every bound holds."""
     return min(
         1.0 if bound >= getattr(full, k) else (getattr(full, k) - getattr(cost, k)) / (getattr(full, k) - bound)
         for k, bound in bounds.items()
@@ -73,7 +73,7 @@ def progress(cost: Cost, full: Cost, bounds: Mapping[str, float]) -> float:
 
 
 def check_reachable(graph: ChannelGraph, floor: Selection, bounds: Mapping[str, float]) -> None:
-    """Raises LimitError if even `floor`, the smallest selection allowed, misses a bound."""
+    """Raises LimitError if even `floor`, the smallest allowed selection, exceeds a bound."""
     least, full = cost_of(graph, floor), cost_of(graph, Selection())
     for name, bound in bounds.items():
         if getattr(least, name) > bound:
@@ -87,6 +87,6 @@ def check_reachable(graph: ChannelGraph, floor: Selection, bounds: Mapping[str, 
 
 
 def holds(graph: ChannelGraph, selection: Selection, bounds: Mapping[str, float]) -> bool:
-    """Returns whether the cost under a selection is at or below every bound."""
+    """Returns whether the cost under a selection exceeds no bound."""
     cost = cost_of(graph, selection)
     return all(getattr(cost, k) <= bound for k, bound in bounds.items())
