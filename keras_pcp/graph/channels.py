@@ -1,4 +1,4 @@
-"""The frozen dataclasses of the core: channel groups, the graph that holds them, and selections.
+"""The frozen dataclasses that a channel graph is made of: groups, weight slices, widths, cost terms.
 
 Nothing here depends on Keras. An index in `model.weights` names a weight. The position in the lists of
 `keras_pcp.graph.trace` names an operation or a tensor. So a graph is valid for any model of the same structure.

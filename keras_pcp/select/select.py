@@ -46,7 +46,8 @@ def select_by_ratio(
 
     Example:
         >>> import numpy as np
-        >>> from keras_pcp.graph.channels import ChannelGraph, ChannelGroup
+        >>> from keras_pcp.graph.channel_graph import ChannelGraph
+        >>> from keras_pcp.graph.channels import ChannelGroup
         >>> graph = ChannelGraph("m", {"a": ChannelGroup("a", 4, ())}, (), (), (), ())
         >>> select_by_ratio(graph, {"a": np.array([3., 1., 2., 4.])}, 0.5, scope="local").removed()["a"].tolist()
         [1, 2]
