@@ -35,8 +35,8 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
         model: a built Functional or Sequential model; nested models are opened up.
         on_unknown: what to do about a layer or operation without a rule: `"error"`, or `"freeze"` every channel that
             reaches it, with a recorded reason.
-        frozen_layers: names of layers that keep their width. (They still train, unlike what Keras calls a frozen layer, which has
-            `trainable=False`.)
+        frozen_layers: names of layers that keep their width. They still train, unlike frozen layers of Keras, which have
+            `trainable=False`.
 
     Returns:
         A `ChannelGraph`; `print` it to see groups and frozen layers.
