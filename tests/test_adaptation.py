@@ -352,7 +352,7 @@ def test_bad_networks_and_data_are_refused():
         ({"source": (x, np.eye(3)[y])}, "class numbers"),
         ({"source": (x, y, np.ones(96))}, "sample weights"),
         ({"target": (target, y)}, "target must be"),
-        ({"target": target[:, 1:]}, "one shape"),
+        ({"target": target[:, 1:]}, "the same shape"),
         ({"source": (x[:, 1:], y), "target": target[:, 1:]}, "network takes"),
         ({"target": tf.data.Dataset.from_tensor_slices(target).batch(8).repeat()}, "without an end"),
         ({"target": tf.data.Dataset.from_tensor_slices({"x": target}).batch(8)}, "one array"),

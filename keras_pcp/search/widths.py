@@ -1,4 +1,4 @@
-"""The search for widths without training, and its checkpoint."""
+"""The search for widths without training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,31 +40,31 @@ def search_widths(
     checkpoint: str | Path | None = None,
     verbose: bool = True,
 ) -> Selection:
-    """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
+    """Searches for the widths of all layers without training: runs the rounds of `ProgressivePruning` without a `fit`.
 
-    The model, which must be compiled for its loss and metrics, stays as it is. With `refit_data` the rounds run
-    on a copy that gets smaller and is refit; `refit` then does the same to what `prune_model` returns.
+    The model stays as it is. It must be compiled, because its loss and metrics are used. With `refit_data`, the rounds run
+    on a copy that is pruned and refit; `refit` then does the same with the result of `prune_model`.
 
     Args:
         model: a trained, compiled model.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
         validation_data: labelled samples for the attempts.
         criterion, strategy, monitor, mode, refit_data, frozen_layers, on_unknown: as in `ProgressivePruning`.
-        checkpoint: a file to which the state is written after every round. If it exists, the search goes on from there.
-            With `refit_data`, what was pruned until then is refit at once, so later choices may differ slightly.
+        checkpoint: a file to which the state is written after every round. If it exists, the search continues from there.
+            With `refit_data`, everything pruned until then is refit at once, so later choices may differ slightly.
         verbose: whether to show a progress bar.
 
     Returns:
-        The `Selection` to give to `prune_model`.
+        The `Selection` to pass to `prune_model`.
 
     Raises:
         InvalidArgumentError: an option is out of range, the data does not fit the model, the checkpoint is damaged or
-            belongs to another search, or a criterion could not be known again (one that is neither a function, a
-            `functools.partial` nor a dataclass, with a checkpoint).
-        FileError: the checkpoint cannot be written; the one before is unchanged.
+            belongs to another search, or a criterion cannot be recognized later (with a checkpoint, it must be a function, a
+            `functools.partial` or a dataclass).
+        FileError: the checkpoint cannot be written; the previous one is unchanged.
         LimitError: the limits cannot be reached.
-        PruningError: no group can give more channels, though the limits are not reached yet.
-        UnsupportedModelError: the model has no functional graph, or a layer without a rule.
+        PruningError: no more channels can be removed, although the limits are not reached yet.
+        UnsupportedModelError: the model has no functional graph, or has a layer without a rule.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -119,7 +119,7 @@ def search_widths(
 
 
 def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, Any]:
-    """Returns what a search depends on, JSON-ready; two searches are the same if it is."""
+    """Returns everything that a search depends on, JSON-ready. Searches with the same result here are the same."""
     evaluator, compiled = search.evaluator, model.get_compile_config() or {}
     found = {
         "groups": {g.name: g.num_channels for g in search.graph},
@@ -143,7 +143,7 @@ def _identity(model: keras.Model, search: Search, wanted: Monitor) -> dict[str, 
 
 
 def _copied(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model, with its loss."""
+    """Returns a copy of a model, compiled with its loss."""
     copy = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
     if getattr(model, "compiled", False):
         copy.compile(loss=model.loss, loss_weights=(model.get_compile_config() or {}).get("loss_weights"))
