@@ -181,8 +181,8 @@ class DANN:
     ) -> keras.callbacks.History:
         """Trains on batches that are half source and half target.
 
-        The loss is the sum of three: that of the labels on the source, `pseudo_weight` times that of the pseudo-labels on the
-        target (if there are any), and that of the domains on both.
+        The loss is the sum of three: that of the labels on the source, `pseudo_weight` times that of the pseudo-labels on
+        the target (if there are any), and that of the domains on both.
 
         Args:
             source: (x, y): arrays, or a dataset of such batches, which is read into memory once. y are class numbers.

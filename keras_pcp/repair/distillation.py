@@ -1,4 +1,4 @@
-"""What helps a pruned model back on its feet while it trains on."""
+"""Distillation: the unpruned model teaches the pruned one while it trains."""
 
 import inspect
 import warnings
@@ -34,16 +34,16 @@ def _logits() -> Any:
 class Distillation:
     """Lets the model in `fit` learn from itself as it was before pruning.
 
-    The loss becomes `(1 - weight) * loss + weight * distillation loss` between the outputs of the model and of a frozen
-    copy of the unpruned model, on the same batch; weight penalties count as loss, sample weights do not apply to the
-    distillation. The copy takes one forward pass per step and the memory of its weights. The model has its own loss again
-    when `fit` ends, also after an interrupt.
+    The loss becomes `(1 - weight) * loss + weight * distillation loss`. The distillation loss compares the outputs of the
+    model with those of a copy of the unpruned model that does not train, on the same batch. Weight penalties are part of the
+    loss. Sample weights do not apply to the distillation. The copy takes one forward pass per step and the memory of its
+    weights. When `fit` ends, even by an interrupt, the model has its own loss again.
 
     Attributes:
         weight: share of the distillation loss, in (0, 1].
         loss: any `keras.distillation.DistillationLoss` that compares final outputs. The default is
-            `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits;
-            for others, `FeatureDistillation` with a loss that suits them.
+            `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits. For
+            other models, use `FeatureDistillation` with a loss that suits them.
 
     Raises:
         InvalidArgumentError: `weight` is out of range, or the loss compares inner layers.
@@ -71,7 +71,7 @@ class Distillation:
             )
 
     def check(self, model: keras.Model) -> None:
-        """Raises InvalidArgumentError where the loss does not suit the model."""
+        """Raises InvalidArgumentError if the loss does not suit the model."""
         if "training" not in inspect.signature(model.compute_loss).parameters:
             raise InvalidArgumentError(
                 f"compute_loss of model {model.name!r} needs an argument `training` for distillation"
@@ -94,10 +94,10 @@ class Distillation:
 
     @contextmanager
     def teaching(self, model: keras.Model, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Inside the block, the model as it is now teaches the model as it becomes.
+        """Makes the model as it is now teach the model in training, inside a `with` block.
 
-        `running` says whether the training is still running that the block is for. An interrupted `fit` calls nobody. So
-        where the loss, or a function that trains, is asked for and the training is not running, the block is over.
+        `running` says whether the training that the block is for is still running. An interrupted `fit` notifies nobody. So
+        if the loss or a training function is requested while that training is not running, the block is over.
         """
         self.check(model)
         teacher = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
