@@ -110,7 +110,7 @@ def kernel_array(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def penalized(gram: np.ndarray, positions: int, ridge: float) -> np.ndarray:
-    """Returns sums of products of inputs, (groups, rows, rows), with `ridge` times their mean trace on the diagonal."""
+    """Returns sums of products of inputs, (groups, rows, rows), plus `ridge` times trace per position on the diagonal."""
     penalty = ridge * np.trace(gram, axis1=1, axis2=2) / positions
     penalty = np.where(penalty > 0, penalty, 1)  # for a layer that reads only zeros
     return gram + penalty[:, None, None] * np.eye(gram.shape[2])

@@ -19,7 +19,7 @@ def check_target(path: str | Path) -> Path:
     Example:
         >>> check_target("nowhere/model.tflite")
         Traceback (most recent call last):
-        keras_pcp.errors.InvalidArgumentError: folder nowhere does not exist; make it first
+        keras_pcp.errors.InvalidArgumentError: folder nowhere does not exist; create it first
     """
     try:
         path = Path(path)
