@@ -1,4 +1,4 @@
-"""Accuracy after pruning with a small training budget: progressive channel pruning, controls, any base criterion.
+"""Accuracy after pruning with a small training budget: progressive channel pruning and baselines, with any criterion.
 
     python benchmarks/accuracy.py --model resnet20_fashion.keras --data fashion_mnist --mean 0.2860 --std 0.3530 \
         --out benchmarks/results/accuracy.jsonl

@@ -11,7 +11,7 @@ criterion see, or in the strategy:
 
 - `source`: source labels. `pseudo`: source labels and pseudo-labels. `oracle`: true target labels, for comparison.
 - `random_widths`, `uniform`: other strategies.
-- `no_pseudo`: no pseudo-labels, in recovery neither.
+- `no_pseudo`: no pseudo-labels, neither for choosing nor in recovery.
 - `adapt_after`: prunes the network that was trained on the source alone, by the source, and then trains it as a DANN from
   the start, so it sees more images than the others.
 
@@ -182,7 +182,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     """Returns the options, which `plot_domains.py` has too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, a folder, or digits")
-    parser.add_argument("--target", default="mnist_m", help="likewise; with _m behind it, blended with photographs")
+    parser.add_argument("--target", default="mnist_m", help="the same; with _m appended, blended with photographs")
     parser.add_argument("--data-dir")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--methods", default=",".join(METHODS))

@@ -34,7 +34,7 @@ def least_distance(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def cosine(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose filter has a direction of its own: s_c = 1 - max over d of |cos(w_c, w_d)|.
+    """Keeps channels whose filter no other filter is parallel to: s_c = 1 - max over d of |cos(w_c, w_d)|.
 
     A filter of zeros has no direction and gets 0. Takes a product of the filter matrix with itself; needs only the weights.
 
