@@ -1,4 +1,4 @@
-"""Accuracy after pruning with a small training budget: progressive channel pruning, controls, any base criterion.
+"""Accuracy after pruning with a small training budget: progressive channel pruning and baselines, with any criterion.
 
     python benchmarks/accuracy.py --model resnet20_fashion.keras --data fashion_mnist --mean 0.2860 --std 0.3530 \
         --out benchmarks/results/accuracy.jsonl
@@ -7,7 +7,7 @@
 All methods run in the same `fit` with the same callback, images, augmentation (flip, shift by up to two pixels),
 optimizer, learning-rate schedule and distillation; only the strategy and the criterion differ. 5,000 training images (a
 sixth of the data, if that is less) are held out: widths are chosen by them. The test images are evaluated for the record
-only. Rows that are in the output file already are skipped, so an interrupted run goes on where it stopped.
+only. Rows that are already in the output file are skipped, so an interrupted run continues where it stopped.
 
 Method `torch_pruning` needs `--against`, a Python with torch and torch-pruning (pip install torch torch-pruning numpy).
 There the same weights are pruned in equal parts of every layer, and tuned on the same images in the same order, without
@@ -46,7 +46,7 @@ SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as 
 
 
 def compiled(model, args, steps):
-    """Compiles for a fine-tuning of so many steps."""
+    """Compiles for fine-tuning with this number of steps."""
     rate = keras.optimizers.schedules.CosineDecay(args.rate, steps)
     model.compile(
         keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=1e-4),
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images to use; default: all")
-    parser.add_argument("--tag", default="", help="tells rows with other options apart")
+    parser.add_argument("--tag", default="", help="distinguishes rows with different options")
     parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()

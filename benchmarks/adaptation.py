@@ -1,16 +1,22 @@
-"""Domain adaptation before and after pruning: target accuracy by what the channels and widths were chosen with.
+"""Domain adaptation before and after pruning: target accuracy for different ways to choose channels and widths.
 
     python benchmarks/adaptation.py --source mnist --target mnist_m --out benchmarks/results/adaptation.jsonl
 
-First a network is trained on the labelled source alone, with a gradient reversal (DANN) and with the maximum mean
-discrepancy (MMD). Then the DANN is pruned in the first 5 % of a further `fit`. All ways of pruning recover alike: with the
-refit on images of both domains, source labels, pseudo-labels and the domain loss. They differ in the samples that attempts
-and the criterion see (source labels; source labels and pseudo-labels; for comparison, true target labels) or in the
-strategy. Two rows are not like this: `no_pseudo` has no pseudo-labels in recovery either; `adapt_after` prunes the network
-that was trained on the source alone, by the source, and then trains it as DANN from the start, so it sees more images than
-the others. `dann_pseudo` is what the same further `fit` makes of the DANN without pruning. 512 training images of each
-domain are held out to choose by. True target labels choose nothing but the rows `oracle`. Rows that are in the output file
-are skipped.
+First, networks are trained: on the labelled source alone (`source_only`), with a gradient reversal (`dann`), and with the
+maximum mean discrepancy (`mmd`). `dann_pseudo` is the DANN after a further `fit` without pruning.
+
+Then the DANN is pruned in the first 5 % of the same further `fit`. All methods recover in the same way: with the refit on
+images of both domains, source labels, pseudo-labels and the domain loss. They differ in the samples that attempts and the
+criterion see, or in the strategy:
+
+- `source`: source labels. `pseudo`: source labels and pseudo-labels. `oracle`: true target labels, for comparison.
+- `random_widths`, `uniform`: other strategies.
+- `no_pseudo`: no pseudo-labels, neither for choosing nor in recovery.
+- `adapt_after`: prunes the network that was trained on the source alone, by the source, and then trains it as a DANN from
+  the start, so it sees more images than the others.
+
+512 training images of each domain are held out for choosing. True target labels are used only for the rows `oracle`. Rows
+that are already in the output file are skipped.
 """
 
 import argparse
@@ -138,7 +144,7 @@ class TrueLabels(keras_pcp.PseudoLabels):
 
 
 def measured(dann: keras_pcp.adaptation.DANN, data: dict) -> dict[str, float]:
-    """Accuracies on the test images, and how well a linear classifier tells the domains of features apart."""
+    """Accuracies on the test images, and how well a linear classifier distinguishes the domains by the features."""
     apart = [dann.features.predict(x, batch_size=500, verbose=0) for x, _ in (data["source_test"], data["target_test"])]
     domain = np.repeat([0, 1], [len(a) for a in apart])
     values = np.concatenate(apart)
@@ -175,7 +181,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     """Returns the options, which `plot_domains.py` has too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="mnist", help="a set of tensorflow-datasets, a folder, or digits")
-    parser.add_argument("--target", default="mnist_m", help="likewise; with _m behind it, blended with photographs")
+    parser.add_argument("--target", default="mnist_m", help="the same; with _m appended, blended with photographs")
     parser.add_argument("--data-dir")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--methods", default=",".join(METHODS))

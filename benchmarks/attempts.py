@@ -5,10 +5,10 @@
     python benchmarks/attempts.py --model resnet20,resnet56,resnet110 --data mnist --rounds 4 \
         --out benchmarks/results/attempts.jsonl
 
-A search without training follows the choices of the exact way. In every round the fast way chooses too, from the same
+A search without training follows the choices of the exact way. In every round, the fast way chooses, too, from the same
 model and with its own memory of earlier rounds. Passes are multiply-accumulates in units of one pass of the unpruned model
-over all samples, so that a round with n attempts takes n + 1 of them by the exact way, and half a pass or so to
-re-estimate batch normalization. `--memory` tells the peak memory of a `fit` with pruning over that of one without.
+over all samples. So a round with n attempts takes n + 1 passes the exact way, and about half a pass to re-estimate batch
+normalization. `--memory` compares the peak memory of a `fit` with pruning with that of a `fit` without.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Small KerasHub backbones with random weights, for what the library has to understand beyond Keras's own layers.
 
 The variants cover the structures that the configurations of KerasHub's image backbones give: blocks of plain layers,
-blocks inside a layer of their own, nested models, several outputs. Needs `pip install keras-hub`.
+blocks inside custom layers, nested models, several outputs. Needs `pip install keras-hub`.
 
 BACKBONES holds the convolutional networks and the networks built around convolutions, TRANSFORMERS the vision
 transformers, in which only patch embeddings, necks and heads are convolutions. Each value builds a model; nothing is

@@ -86,7 +86,7 @@ def accuracy() -> str:
         "validation",
         "test",
     ]
-    return table([*header, "range", "seeds", "s", "of it attempts, s"], body)
+    return table([*header, "range", "seeds", "s", "attempts, s"], body)
 
 
 def differences() -> str:
@@ -158,7 +158,9 @@ def attempts() -> str:
         if r["suite"] == "attempts"
     ]
     header = ["model", "groups", "samples", "signal", "confidence", "same groups"]
-    return table([*header, "exact, passes a round", "fast, passes", "ratio", "exact, s", "fast, s", "ratio"], body)
+    return table(
+        [*header, "exact, passes per round", "fast, passes per round", "ratio", "exact, s", "fast, s", "ratio"], body
+    )
 
 
 def memory() -> str:
@@ -253,15 +255,19 @@ def fit_time() -> str:
     return table([*header, "rounds", "shrinks"], body)
 
 
+# Rows keep the name that an operation had when they were recorded; tables show its present name.
+RENAMED = {"lines of recalibrate": "lines of reestimate_batch_norm"}
+
+
 def robustness() -> str:
-    """What the long checks of tests/ found, in the order in which they were run."""
+    """The results of the long checks of tests/, in the order in which they were run."""
     body = []
     for row in rows("robustness"):
         what = {k: v for k, v in row.items() if k not in ("suite", "of", "count", "start", "seconds", "commit")}
         outcome = ", ".join(f"{k} {len(v) if isinstance(v, list) else format(v, ',')}" for k, v in what.items())
         body.append(
             [
-                f"`{row['suite']}`" + (f", {row['of']}" if "of" in row else ""),
+                f"`{row['suite']}`" + (f", {RENAMED.get(row['of'], row['of'])}" if "of" in row else ""),
                 f"{row['count']:,}",
                 outcome,
                 row["commit"],
@@ -303,7 +309,7 @@ def applications() -> str:
 
 
 def kerashub() -> str:
-    """Small KerasHub backbones: how many blocks were opened, what was found, what stays as it is and why."""
+    """Small KerasHub backbones: how many blocks were opened, what was found, and what stays as it is and why."""
     body = []
     for row in (r for r in rows("coverage") if r["family"] == "kerashub"):
         if "failure" in row:
@@ -328,7 +334,7 @@ def kerashub() -> str:
 
 
 def coverage_summary() -> str:
-    """How many models passed what."""
+    """How many models passed each check."""
     apps = [r for r in rows("coverage") if r["family"] == "applications"]
     all_hub = [r for r in rows("coverage") if r["family"] == "kerashub"]
     hub = [r for r in all_hub if "failure" not in r]
@@ -338,17 +344,17 @@ def coverage_summary() -> str:
             max(r[f"error{k}"] for k in ("", "_avg", "_max", "_None")) <= 1e-5 for r in apps
         ],
         "keras.applications: predicted cost equals counted cost": [r["cost_equal"] for r in apps],
-        "keras.applications: saved, and reloaded in a process without keras_pcp, equal": [
+        "keras.applications: saved and reloaded in a process without keras_pcp, outputs equal": [
             r["reload_error"] == 0 for r in apps
         ],
         "keras.applications: exported to LiteRT, error at most 1e-4": [
             (r["litert_error"] if r["litert_error"] is not None else 1) <= 1e-4 for r in apps
         ],
-        "keras.applications: trains on after a live shrink": [r["trains_on"] for r in apps],
+        "keras.applications: keeps training after a shrink in place": [r["trains_on"] for r in apps],
         "keras.applications: planted dead channels found and cut, outputs equal to 1e-5": [
             r["planted_error"] <= 1e-5 for r in apps
         ],
-        "KerasHub: pruned and loaded again (the others have layers that KerasHub itself cannot rebuild)": [
+        "KerasHub: pruned and loaded again (KerasHub itself cannot rebuild the layers of the others)": [
             "failure" not in r for r in all_hub
         ],
         "KerasHub: opened model equals the original to 1e-5": [r["inline_error"] <= 1e-5 for r in hub],
@@ -379,8 +385,20 @@ def torch_pruning() -> str:
     for model, turns in found.items():
         medians = [statistics.median(r[k] for r in turns) for k in keys]
         body.append([model, *(format(v, f) for v, f in zip(medians, styles, strict=True)), str(len(turns))])
-    header = ["model", "graph, s", "shrink, s", "scores, s", "Torch-Pruning graph, s", "its cut, s", "ratio"]
+    header = ["model", "graph, s", "shrink, s", "scores, s", "Torch-Pruning graph, s", "Torch-Pruning cut, s", "ratio"]
     return table([*header, "ratio with scores", "turns"], body)
+
+
+def structure() -> str:
+    """Each folder of the package, before and after it was laid out as stages."""
+    body = []
+    for row in sorted(rows("structure"), key=lambda row: row["label"] != "before"):
+        name = "(none)" if row["folder"] == "." else f"`{row['folder']}`"
+        leads = [f"{'(none)' if folder == '.' else folder} {count}" for folder, count in row["imports"].items()]
+        size = f"`{row['class']}`, {row['attributes']} and {row['methods']}" if row["class"] else ""
+        body.append([row["label"], name, str(row["modules"]), f"{row['lines']:,}", size, ", ".join(leads)])
+    header = ["", "folder", "modules", "lines of code", "biggest class, attributes and methods"]
+    return table([*header, "imports from other folders"], body)
 
 
 MAKERS = (
@@ -396,6 +414,7 @@ MAKERS = (
     kerashub,
     coverage_summary,
     torch_pruning,
+    structure,
 )
 
 

@@ -9,10 +9,10 @@ SIZE = 28
 
 
 def load_domains(source: str, target: str, data_dir: str | None = None) -> tuple[Arrays, Arrays, Arrays, Arrays]:
-    """Returns (x, y) of the source and the target for training, then for the test: float32 (count, 28, 28, 3) in [0, 1].
+    """Returns (x, y) of source and target for training, then for testing: float32 (count, 28, 28, 3) in [0, 1].
 
     Args:
-        source, target: names as in `image_data.load`; with "_m" behind it, blended with photographs, as MNIST-M is.
+        source, target: names as in `image_data.load`; with "_m" appended, blended with photographs, like MNIST-M.
         data_dir: where tensorflow-datasets looks for prepared data.
     """
     found = []
@@ -37,11 +37,11 @@ def _colour_images(x: np.ndarray) -> np.ndarray:
 
 
 def blended(x: np.ndarray, part: str, seed: int = 0) -> np.ndarray:
-    """Blends images with photographs as MNIST-M does: |image - patch|, a random patch for each image.
+    """Blends images with photographs, like MNIST-M: |image - patch|, with a random patch for each image.
 
     MNIST-M (Ganin et al., JMLR 2016) takes its patches from the photographs of BSDS500. Here they are cut from the seven
     colour photographs that ship with scikit-learn (china, flower) and scikit-image (astronaut, cat, coffee, motorcycle,
-    rocket): for "train" from their left three quarters, for "test" from the rest.
+    rocket): for "train" from the left three quarters, for "test" from the rest.
     """
     rng = np.random.default_rng([seed, part == "test"])
     photos = _photographs(part)

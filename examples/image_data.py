@@ -13,9 +13,9 @@ def load(name: str, data_dir: str | None = None, size: int = 64) -> tuple[Arrays
     Args:
         name: `"digits"`, the 1,797 real handwritten 8x8 digits that ship with scikit-learn, or the name of an
             image-classification set of tensorflow-datasets, such as `"mnist"`, `"fashion_mnist"` or `"cifar10"`; or a
-            folder that holds one folder of images for each class, of which a fifth is for the test.
-        data_dir: where tensorflow-datasets looks for prepared data before it downloads.
-        size: height and width for sets whose images differ in size.
+            folder with one folder of images for each class, of which a fifth is kept for the test.
+        data_dir: where tensorflow-datasets looks for prepared data before it downloads any.
+        size: height and width to use if images differ in size.
     """
     if Path(name).is_dir():
         return _folder(name, size)

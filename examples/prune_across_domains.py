@@ -1,10 +1,10 @@
-"""Trains a classifier for a domain without labels, prunes it for that domain, and puts the label path into a LiteRT file.
+"""Trains a classifier for a domain without labels, prunes it for that domain, and exports the label path to LiteRT.
 
     python examples/prune_across_domains.py    # handwritten digits from scikit-learn; target: blended with photographs
     python examples/prune_across_domains.py --source mnist --target mnist_m    # sets of tensorflow-datasets
     python examples/prune_across_domains.py --source DIR --target DIR          # folders with a folder for each class
 
-Prints the accuracy on test images of both domains. The labels of the target are used for that only.
+Prints the accuracy on test images of both domains. The labels of the target are used only for that.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Trains a residual network, prunes it to half of its MACs in an ordinary `fit`, and puts it into a LiteRT file.
+"""Trains a residual network, prunes it to half of its MACs in an ordinary `fit`, and exports it to LiteRT.
 
     python examples/prune_in_fit.py                            # real handwritten digits from scikit-learn
     python examples/prune_in_fit.py --dataset fashion_mnist    # any image-classification set of tensorflow-datasets
 
-Prints accuracy, MACs, parameters, file size and latency before and after. Widths are chosen on validation images that
-are held out of the training images; the test images are only used for the two accuracies in the table.
+Prints accuracy, MACs, parameters, file size and latency before and after. The widths are chosen on validation images that
+are held out of the training images. The test images are used only for the two accuracies in the table.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def residual_network(shape: tuple, classes: int, width: int, blocks: int) -> ker
 
 
 def fit(model: keras.Model, train: tuple, val: tuple, epochs: int, rate: float, batch: int, callbacks: list) -> float:
-    """Compiles, trains with a cosine learning rate and returns the seconds it took."""
+    """Compiles, trains with a cosine learning rate, and returns the time in seconds."""
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(train[0]) // batch))
     model.compile(
         keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
@@ -80,16 +80,16 @@ def show(before: dict[str, float], after: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="digits", help="digits, or a name of tensorflow-datasets")
+    parser.add_argument("--dataset", default="digits", help="digits, or the name of a set of tensorflow-datasets")
     parser.add_argument("--data-dir", help="folder of prepared tensorflow-datasets")
     parser.add_argument("--max-macs", type=float, default=0.5)
     parser.add_argument("--criterion", default="l1", choices=sorted(keras_pcp.criteria.BY_NAME))
     parser.add_argument("--quantization", choices=["float16", "dynamic", "int8"])
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of training, and again of pruning")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of training, and as many of pruning")
     parser.add_argument("--width", type=int, default=32, help="filters of the first stage")
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks per stage")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--limit", type=int, help="use only so many training images")
+    parser.add_argument("--limit", type=int, help="use at most this number of training images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="file to append the table to, as a JSON line")
     parser.add_argument("--out", type=Path, help="folder for the LiteRT files, the report and the plot")
@@ -117,7 +117,7 @@ def main() -> None:
 
     print(pruning.report)
     show(before, after)
-    print(f"\ntraining took {trained:.0f} s, pruning in fit {pruned:.0f} s for as many epochs")
+    print(f"\ntraining took {trained:.0f} s; pruning in fit took {pruned:.0f} s for the same number of epochs")
     if args.record:
         row = {
             "suite": "example",

@@ -5,8 +5,8 @@ keras-pcp prune model.keras small.keras --max-macs 0.5
 keras-pcp export small.keras small.tflite --quantization float16
 keras-pcp bench small.tflite
 
-Results go to stdout. An error is one line on stderr and exit code 2, an interrupt exit code 130. TensorFlow logs to stderr
-while it is imported, which is before any of this runs: TF_CPP_MIN_LOG_LEVEL=3 in the environment keeps most of that away.
+Results go to stdout. An error is one line on stderr and exit code 2; an interrupt is exit code 130. TensorFlow logs to
+stderr while it is imported; TF_CPP_MIN_LOG_LEVEL=3 in the environment hides most of that.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.support.files import check_target, replacing
 
-# Spelled out so that `--help` need not import Keras; those that need data are for `keras_pcp.score_channels`.
+# Listed here so that `--help` does not import Keras. Criteria that need data are for `keras_pcp.score_channels` only.
 _CRITERIA = ("l2", "bn_scale", "dead_probability", "fpgm", "least_distance", "cosine", "random")
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 after an error (one line on stderr), or 130 after an interrupt.
 
     Args:
-        argv: arguments without the name of the program; None takes those of the process.
+        argv: arguments without the name of the program; None means those of the process.
 
     Example:
         >>> import keras, tempfile
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             before           after   ratio
         MACs                15,712           7,856   0.500
         parameters             618             314   0.508
-        wrote .../small.keras; fine-tune it before you use it, pruning has cost accuracy
+        wrote .../small.keras; fine-tune it before you use it, because pruning lowers accuracy
         0
     """
     args = _parser().parse_args(argv)
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PruningError as error:
         print(f"keras-pcp: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         _give_up_stdout()
-    except OSError as error:  # such as a full disk behind `> file`
+    except OSError as error:  # for example a full disk
         _give_up_stdout()
         print(f"keras-pcp: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _give_up_stdout() -> None:
-    """Points stdout nowhere: it is flushed once more at exit, where it must not fail."""
+    """Redirects stdout to nowhere: Python flushes it again at exit, and that must not fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Prints what of a model can be pruned; with `--json`, `Inspection.to_json()` and nothing else."""
+    """Prints what can be pruned in a model; with `--json`, prints only `Inspection.to_json()`."""
     from keras_pcp.graph.channel_graph import inspect_graph
 
     inspection = inspect_graph(_graph(args, _load(args)))
@@ -82,7 +82,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def prune(args: argparse.Namespace) -> None:
-    """Prunes a model in one shot and saves the small one."""
+    """Prunes a model in one shot and saves the smaller one."""
     from keras_pcp.criteria import score_channels
     from keras_pcp.graph.model_cost import count_cost
     from keras_pcp.select.select import select_by_cost
@@ -90,7 +90,7 @@ def prune(args: argparse.Namespace) -> None:
 
     target = _writable(args.target, ".keras")
     if target.resolve() == Path(args.model).resolve():
-        raise InvalidArgumentError(f"{target} would overwrite the model that is pruned; give another name")
+        raise InvalidArgumentError(f"{target} would overwrite the model to prune; choose another name")
     model = _load(args)
     graph = _graph(args, model)
     selection = select_by_cost(
@@ -111,7 +111,7 @@ def prune(args: argparse.Namespace) -> None:
         if not math.isnan(old):
             print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
     print("".join(f"note: {note}\n" for note in before.notes()), end="")
-    print(f"wrote {target}; fine-tune it before you use it, pruning has cost accuracy")
+    print(f"wrote {target}; fine-tune it before you use it, because pruning lowers accuracy")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -153,19 +153,23 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="MODULE[:NAME]",
-        help="classes or functions that the file refers to, after the other arguments; the modules are imported, "
-        "so rules in them are registered",
+        help="classes or functions that the file refers to; put this after the other arguments. The modules are "
+        "imported, so the rules in them are registered",
     )
     analysed = argparse.ArgumentParser(add_help=False)
     analysed.add_argument(
         "--on-unknown", choices=["error", "freeze"], default="error", help="what to do about layers without a rule"
     )
     analysed.add_argument(
-        "--frozen-layers", type=_names, default=[], metavar="A,B", help="layers that keep their width"
+        "--frozen-layers",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="layers that keep their width (they still train)",
     )
 
-    command = commands.add_parser("inspect", parents=[loaded, analysed], help="what can be pruned, how far, what not")
-    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    command = commands.add_parser("inspect", parents=[loaded, analysed], help="show what can be pruned, and how far")
+    command.add_argument("--json", action="store_true", help="print only JSON")
     command.set_defaults(run=inspect)
     _add_prune(commands.add_parser("prune", parents=[loaded, analysed], help="prune in one shot, without training"))
 
@@ -175,12 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--representative-data",
         metavar="X.npy",
-        help="inputs, needed for int8; X.npz with an array for "
-        "each input, by its name or in order, for a model that has several",
+        help="inputs, needed for int8; for a model with several inputs, "
+        "X.npz with an array for each input, by name or in order",
     )
     command.set_defaults(run=export)
 
-    command = commands.add_parser("bench", parents=[loaded], help="latency of a *.tflite file or a Keras model")
+    command = commands.add_parser(
+        "bench", parents=[loaded], help="measure the latency of a *.tflite file or a Keras model"
+    )
     command.add_argument("--threads", type=_positive, default=1)
     command.add_argument("--runs", type=_positive, default=50)
     command.set_defaults(run=bench)
@@ -191,7 +197,7 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", help="file to write, *.keras")
     for name in ("macs", "params", "bytes"):
         command.add_argument(
-            f"--max-{name}", type=_limit, metavar="LIMIT", help="0.5: fraction of the model; 300000000: absolute"
+            f"--max-{name}", type=_limit, metavar="LIMIT", help="fraction (0.5) of the model, or absolute (300000000)"
         )
     command.add_argument(
         "--criterion",
@@ -200,12 +206,12 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
         help="l1 (default), or another criterion that needs no data: " + ", ".join(_CRITERIA),
     )
     command.add_argument("--multiple-of", type=_positive, default=1, help="round widths up to a multiple of this")
-    command.add_argument("--min-channels", type=_positive, default=1, help="channels that every group keeps")
+    command.add_argument("--min-channels", type=_positive, default=1, help="least number of channels of every group")
     command.set_defaults(run=prune)
 
 
 def _limit(text: str) -> float | int:
-    """Reads "0.5" as a fraction and "300000000" as an absolute number, as `keras_pcp.select.problem.Limits` takes them."""
+    """Reads "0.5" as a fraction and "300000000" as an absolute number, for `keras_pcp.select.problem.Limits`."""
     for read in (int, float):
         with contextlib.suppress(ValueError):
             return read(text)
@@ -232,7 +238,7 @@ def _existing(path: str) -> Path:
 
 
 def _writable(path: str, suffix: str) -> Path:
-    """Refuses a bad target before the work rather than after it."""
+    """Rejects a bad target before the work, not after it."""
     if not path.endswith(suffix):
         raise InvalidArgumentError(f"{path} must end in {suffix}")
     return check_target(path)
@@ -244,7 +250,7 @@ def _load(args: argparse.Namespace) -> Any:
     path, custom = _existing(args.model), _custom_objects(args.custom_objects)
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
         raise InvalidArgumentError(
-            f"cannot load {path}: it is no .keras file, or only a part of one; save the model again"
+            f"cannot load {path}: it is not a .keras file, or it is incomplete; save the model again"
         )
     try:
         return keras.models.load_model(path, custom_objects=custom, compile=False)
@@ -257,7 +263,7 @@ def _load(args: argparse.Namespace) -> Any:
 
 def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
     if references and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look there by itself
+        sys.path.insert(0, os.getcwd())  # a console script does not search this folder
     found = {}
     for reference in references:
         module, _, name = reference.partition(":")
@@ -266,7 +272,7 @@ def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
             found |= {name: getattr(loaded, name)} if name else {}
         except (ImportError, AttributeError, ValueError) as error:
             raise InvalidArgumentError(
-                f"--custom-objects {reference}: {error}; write module:Name, or module if it registers its classes itself"
+                f"--custom-objects {reference}: {error}; write module:Name, or module if it registers its classes"
             ) from error
     return found
 
@@ -278,7 +284,7 @@ def _graph(args: argparse.Namespace, model: Any) -> Any:
 
 
 def _samples(path: str | None) -> Any:
-    """Reads an array, or the arrays of a .npz file: by name, or in order where NumPy has named them."""
+    """Reads an array, or the arrays of a .npz file: by name, or in order if NumPy chose the names."""
     import numpy as np
 
     if path is None:

@@ -1,8 +1,8 @@
-"""Exception classes: one base class, so that `except keras_pcp.PruningError` catches all of them."""
+"""Exception classes. They share a base class, so that `except keras_pcp.PruningError` catches all of them."""
 
 
 class PruningError(Exception):
-    """Base class of the errors that keras_pcp raises (not of ImportError for an extra that is not installed)."""
+    """Base class of the errors that keras_pcp raises (except ImportError if an extra is not installed)."""
 
 
 class UnsupportedModelError(PruningError, ValueError):
@@ -14,7 +14,7 @@ class InvalidArgumentError(PruningError, ValueError):
 
 
 class NotFiniteError(InvalidArgumentError):
-    """The model has or gives NaN or infinite values, so it cannot be judged: its training has diverged."""
+    """The model holds or computes NaN or infinite values, so it cannot be measured: its training has diverged."""
 
 
 class LimitError(PruningError, ValueError):
@@ -26,4 +26,4 @@ class ExportError(PruningError, RuntimeError):
 
 
 class FileError(PruningError, OSError):
-    """A file cannot be written; what was there before is unchanged."""
+    """A file cannot be written; an existing file is unchanged."""

@@ -1,4 +1,4 @@
-"""Figures with matplotlib, which is an extra: `pip install keras-pcp[plots]`."""
+"""Figures. They need matplotlib, which is an extra: `pip install keras-pcp[plots]`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ _BEFORE, _AFTER, _METRIC = "#c9d3de", "#2166ac", "#b2182b"
 
 
 def plot_report(report: "PruningReport") -> Any:
-    """Returns a figure: widths per group before and after, and cost and metric over the rounds.
+    """Returns a figure: the width of each group before and after, and cost and metric over the rounds.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Schedules: how far pruning should have come, as a function of how far training has come.
+"""Schedules: the progress of pruning as a function of the progress of training.
 
 A schedule is any callable from [0, 1] (begin to end of the pruning phase) to [0, 1] (nothing pruned to limit reached).
 """
@@ -10,7 +10,7 @@ from keras_pcp.support import checks
 
 
 def linear(t: float) -> float:
-    """Equal steps.
+    """Prunes in equal steps: returns t.
 
     Example:
         >>> linear(0.25)
@@ -20,7 +20,7 @@ def linear(t: float) -> float:
 
 
 def cubic(t: float) -> float:
-    """Large steps first, small steps last: 1 - (1 - t)^3.
+    """Prunes in large steps first and small steps last: returns 1 - (1 - t)^3.
 
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, arXiv 1710.01878, equation 1.
@@ -35,7 +35,7 @@ def cubic(t: float) -> float:
 def check_schedule(schedule: Callable[[float], float]) -> None:
     """Raises InvalidArgumentError unless a schedule gives numbers in [0, 1] that never fall and end at 1.
 
-    What the schedule itself raises passes through.
+    Errors that the schedule itself raises pass through.
     """
     checks.function(
         "schedule", schedule, "a function from [0, 1] to [0, 1], such as keras_pcp.schedules.cubic", takes=1

@@ -1,4 +1,4 @@
-"""Checks for what you add to keras_pcp, for use in your own tests."""
+"""Checks for custom criteria and rules, for use in your tests."""
 
 import json
 import tempfile
@@ -37,20 +37,24 @@ _SAMPLES, _SEED, _TOLERANCE = 12, 1, 1e-4
 
 
 def check_criterion(criterion: str | Criterion, *, data: bool = True, permutable: bool = True) -> None:
-    """Checks that a criterion does what the rest of keras_pcp relies on, on tiny models of its own.
+    """Checks on tiny models that a criterion does what the rest of keras_pcp relies on.
 
-    On a residual network, a concatenation with two outputs, a depthwise convolution and a dense layer behind a flatten:
-    there is one finite score for each channel; the same seed gives the same scores; renumbering the channels of a group
-    renumbers its scores; weights and metrics of the model stay as they are; and a criterion that cannot do without data
-    says so by `keras_pcp.statistics.needs_data`.
+    The models are a residual network, a concatenation with two outputs, a depthwise convolution, and a dense layer behind a
+    flatten. The criterion must meet these conditions:
+
+    - It gives one finite score for each channel.
+    - The same seed gives the same scores.
+    - Renumbering the channels of a group renumbers its scores.
+    - Weights and metrics of the model stay as they are.
+    - If it needs data, it is marked with `keras_pcp.statistics.needs_data`.
 
     Args:
         criterion: a name or a callable `(group, statistics) -> float array (num_channels,)`.
-        data: whether to give the criterion samples to compute gradients and features on.
-        permutable: False for a control whose scores do not come from the model, such as random numbers.
+        data: whether to pass samples on which the criterion can compute gradients and features.
+        permutable: False for a baseline whose scores do not come from the model, such as random numbers.
 
     Raises:
-        AssertionError: what does not hold, in a sentence.
+        AssertionError: a condition does not hold; the message says which.
 
     Example:
         >>> import numpy as np, keras_pcp.testing
@@ -74,7 +78,7 @@ def check_criterion(criterion: str | Criterion, *, data: bool = True, permutable
         for name in graph.groups:
             _require(
                 _close(scores[name], again[name]),
-                f"on {what}, group {name!r} gets other scores when it is scored again with the same seed",
+                f"on {what}, group {name!r} gets different scores when it is scored again with the same seed",
             )
         if data and not getattr(function, "needs_data", False):
             _check_without_data(what, function, model, graph)
@@ -93,20 +97,25 @@ def check_criterion(criterion: str | Criterion, *, data: bool = True, permutable
 def check_rule(
     layer: keras.Layer | Callable[[], keras.Layer], input_shape: Sequence[int] | Sequence[Sequence[int]]
 ) -> None:
-    """Checks that the rule of a layer is right, on a tiny model with the layer between two dense layers.
+    """Checks the rule of a layer on a tiny model that has the layer between two dense layers.
 
-    The graph can be built and the cost of every layer is known. Then, with some channels removed, the pruned model computes
-    what the masked model computes (unless the rule calls `site.mark_inexact`), costs what was predicted, computes the same
-    after it has been saved and loaded, and `shrink` gives it too. All of this holds for a rule that freezes everything.
+    The graph must be built, and the cost of every layer must be known. Then some channels are removed. The pruned model
+
+    - computes what the masked model computes (unless the rule calls `site.mark_inexact`);
+    - costs what was predicted;
+    - computes the same after it has been saved and loaded;
+    - computes the same as the model after `shrink`.
+
+    A rule that freezes everything meets all conditions.
 
     Args:
-        layer: the layer, which must not have been called before, or its class, if it takes no arguments. All its float
-            weights get random values.
-        input_shape: shape of the input without the batch axis, all sizes known, channels last; for a layer that takes a
-            list, a list of such shapes.
+        layer: the layer, which must not have been called before, or its class, if that takes no arguments. All float
+            weights of the layer get random values.
+        input_shape: shape of the input without the batch axis, all sizes known, channels last. For a layer that takes a
+            list of inputs, a list of such shapes.
 
     Raises:
-        AssertionError: what does not hold, in a sentence.
+        AssertionError: a condition does not hold; the message says which.
 
     Example:
         >>> import keras, keras_pcp, keras_pcp.testing
@@ -137,7 +146,7 @@ def check_rule(
     except UnsupportedModelError as error:
         raise AssertionError(str(error)) from error
     for name, why in count_cost(graph).uncounted.items():
-        raise AssertionError(f"what {name!r} costs is unknown: {why}")
+        raise AssertionError(f"the cost of {name!r} is unknown: {why}")
     x = [np.random.default_rng(_SEED).normal(size=(4, *t.shape[1:])).astype("float32") for t in model.inputs]
     selection = Selection()
     for selection in _selections(graph):
@@ -145,7 +154,7 @@ def check_rule(
     expected = _outputs(prune_model(model, graph, selection), x)
     shrink(model, graph, selection)
     _require(
-        _alike(_outputs(model, x), expected), f"{what} computes something else after shrink than after prune_model"
+        _alike(_outputs(model, x), expected), f"{what} computes different outputs after shrink than after prune_model"
     )
 
 
@@ -233,7 +242,9 @@ def _around(layer: keras.Layer, shapes: Sequence[Sequence[int]]) -> keras.Model:
     outputs = tree.flatten(layer(made if len(made) > 1 else made[0]))
     for y in outputs:
         known = None not in y.shape[1:]
-        _require(known, f"{layer.name!r} makes {y.shape} of {shapes}; choose a shape from which Keras infers all sizes")
+        _require(
+            known, f"{layer.name!r} turns {shapes} into {y.shape}; choose a shape from which Keras infers all sizes"
+        )
     model = keras.Model(
         inputs if len(inputs) > 1 else inputs[0],
         [L.Dense(3, name=f"after_{k}")(L.Flatten()(y)) for k, y in enumerate(outputs)],
@@ -246,7 +257,7 @@ def _around(layer: keras.Layer, shapes: Sequence[Sequence[int]]) -> keras.Model:
 
 
 def _selections(graph: ChannelGraph) -> Iterator[Selection]:
-    """Removes the first channel of each group, as many as possible of each group, and every second one of all groups."""
+    """Removes the first channel of each group, as many as possible from each group, and every second one of all groups."""
     least = smallest(graph).keep
     for group in graph:
         for keep in (np.arange(group.num_channels) > 0, least[group.name]):
@@ -270,14 +281,14 @@ def _check_pruned(
     if all(graph[name].exact for name in removed):
         _require(
             _alike(found, expected),
-            f"{where} does not compute what it computes with these channels set to 0 where they are read: the rule "
-            "lets channels pass that the layer mixes, or gives positions of a weight to the wrong channels (a layer that "
-            "only takes statistics over channels says so by site.mark_inexact)",
+            f"{where} computes different outputs than with these channels set to 0 where they are read. Either the rule "
+            "passes on channels that the layer mixes, or it assigns positions of a weight to the wrong channels. (If the "
+            "layer only takes statistics over channels, call site.mark_inexact)",
         )
     predicted, counted = count_cost(graph, selection), count_cost(small)
     for name in ("macs", "params", "bytes"):
         a, b = getattr(predicted, name), getattr(counted, name)
-        _require(a == b, f"{where} has {b:,.0f} {name}, predicted were {a:,.0f}")
+        _require(a == b, f"{where} has {b:,.0f} {name}, but {a:,.0f} were predicted")
     classes = {type(operation).__name__: type(operation) for operation in small.layers}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -285,10 +296,12 @@ def _check_pruned(
             loaded = keras.models.load_model(path, custom_objects=classes, compile=False, safe_mode=False)
         except Exception as error:
             raise AssertionError(
-                f"{where} cannot be saved and loaded; does the rule pass each number of the layer's config that is a width "
-                f"to site.width? {error}"
+                f"{where} cannot be saved and loaded. Does the rule call site.width for each number in the layer's config "
+                f"that is a width? {error}"
             ) from error
-    _require(_alike(_outputs(loaded, x), found), f"{where} computes something else after it has been saved and loaded")
+    _require(
+        _alike(_outputs(loaded, x), found), f"{where} computes different outputs after it has been saved and loaded"
+    )
 
 
 def _outputs(model: keras.Model, x: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -323,13 +336,13 @@ def _check_without_data(what: str, function: Callable, model: keras.Model, graph
         _scores(what, function, model, graph, None)
     except Exception as error:
         raise AssertionError(
-            f"on {what}, the criterion fails without data ({error}); if it reads gradients or features, mark it with "
+            f"on {what}, the criterion fails without data ({error}); if it uses gradients or features, mark it with "
             "keras_pcp.statistics.needs_data"
         ) from error
 
 
 def _permute(model: keras.Model, graph: ChannelGraph) -> dict[str, np.ndarray]:
-    """Renumbers the channels of all groups at random and returns the orders: channel c is what order[c] was."""
+    """Renumbers the channels of all groups at random and returns the orders: channel c was channel order[c] before."""
     rng = np.random.default_rng(_SEED)
     values = [w.numpy() for w in model.weights]
     orders = {}

@@ -352,7 +352,7 @@ def test_bad_networks_and_data_are_refused():
         ({"source": (x, np.eye(3)[y])}, "class numbers"),
         ({"source": (x, y, np.ones(96))}, "sample weights"),
         ({"target": (target, y)}, "target must be"),
-        ({"target": target[:, 1:]}, "one shape"),
+        ({"target": target[:, 1:]}, "the same shape"),
         ({"source": (x[:, 1:], y), "target": target[:, 1:]}, "network takes"),
         ({"target": tf.data.Dataset.from_tensor_slices(target).batch(8).repeat()}, "without an end"),
         ({"target": tf.data.Dataset.from_tensor_slices({"x": target}).batch(8)}, "one array"),
@@ -391,7 +391,7 @@ def test_bad_networks_and_data_are_refused():
 def test_delivered_layers_must_have_names_of_their_own():
     heads = [keras.Sequential([L.Dense(4, name="hidden"), L.Dense(n, name=f"out_{n}")]) for n in (3, 1)]
     network = keras_pcp.adaptation.DANN(features(), *heads)
-    with pytest.raises(InvalidArgumentError, match=r"hidden.*another name"):
+    with pytest.raises(InvalidArgumentError, match=r"hidden.*rename one"):
         delivered_graph(network.model, network.classifier, "error", ())
 
 

@@ -221,7 +221,7 @@ def test_missing_or_broken_samples_are_named(saved, tmp_path, capsys):
 
 def test_files_that_hold_no_model_are_named(tmp_path, capsys):
     for name, command, message in (
-        ("m.keras", "inspect", "it is no .keras file"),
+        ("m.keras", "inspect", "it is not a .keras file"),
         ("m.h5", "inspect", "cannot load"),
         ("m.tflite", "bench", "LiteRT cannot run"),
     ):

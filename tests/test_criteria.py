@@ -305,7 +305,7 @@ def test_what_a_channel_frees_must_be_known():
     model.compile("sgd", "mse")
     data = np.ones((2, 4, 4, 2)), np.ones((2, 2))
     for per in ("macs", "memory"):
-        with pytest.raises(InvalidArgumentError, match="'conv' frees cannot be counted"):
+        with pytest.raises(InvalidArgumentError, match="cannot count what removing a channel of group 'conv' saves"):
             keras_pcp.score_channels(model, graph, GroupFisher(per), data=data)
     assert keras_pcp.score_channels(model, graph, GroupFisher(), data=data)["conv"].shape == (3,)
     assert keras_pcp.score_channels(model, graph, "apoz", data=data)["conv"].tolist() == [1, 1, 1]

@@ -173,7 +173,7 @@ def test_weights_that_no_call_uses_are_shown():
         pytest.skip("this version of Keras lists the weights of calls only")
     found = inspected(model)
     assert found.to_json()["idle"] == 4 * 10 + 10
-    assert "50 of 73 parameters are used by no call of the model" in " ".join(str(found).split())
+    assert "no call of the model uses 50 of 73 parameters" in " ".join(str(found).split())
 
 
 def test_frozen_and_prunable_filters_add_up_to_all_filters():

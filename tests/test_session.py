@@ -147,7 +147,7 @@ def test_where_training_diverges_nothing_is_pruned_and_terminate_on_nan_stops_qu
     assert model.count_params() == 129
     assert callback.report.diverged == 2
     assert callback.report.to_json()["diverged"] == 2
-    assert "pruning stopped at step 2, where training had diverged" in str(callback.report)
+    assert "pruning stopped at step 2, because training had diverged" in str(callback.report)
     assert "Batch 2: Invalid loss" in capsys.readouterr().out
 
 

@@ -98,7 +98,7 @@ def test_functions_are_known_by_all_that_they_read(monkeypatch):
 def test_criteria_that_cannot_be_known_again_are_refused_with_a_checkpoint(search, tmp_path):
     rng = np.random.default_rng(0)
     for criterion in (Opaque(), lambda group, statistics: rng.normal(size=group.num_channels)):
-        with pytest.raises(InvalidArgumentError, match="must be one that can be known again"):
+        with pytest.raises(InvalidArgumentError, match="must be one that can be recognized later"):
             search(checkpoint=tmp_path / "search.json", criterion=criterion)
     assert search(criterion=Opaque()).num_removed > 0
 

@@ -1,4 +1,4 @@
-"""Unsupervised domain adaptation: networks that are trained, and pruned, for a domain without labels."""
+"""Unsupervised domain adaptation: trains and prunes networks for a domain without labels."""
 
 from keras_pcp.adaptation.dann import DANN, build_dann
 from keras_pcp.adaptation.discrepancy import MeanDiscrepancy, discrepancy_loss

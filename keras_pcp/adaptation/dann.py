@@ -1,12 +1,12 @@
-"""Domain-adversarial networks as ordinary functional models, their batches, and the samples to prune them by.
+"""Domain-adversarial networks as ordinary functional models, with their batches and the samples for pruning them.
 
 References:
     Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 17, 2016, arXiv 1505.07818.
     Pruning them with source labels and target pseudo-labels: Guo et al., Model Compression using Progressive Channel
     Pruning, IEEE TCSVT 2020, arXiv 2507.04792.
 
-Differs from the paper on pruning: its full text is not public, so the weight of the target (a half), the threshold of the
-pseudo-labels and how often they are renewed are ours.
+Differs from the paper on pruning: its full text is not public. So the weight of the target (a half), the threshold of the
+pseudo-labels, and how often they are renewed are our choices.
 """
 
 import math
@@ -31,24 +31,24 @@ def build_dann(
 ) -> keras.Model:
     """Builds a domain-adversarial network: two heads on the same features, one behind a gradient reversal.
 
-    It is an ordinary functional model that shares its layers with `features` and the heads. To prune it with batches of your
-    own, give the domain output sample weight 0 in `validation_data`: else attempts, and criteria that use gradients, see
-    the (reversed) domain loss. `DANN.validation_data` does so.
+    It is an ordinary functional model that shares its layers with `features` and the heads. If you prune it with your own
+    batches, set the sample weight of the domain output to 0 in `validation_data`. Otherwise attempts, and criteria that use
+    gradients, see the (reversed) domain loss. `DANN.validation_data` sets it for you.
 
     Args:
         features: functional model with one output.
-        label_head: layer or model from features to one output per class: logits, unless `compile` is given another loss.
-        domain_head: layer or model from features to one logit, (batch, 1), of being target; or `MeanDiscrepancy`, which is
-            not adversarial and gets no reversal.
-        weight: of the gradient reversal.
-        name: of the model.
+        label_head: layer or model from features to one output per class: logits, unless you compile with another loss.
+        domain_head: layer or model from features to one logit, (batch, 1), for the target domain; or `MeanDiscrepancy`,
+            which is not adversarial and gets no reversal.
+        weight: weight of the gradient reversal.
+        name: name of the model.
 
     Returns:
         A model whose outputs are {"label": ..., "domain": ...}.
 
     Raises:
-        UnsupportedModelError: `features` is no functional model with one output.
-        InvalidArgumentError: the domain head does not give (batch, 1), or `weight` is out of range.
+        UnsupportedModelError: `features` is not a functional model with one output.
+        InvalidArgumentError: the domain head does not return (batch, 1), or `weight` is out of range.
 
     Example:
         >>> import keras, keras_pcp
@@ -75,26 +75,26 @@ def build_dann(
         checks.instance(f"what {role} returns", output, keras.KerasTensor, "one tensor")
     if tuple(domain.shape[1:]) != (1,):
         raise InvalidArgumentError(
-            f"domain_head must give one logit per sample, (batch, 1), but gives {tuple(domain.shape)}; let it end with "
+            f"domain_head must return one logit per sample, (batch, 1), but returns {tuple(domain.shape)}; end it with "
             "Dense(1)"
         )
     outputs = {"label": label, "domain": domain}
-    # Keras 3.8 finds the metrics of an output by the name of its layer, not by the key of the output.
+    # Keras 3.8 looks up the metrics of an output by the name of its layer, not by the key of the output.
     named = {key: keras.layers.Identity(name=key, dtype=output.dtype)(output) for key, output in outputs.items()}
     return keras.Model(features.input, named, name=name)
 
 
 class DANN:
-    """Trains and prunes a domain-adversarial network without thinking of batches and sample weights.
+    """Trains and prunes a domain-adversarial network, and takes care of batches and sample weights.
 
     Args:
-        features, label_head, domain_head, weight: as in `build_dann`. With `MeanDiscrepancy()` as domain head it is a
-            network trained with the maximum mean discrepancy (as DAN is).
+        features, label_head, domain_head, weight: as in `build_dann`. With `MeanDiscrepancy()` as the domain head, the
+            network is trained with the maximum mean discrepancy (like DAN).
 
     Attributes:
-        model: the two-headed model, an ordinary Keras model.
-        classifier: the label path. It shares the layers of `model`, also while that is pruned; export this one.
-        features: the model that was given, which shares them too.
+        model: the model with two heads, an ordinary Keras model.
+        classifier: the label path. It shares the layers of `model`, even while that is pruned. Export this one.
+        features: the model that was passed. It shares the layers, too.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -116,7 +116,7 @@ class DANN:
         count = len(keras.tree.flatten(getattr(features, "input", None)))
         if count != 1:
             raise InvalidArgumentError(
-                f"DANN needs features with one input, got {count}; use build_dann and batches of your own"
+                f"DANN needs features with one input, got {count}; use build_dann and your own batches"
             )
         self.features, self.model = features, build_dann(features, label_head, domain_head, weight=weight)
         self.classifier = keras.Model(self.model.input, self.model.output["label"], name="classifier")
@@ -135,21 +135,23 @@ class DANN:
 
         Args:
             optimizer: as for `keras.Model.compile`.
-            loss: of the labels; None: sparse categorical cross-entropy of logits.
+            loss: loss of the labels; None: sparse categorical cross-entropy of logits.
             domain_weight: weight of the domain loss.
-            metrics: of the labels, each sample with its weight; pseudo-labels count, too.
-            **options: others of `keras.Model.compile`, except weights of losses and metrics of outputs.
+            metrics: metrics of the labels, with sample weights; pseudo-labels count, too.
+            **options: other options of `keras.Model.compile`, except weights of losses and metrics of outputs.
 
         Raises:
-            InvalidArgumentError: an option would give the domain output a say in what is pruned.
+            InvalidArgumentError: with an option, the domain output would influence what is pruned.
         """
         for name in ("loss_weights", "weighted_metrics"):
             if name in options:
-                raise InvalidArgumentError(f"DANN sets {name}; use domain_weight, and metrics for those of the labels")
+                raise InvalidArgumentError(f"DANN sets {name}; use domain_weight, and metrics (of the labels)")
         if isinstance(metrics, dict):
-            raise InvalidArgumentError(f"metrics are those of the labels, a list; got outputs {sorted(metrics)}")
+            raise InvalidArgumentError(
+                f"metrics must be a list of metrics of the labels; got outputs {sorted(metrics)}"
+            )
         if not isinstance(metrics, tuple | list):
-            raise checks.refusal("metrics", "a list of those of the labels", metrics)
+            raise checks.refusal("metrics", "a list of metrics of the labels", metrics)
         domain_weight = checks.number("domain_weight", domain_weight, "[0, inf)")
         domain_loss = keras.losses.BinaryCrossentropy(from_logits=True) if self.adversarial else discrepancy_loss
         told = [keras.metrics.MeanMetricWrapper(told_apart, "told_apart")]
@@ -177,34 +179,34 @@ class DANN:
         seed: int = 0,
         **options: Any,
     ) -> keras.callbacks.History:
-        """Trains on batches of which one half is source and the other target.
+        """Trains on batches that are half source and half target.
 
-        The loss is that of the labels on the source, plus `pseudo_weight` times that of the pseudo-labels on the target if
-        there are any, plus that of the domains on both.
+        The loss is the sum of three: that of the labels on the source, `pseudo_weight` times that of the pseudo-labels on
+        the target (if there are any), and that of the domains on both.
 
         Args:
             source: (x, y): arrays, or a dataset of such batches, which is read into memory once. y are class numbers.
-            target: x: an array, or a dataset of batches of x. Labels in it are not looked at.
+            target: x: an array, or a dataset of batches of x. Labels in it are ignored.
             batch_size: an even number.
-            epochs: passes through the larger of the two.
+            epochs: passes through the larger of the two sets.
             pseudo_labels: how target samples get labels; None: they get none.
-            pseudo_weight: weight of their loss.
-            validation_data: (x, y), labelled samples evaluated after each epoch, without the domain loss.
+            pseudo_weight: weight of the loss of the pseudo-labels.
+            validation_data: (x, y), labelled samples to evaluate after each epoch, without the domain loss.
             seed: for the order of the samples.
-            **options: others of `keras.Model.fit`, such as `callbacks`, `verbose` and `initial_epoch`.
+            **options: other options of `keras.Model.fit`, such as `callbacks`, `verbose` and `initial_epoch`.
 
         Returns:
-            What `keras.Model.fit` returns.
+            The result of `keras.Model.fit`.
 
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.
-            UnsupportedModelError: the model is spread over several devices, each of which would see one domain only.
+            UnsupportedModelError: the model is distributed over several devices, each of which would see only one domain.
         """
         strategy = getattr(self.model, "distribute_strategy", None)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             raise UnsupportedModelError(
-                f"DANN.fit puts the domains behind each other in a batch, which {strategy.num_replicas_in_sync} replicas "
-                "would tear apart; build the network outside the strategy's scope, or call model.fit with mixed batches"
+                f"DANN.fit puts one domain after the other in a batch, and {strategy.num_replicas_in_sync} replicas would "
+                "separate them; build the network outside the strategy's scope, or call model.fit with mixed batches"
             )
         pseudo_weight, seed = checks.number("pseudo_weight", pseudo_weight, "[0, inf)"), checks.count("seed", seed, 0)
         if pseudo_labels is not None:
@@ -227,11 +229,13 @@ class DANN:
         """Returns ((x, y), x of the target) as arrays.
 
         Raises:
-            InvalidArgumentError: they do not fit each other or the network.
+            InvalidArgumentError: source and target do not fit each other or the network.
         """
         (x, y), target = _labelled(source, "source"), take_inputs(target, "target")
         if target.shape[1:] != x.shape[1:]:
-            raise InvalidArgumentError(f"source and target need inputs of one shape, got {x.shape} and {target.shape}")
+            raise InvalidArgumentError(
+                f"source and target need inputs of the same shape, got {x.shape} and {target.shape}"
+            )
         wanted = keras.tree.flatten(self.classifier.inputs)[0].shape
         if len(wanted) != x.ndim or any(a not in (None, b) for a, b in zip(wanted[1:], x.shape[1:], strict=True)):
             raise InvalidArgumentError(f"the network takes inputs of shape {wanted}, got {x.shape}")
@@ -249,23 +253,23 @@ class DANN:
     ) -> Callable[[], tuple]:
         """Returns labelled source and pseudo-labelled target samples, for `ProgressivePruning(validation_data=...)`.
 
-        Sample weights make every drop `(1 - target_weight)` times that on the source plus `target_weight` times that on
-        the pseudo-labels. The domain output has weight 0, so neither attempts nor gradients see it. The pseudo-labels are
-        made anew at every moment of pruning. While none of them is sure enough, the source alone counts. Whatever looks at
-        inputs alone (statistics of batch normalization, criteria on features such as `"thinet"`) sees samples of both
-        domains, as training does; only the target with `target_weight=1`, only the source with 0.
+        Sample weights make every drop `(1 - target_weight)` times the drop on the source plus `target_weight` times the drop
+        on the pseudo-labels. The domain output has weight 0, so neither attempts nor gradients see it. The pseudo-labels are
+        made again at every moment of pruning. While none of them is sure enough, only the source counts. Parts that use only
+        inputs (statistics of batch normalization, criteria on features such as `"thinet"`) see samples of both domains, as
+        training does; with `target_weight=1` only the target, and with 0 only the source.
 
         Args:
-            source, target: as in `fit`; keep them apart from the training and test samples.
-            target_weight: in [0, 1]; 0 is pruning by the source alone.
-            pseudo_labels: how target samples get labels; None: `PseudoLabels()`. What passes at each moment of pruning, and
-                what is right if it has the true labels of `target`, is in `PruningReport.draws`.
-            samples: of each domain, at most; None: all. With the same number for `Progressive(samples=...)` or more, drops
-                are weighted as said; on a part of them only about so.
+            source, target: as in `fit`; not part of the training or test samples.
+            target_weight: in [0, 1]; 0 prunes by the source alone.
+            pseudo_labels: how target samples get labels; None: `PseudoLabels()`. `PruningReport.draws` says how many passed
+                at each moment of pruning and, if `true_labels` are those of `target`, how many were right.
+            samples: maximum number of samples of each domain; None: all. If pruning uses fewer samples than this function
+                returns, the weighting of drops is only approximate.
             seed: for the draw of samples.
 
         Returns:
-            A function that `ProgressivePruning` calls for the samples.
+            A function that `ProgressivePruning` calls to get the samples.
 
         Raises:
             InvalidArgumentError: the data does not fit, or an option is out of range.
@@ -282,7 +286,7 @@ class DANN:
 
 
 class _Mixed:
-    """Labelled source and pseudo-labelled target samples; `history` tells of the pseudo-labels of each call."""
+    """Labelled source and pseudo-labelled target samples; `history` describes the pseudo-labels of each call."""
 
     def __init__(self, classifier: keras.Model, source: tuple, target: np.ndarray, place: np.ndarray, weight, labels):
         self.classifier, self.source, self.target, self.place = classifier, source, target, place
@@ -305,7 +309,7 @@ class _Mixed:
 
 
 class _Batches(keras.utils.PyDataset):
-    """Half source, half target; goes through the larger of the two once an epoch."""
+    """Batches that are half source and half target; an epoch is one pass through the larger set."""
 
     def __init__(self, dann: DANN, source: tuple, target: np.ndarray, size: int, pseudo_labels, pseudo_weight, seed):
         super().__init__()
@@ -313,7 +317,7 @@ class _Batches(keras.utils.PyDataset):
             raise checks.refusal("batch_size", "even, half for each domain", size)
         if min(len(source[0]), len(target)) < size // 2:
             raise InvalidArgumentError(
-                f"half a batch of {size} is more than there are samples: {len(source[0])} source, {len(target)} target"
+                f"half a batch of {size} is more than the number of samples: {len(source[0])} source, {len(target)} target"
             )
         if pseudo_labels:
             pseudo_labels.check(len(target))
@@ -327,12 +331,12 @@ class _Batches(keras.utils.PyDataset):
         return math.ceil(max(len(self.source[0]), len(self.target)) / self.half)
 
     def order(self, count: int) -> np.ndarray:
-        """Enough shuffled numbers below `count` for one epoch."""
+        """Returns enough shuffled numbers below `count` for one epoch."""
         turns = math.ceil(len(self) * self.half / count)
         return np.concatenate([self.rng.permutation(count) for _ in range(turns)])
 
     def label(self) -> None:
-        """Makes pseudo-labels anew."""
+        """Makes new pseudo-labels."""
         outputs = self.dann.classifier.predict(self.target, batch_size=2 * self.half, verbose=0)
         self.labels, self.weights = self.pseudo_labels.assign(outputs)
         self.pseudo_labels.history.append(self.pseudo_labels.judged(self.labels, self.weights))
@@ -345,7 +349,7 @@ class _Batches(keras.utils.PyDataset):
         return _joined(*source, self.target[theirs], self.labels[theirs], weights, 1.0)
 
     def begin_epoch(self) -> None:
-        """Shuffles, and renews the pseudo-labels if it is time."""
+        """Shuffles, and makes new pseudo-labels if they are due."""
         self.orders = [self.order(len(self.source[0])), self.order(len(self.target))]
         if self.pseudo_labels and self.epoch % self.pseudo_labels.refresh_every == 0:
             self.label()
@@ -353,7 +357,7 @@ class _Batches(keras.utils.PyDataset):
 
 
 def _joined(x, y, weights, x_target, labels, target_weights, domain_weight: float) -> tuple:
-    """Puts source and target behind each other, as (x, y, sample_weight) of the two-headed model."""
+    """Joins source and target to (x, y, sample_weight) of the model with two heads."""
     domain = np.repeat([SOURCE, TARGET], [len(x), len(x_target)]).astype("float32")[:, None]
     label_weights = np.concatenate([weights, target_weights]).astype("float32")
     return (
@@ -364,7 +368,7 @@ def _joined(x, y, weights, x_target, labels, target_weights, domain_weight: floa
 
 
 def told_apart(y_true, y_pred):
-    """Metric: whether the domain of each sample is told right by the sign of its logit."""
+    """Metric: the share of samples whose domain the sign of the logit predicts correctly."""
     return keras.ops.mean(keras.ops.cast((y_pred > 0) == (y_true > 0.5), "float32"), axis=-1)
 
 
@@ -373,7 +377,7 @@ def _labelled(data: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(x, np.ndarray):
         raise InvalidArgumentError(f"{name} must have one array of inputs, got {type(x).__name__}")
     if weight is not None:
-        raise InvalidArgumentError(f"{name} has sample weights, which DANN has no use for; give (x, y) alone")
+        raise InvalidArgumentError(f"{name} has sample weights, which DANN does not use; pass only (x, y)")
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or y.size != len(x) or not np.array_equal(y, y // 1):
         raise InvalidArgumentError(
             f"{name}: labels must be class numbers, one per sample, got "

@@ -18,14 +18,14 @@ from keras_pcp.support import checks
 
 @keras.saving.register_keras_serializable("keras_pcp")
 class MeanDiscrepancy(keras.layers.Layer):
-    """Tells for each sample how much more like the source than like the target domain it is.
+    """Measures for each sample how much closer it is to the source domain than to the target domain.
 
     The first half of a batch is source, the second half target. The output for a sample x is the witness function
 
         f(x) = mean over source s of k(x, s) - mean over target t of k(x, t),
 
-    with k the mean of Gaussian kernels whose squared bandwidths are `scales` times the mean squared distance in the batch.
-    The squared MMD is the mean of f over the source minus its mean over the target: `discrepancy_loss`.
+    where k is the mean of Gaussian kernels whose squared bandwidths are `scales` times the mean squared distance in the
+    batch. The mean of f over the source minus its mean over the target is the squared MMD: `discrepancy_loss`.
 
     Args:
         scales: positive numbers.
@@ -61,7 +61,7 @@ class MeanDiscrepancy(keras.layers.Layer):
 
 @register_rule(MeanDiscrepancy)
 def _mixes_channels(site: CallSite) -> None:
-    """Reads all channels without weights, so that masked channels still count and removed ones do not."""
+    """Reads all channels without weights. So masked channels still count, but removed ones do not."""
     if site.inputs[0] is not None:
         site.mark_inexact(site.inputs[0])
 
@@ -75,7 +75,7 @@ def discrepancy_loss(domain: Any, witness: Any) -> Any:
         witness: (batch, 1): the output of `MeanDiscrepancy`.
 
     Returns:
-        (batch,): what each sample adds.
+        (batch,): the contribution of each sample.
 
     Example:
         >>> import numpy as np, keras_pcp

@@ -1,8 +1,8 @@
-"""Labels for unlabelled samples of the target domain, by the classifier that is being trained.
+"""Labels that the classifier in training gives to unlabelled samples of the target domain.
 
 References:
     Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks, ICML workshop
-    2013. Pruning with them: arXiv 2507.04792; how the paper chooses and renews them is not public.
+    2013. Pruning with pseudo-labels: arXiv 2507.04792; how that paper chooses and renews them is not public.
 """
 
 from dataclasses import dataclass, field
@@ -18,17 +18,19 @@ _MOST_BALANCE = 10
 
 @dataclass
 class PseudoLabels:
-    """Labels that the classifier gives to target samples, and which of them are sure enough to be used.
+    """Chooses which labels of the classifier for target samples are sure enough to be used.
 
     Attributes:
-        threshold: probability of the most probable class, in [0, 1), from which a label is used. 0.9 is ours.
-        refresh_every: epochs after which training gets new labels, at least 1. Pruning gets new ones at every moment.
-        balanced: whether labels are weighted so that every class that occurs counts the same; but one label counts at most
-            ten times as much as one of the most frequent class, so that a single wrong one cannot rule.
-        true_labels: int array (samples,) of the true classes of the target samples, for the record only: nothing is chosen
-            by them.
+        threshold: least probability of the most probable class, in [0, 1), at which a label is used. The value 0.9 is our
+            choice.
+        refresh_every: number of epochs after which training gets new labels, at least 1. Pruning gets new labels at every
+            moment.
+        balanced: whether labels are weighted so that every class that occurs counts the same. One label counts at most ten
+            times as much as a label of the most frequent class, so that a single wrong label cannot dominate.
+        true_labels: int array (samples,) of the true classes of the target samples. They are only for the record; nothing
+            is chosen by them.
         history: one entry for each time that labels were made for training: `passed`, the share of the samples that are
-            used, and, with `true_labels`, `right`, the share of those used that are right.
+            used, and, with `true_labels`, `right`, the share of these that are right.
 
     Raises:
         InvalidArgumentError: an option is out of range.
@@ -54,7 +56,7 @@ class PseudoLabels:
         if self.true_labels is not None:
             try:
                 numeric = np.asarray(self.true_labels).dtype.kind in "biuf"
-            except Exception:  # ragged, or of a class that is no array
+            except Exception:  # ragged, or of a class that is not an array
                 numeric = False
             if not numeric or np.ndim(self.true_labels) == 0:
                 raise checks.refusal("true_labels", "an int array (samples,)", self.true_labels)
@@ -63,11 +65,11 @@ class PseudoLabels:
         """Returns labels and weights for outputs of a classifier.
 
         Args:
-            outputs: float array (samples, classes): probabilities if every row is one distribution, else logits.
+            outputs: float array (samples, classes): probabilities if every row is a distribution, logits otherwise.
 
         Returns:
-            int array (samples,), the most probable classes, and float array (samples,): 0 for what is not sure enough;
-            the others have the mean 1.
+            int array (samples,) of the most probable classes, and float array (samples,) of weights: 0 for labels that are
+            not sure enough; the mean of the others is 1.
         """
         probable = _probabilities(outputs)
         labels = probable.argmax(axis=1)
@@ -79,12 +81,12 @@ class PseudoLabels:
         return labels, weights.astype("float32")
 
     def check(self, count: int) -> None:
-        """Raises InvalidArgumentError if `true_labels` are not those of so many samples."""
+        """Raises InvalidArgumentError if there are `true_labels`, but not `count` of them."""
         if self.true_labels is not None and np.size(self.true_labels) != count:
             raise InvalidArgumentError(f"true_labels has {np.size(self.true_labels)} labels for {count} target samples")
 
     def judged(self, labels: np.ndarray, weights: np.ndarray, place: Any = slice(None)) -> dict[str, float]:
-        """Returns an entry for `history`; `place` says which of the `true_labels` those of the samples are."""
+        """Returns an entry for `history`; `place` gives the positions of the samples in `true_labels`."""
         used = weights > 0
         entry = {"passed": float(used.mean())}
         if self.true_labels is not None and used.any():

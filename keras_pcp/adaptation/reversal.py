@@ -1,4 +1,4 @@
-"""Gradient reversal, and the two schedules that go with it.
+"""Gradient reversal and its two schedules.
 
 References:
     Ganin & Lempitsky, Unsupervised Domain Adaptation by Backpropagation, ICML 2015.
@@ -27,15 +27,15 @@ def _reversed(x, weight):
 
 @keras.saving.register_keras_serializable("keras_pcp")
 class GradientReversal(keras.layers.Layer):
-    """Passes values on as they are, and gradients back times `-weight`.
+    """Passes on values unchanged, and multiplies gradients by `-weight` on the way back.
 
-    What comes before it learns to make worse what comes after it. The weight is a variable, so that it can follow a
-    schedule; it is saved with the model.
+    The layers before it learn to make the result of the layers behind it worse. The weight is a variable, so that it can
+    follow a schedule. It is saved with the model.
 
     Args:
         weight: finite number, at least 0.
 
-    Input and output shape: any, the same.
+    Input shape: any. Output shape: the same.
 
     Raises:
         InvalidArgumentError: the weight is out of range.
@@ -76,15 +76,15 @@ register_rule(GradientReversal)(same)
 
 
 class ReversalSchedule(keras.callbacks.Callback):
-    """Raises the weight of every `GradientReversal` in the model from 0 to `maximum` over the training.
+    """Raises the weight of every `GradientReversal` in the model from 0 to `maximum` during training.
 
-    With p, the part of the training that is done, the weight is `maximum * (2 / (1 + exp(-gamma * p)) - 1)`, set before
-    each step. Where the number of steps is not known, p moves once an epoch. A training that goes on with `initial_epoch`
-    goes on with its weight.
+    Let p be the fraction of the training that is done. Before each step, the weight is set to
+    `maximum * (2 / (1 + exp(-gamma * p)) - 1)`. If the number of steps is unknown, p changes once an epoch. A run that
+    continues with `initial_epoch` also continues with its weight.
 
     Args:
         maximum: the weight that is approached, above 0.
-        gamma: how fast, above 0; 10 in the paper.
+        gamma: how fast it is approached, above 0; 10 in the paper.
 
     Raises:
         InvalidArgumentError: an argument is out of range, or (when `fit` starts) the model has no such layer.
@@ -106,7 +106,7 @@ class ReversalSchedule(keras.callbacks.Callback):
         self.epoch = 0
 
     def at(self, done: float) -> float:
-        """Returns the weight after a part of the training in [0, 1]."""
+        """Returns the weight after a fraction of the training in [0, 1]."""
         return self.maximum * (2 / (1 + math.exp(-self.gamma * done)) - 1)
 
     def on_train_begin(self, logs=None):
@@ -126,7 +126,7 @@ class ReversalSchedule(keras.callbacks.Callback):
             self.set(batch, self.params["steps"])
 
     def set(self, step: int, steps: int) -> None:
-        """Sets the weight for a step of the present epoch."""
+        """Sets the weight for a step of the current epoch."""
         done = (self.epoch + step / steps) / max(1, self.params["epochs"])
         for layer in self.layers:
             layer.weight.assign(self.at(done))
@@ -134,11 +134,11 @@ class ReversalSchedule(keras.callbacks.Callback):
 
 @keras.saving.register_keras_serializable("keras_pcp")
 class AnnealedLearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of the paper: `initial / (1 + alpha * p) ** beta`, with p from 0 to 1 over some steps.
+    """The learning rate of the paper: `initial / (1 + alpha * p) ** beta`, while p goes from 0 to 1 in `steps` steps.
 
     Args:
         initial: learning rate at the start, above 0.
-        steps: number of steps of the training; the rate stays after them.
+        steps: number of steps of the training. Afterwards the rate is constant.
         alpha, beta: 10 and 0.75 in the paper.
 
     Raises:

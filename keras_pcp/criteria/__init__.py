@@ -1,8 +1,9 @@
 """Importance scores of channels: one paper per file, higher = keep.
 
-A criterion is any callable `(group, statistics) -> float array (group.num_channels,)`; `keras_pcp.statistics.Statistics`
-tells what it can read. Mark one that reads gradients or features with `needs_data`. Scores are compared within a group,
-and across groups by selections of scope "global". `keras_pcp.testing.check_criterion` checks a criterion of your own.
+A criterion is any callable `(group, statistics) -> float array (group.num_channels,)`. `keras_pcp.statistics.Statistics`
+shows what it can use. Mark a criterion that uses gradients or features with `needs_data`. Scores are compared within a
+group; selections with scope "global" also compare them across groups. `keras_pcp.testing.check_criterion` checks a custom
+criterion.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ def score_channels(
 ) -> Mapping[str, np.ndarray]:
     """Scores every channel of every group; higher = keep.
 
-    Nothing of the model is changed.
+    The model is not changed.
 
     Args:
         model: the model that `graph` was built from.
@@ -93,9 +94,9 @@ def score_channels(
         {group name: float array (num_channels,)}.
 
     Raises:
-        InvalidArgumentError: the criterion is unknown, lacks data or a compiled model, or returns something else than
-            one finite number per channel; the graph, the data or the seed does not fit. What a criterion itself raises
-            passes through.
+        InvalidArgumentError: the criterion is unknown, lacks data or a compiled model, or does not return one finite
+            number for each channel; or the graph, the data or the seed does not fit. Errors that a criterion itself raises
+            pass through.
         NotFiniteError: the scores are not finite because weights of the model are NaN or infinite.
 
     Example:
@@ -117,8 +118,8 @@ def score_channels(
     label = criterion if isinstance(criterion, str) else getattr(function, "__name__", type(function).__name__)
     if data is None and getattr(function, "needs_data", False):
         raise InvalidArgumentError(
-            f"criterion {label!r} needs data=(x, y): some labelled samples, on which gradients or features are "
-            "computed; or use a criterion that reads weights only, such as 'l1'"
+            f"criterion {label!r} needs data=(x, y): labelled samples on which gradients or features are computed. "
+            "Or use a criterion that needs only weights, such as 'l1'"
         )
     statistics = Statistics(model, graph, data, seed)
     scores = {}
@@ -127,6 +128,6 @@ def score_channels(
         try:
             scores[group.name] = check_scores(group, score, f"the scores of criterion {label!r}")
         except InvalidArgumentError:
-            check_finite(model)  # then the criterion is not to blame
+            check_finite(model)  # if this raises, the criterion is not to blame
             raise
     return scores

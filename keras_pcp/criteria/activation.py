@@ -1,4 +1,4 @@
-"""How active a channel is."""
+"""Criteria by how active a channel is."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ def mean_activation(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
     Takes one forward pass; needs data.
 
-    Differs from the paper: it takes the mean or the deviation of ReLU's outputs; absolute values make it fit for other
-    activations. Values are taken by `Statistics.features`.
+    Differs from the paper: the paper takes the mean or the deviation of ReLU's outputs; absolute values also suit other
+    activations. The values come from `Statistics.features`.
 
     References:
         Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017,
@@ -24,9 +24,9 @@ def mean_activation(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 @needs_data
 def apoz(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels that are seldom zero: s_c = 1 - APoZ_c, the share of values other than 0.
+    """Keeps channels that are rarely zero: s_c = 1 - APoZ_c, the share of values that are not 0.
 
-    Tells channels apart behind ReLU only; takes one forward pass and needs data.
+    Distinguishes channels only if they come out of ReLU. Takes one forward pass; needs data.
 
     Differs from the paper: higher means keep, so the score is one minus the paper's average percentage of zeros.
 

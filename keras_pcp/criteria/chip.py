@@ -12,16 +12,16 @@ from keras_pcp.support import checks
 @needs_data
 @dataclass(frozen=True)
 class Chip:
-    """Keeps channels whose feature maps are no combination of the others: the mean fall of the nuclear norm.
+    """Keeps channels whose feature maps are not a combination of the others: the mean fall of the nuclear norm.
 
     s_c = mean over the samples of ||A||_* - ||A without row c||_*, where row c of A (num_channels, positions) is the
-    feature map of channel c. Takes one forward pass, and for each channel and sample the eigenvalues of a square matrix
-    of side min(num_channels, positions): seconds for 64 channels, minutes for 512. Needs data.
+    feature map of channel c. Takes one forward pass, and the eigenvalues of a square matrix of side min(num_channels,
+    positions) for each channel and sample: seconds for 64 channels, minutes for 512. Needs data.
 
     Differs from the paper: nuclear norms come from eigenvalues of A A^T or A^T A, and fewer samples are used.
 
     Attributes:
-        samples: at most so many samples are used.
+        samples: maximum number of samples.
 
     References:
         Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021,
@@ -41,7 +41,7 @@ class Chip:
 
 
 def _falls(rows: np.ndarray) -> np.ndarray:
-    """Returns by how much the nuclear norm of a matrix falls when each row is set to zero."""
+    """Returns how much the nuclear norm of a matrix falls when each row is set to zero."""
     whole = _nuclear_norm(_smaller_square(rows))
     falls = np.zeros(len(rows))
     for c in np.flatnonzero(rows.any(axis=1)):

@@ -1,4 +1,4 @@
-"""The control that every criterion has to beat."""
+"""The baseline that every criterion has to beat."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from keras_pcp.statistics import Statistics
 
 
 def random(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps any channels: uniform random numbers in [0, 1), the same for the same seed, group name and width.
+    """Keeps channels at random: uniform numbers in [0, 1), the same for the same seed, group name and width.
 
     References:
         Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022, arXiv 2205.05676.

@@ -14,12 +14,13 @@ _PHI = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), otypes=[float]
 def dead_probability(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     """Keeps channels that are likely to pass ReLU: s_c = 1 - Phi(-beta_c / |gamma_c|).
 
-    After batch normalization a value is about normal with mean beta and deviation |gamma|, so this is the probability
-    that it is positive. With several normalizations on a channel the largest counts. A normalization without an offset
-    has beta = 0, one without a scale gamma = 1. Takes milliseconds, needs nothing but the weights.
+    After batch normalization, a value is about normally distributed with mean beta and deviation |gamma|, so this is the
+    probability that it is positive. If a channel has several normalizations, the largest probability counts. A
+    normalization without an offset has beta = 0, and one without a scale has gamma = 1. Takes milliseconds; needs only the
+    weights.
 
-    Differs from the paper: there the probability steers soft masks that are learned together with the weights; here it
-    is the score itself. A sum between normalization and ReLU (a residual block) is not taken into account.
+    Differs from the paper: there, the probability controls soft masks that are learned together with the weights; here, it
+    is the score itself. A sum between normalization and ReLU (a residual block) is ignored.
 
     Raises:
         InvalidArgumentError: a channel of the group has no normalization with a scale or an offset.
@@ -47,7 +48,7 @@ def dead_probability(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def _values(statistics, s):
-    """Returns what a slice along the channels holds, one number for each of its positions (the largest, if more)."""
+    """Returns one number for each position of a slice along the channels (the largest, if it holds several)."""
     if s is None:
         return None
     value = np.moveaxis(statistics.weights[s.weight], s.axis, 0)[s.positions].astype(float)

@@ -13,7 +13,7 @@ def kernels(group: ChannelGroup) -> tuple[WeightSlice, ...]:
 
 
 def summed(group: ChannelGroup, arrays: Sequence[np.ndarray], function: Callable) -> np.ndarray:
-    """Returns the sum of a function of the elements of each channel's filters, without making the matrix of them."""
+    """Applies a function to the elements of each channel's filters and returns the sums, without making their matrix."""
     total = np.zeros(group.num_channels)
     for s in kernels(group):
         array = arrays[s.weight]
@@ -24,14 +24,14 @@ def summed(group: ChannelGroup, arrays: Sequence[np.ndarray], function: Callable
 
 
 def filters(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns what belongs to the kernels that make each channel, of all layers side by side.
+    """Returns the part of some arrays that belongs to the filters of each channel, all layers side by side.
 
     Args:
         group: the channels.
         arrays: one array for each weight of the model: its value, or its gradient.
 
     Returns:
-        float64 array (num_channels, n). Zeros fill up the row of a channel that a layer makes less often than others.
+        float64 array (num_channels, n). If a layer makes a channel less often than others, zeros fill up its row.
     """
     return rows(group, kernels(group), arrays)
 
@@ -42,7 +42,7 @@ def or_zeros(gradients: Sequence[np.ndarray | None], weights: Sequence[np.ndarra
 
 
 def rows(group: ChannelGroup, slices: Sequence[WeightSlice], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns what some weight slices hold of each channel, side by side: float64 array (num_channels, n)."""
+    """Returns the values of each channel in some weight slices, side by side: float64 array (num_channels, n)."""
     parts = [np.zeros((group.num_channels, 0))]
     for s in slices:
         value = np.moveaxis(arrays[s.weight], s.axis, 0)[s.positions].reshape(len(s.positions), -1)

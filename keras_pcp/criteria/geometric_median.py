@@ -1,4 +1,4 @@
-"""FPGM: filters near the geometric median of their layer can be replaced by the others."""
+"""FPGM: the other filters can replace those near the geometric median of the layer."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from keras_pcp.statistics import Statistics
 
 
 def fpgm(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose filters lie far from the others: s_c = sum over d of ||w_c - w_d||.
+    """Keeps channels whose filters are far from the others: s_c = sum over d of ||w_c - w_d||.
 
-    Takes a product of the filter matrix with itself, needs nothing but the weights.
+    Takes a product of the filter matrix with itself; needs only the weights.
 
-    Differs from the paper: channels made by several layers (a residual stage) are compared by all their filters side by
-    side, where the paper prunes single layers, and softly, in every epoch.
+    Differs from the paper: if several layers make a channel (a residual stage), all its filters are compared side by side.
+    The paper prunes single layers, and softly, in every epoch.
 
     References:
         He et al., Filter Pruning via Geometric Median for Deep CNNs Acceleration, CVPR 2019, arXiv 1811.00250.

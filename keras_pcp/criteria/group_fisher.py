@@ -1,4 +1,4 @@
-"""Group Fisher pruning: second-order importance of coupled channels, relative to what they cost."""
+"""Group Fisher pruning: second-order importance of coupled channels, relative to their cost."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,18 @@ from keras_pcp.support import checks
 @needs_data
 @dataclass(frozen=True)
 class GroupFisher:
-    """Keeps channels whose removal raises the loss much for what it frees: s_c = sum_n (dL_n/dm_c)^2 / freed_c.
+    """Keeps channels whose removal raises the loss much for the cost it saves: s_c = sum_n (dL_n/dm_c)^2 / freed_c.
 
-    m_c is a mask of value 1 on channel c wherever a kernel reads it, so dL_n/dm_c sums over all coupled readers before
-    the square is taken; with sample weights, the squares are weighted by them. Half of the sum approximates the loss
-    increase, with the Fisher information as Hessian and the gradient taken as 0. Takes one backward pass per sample; needs
-    data and a compiled model.
+    m_c is a mask of value 1 on channel c wherever a kernel reads it. So dL_n/dm_c sums over all coupled readers before it
+    is squared. Sample weights apply to the squares. Half of the sum approximates the increase of the loss, with the Fisher
+    information as Hessian and the gradient taken as 0. Takes one backward pass per sample; needs data and a compiled model.
 
-    Differs from the paper: scores are computed anew when asked for; the paper accumulates them over 25 (classification)
-    or 10 (detection) training steps and removes one channel each time.
+    Differs from the paper: scores are computed again for each call. The paper accumulates them over 25 (classification) or
+    10 (detection) training steps and removes one channel each time.
 
     Attributes:
-        per: what to divide by: `"macs"` that removing the channel alone would free, `"memory"` (elements of the outputs
-            of the layers that make it; the paper's choice), or None for the sum itself.
+        per: what to divide by: `"macs"` that removing only this channel would save; `"memory"`, the elements of the outputs
+            of the layers that make it (the paper's choice); or None for the sum itself.
 
     References:
         Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021, arXiv 2108.00708.
@@ -45,7 +44,7 @@ class GroupFisher:
         freed = freed_macs(statistics.graph, group.name) if by_macs else statistics.freed_elements[group.name]
         if np.isnan(freed).any():
             raise InvalidArgumentError(
-                f"what a channel of group {group.name!r} frees cannot be counted, since the MACs of a layer are not "
-                "known (print count_cost(graph)); give the model's inputs fixed sizes, or use GroupFisher(per=None)"
+                f"cannot count what removing a channel of group {group.name!r} saves, because the MACs of a layer are "
+                "unknown (print count_cost(graph)). Give the model's inputs fixed sizes, or use GroupFisher(per=None)"
             )
         return importance / np.maximum(freed, 1)

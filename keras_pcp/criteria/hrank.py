@@ -8,12 +8,12 @@ from keras_pcp.statistics import Statistics, needs_data
 
 @needs_data
 def hrank(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose feature maps hold much: s_c = mean over the samples of the rank of the map.
+    """Keeps channels whose feature maps hold much information: s_c = mean over the samples of the rank of the map.
 
     Takes one forward pass and a singular value decomposition for each map; needs data.
 
-    Differs from the paper: maps are taken by `Statistics.features`, for coupled layers where their sum stands. Without
-    two axes of space, a map has rank 1 or 0; with three, the first stands against the other two.
+    Differs from the paper: the maps come from `Statistics.features`; for coupled layers, that is after their sum. With fewer
+    than two spatial axes, a map has rank 1 or 0. With three, the first is the height, and the others together the width.
 
     References:
         Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, arXiv 2002.10179.

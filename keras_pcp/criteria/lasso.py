@@ -1,11 +1,11 @@
-"""Channel pruning by LASSO regression: channels that the next layers' outputs can be put together from."""
+"""Channel pruning by LASSO regression: channels from which the next layers' outputs can be reconstructed."""
 
 import numpy as np
 
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics, needs_data
 
-_DEPENDENT = 1e-10  # share of a channel's energy that others do not explain, below which it is a combination of them
+_DEPENDENT = 1e-10  # below this share of energy that others do not explain, a channel is a combination of them
 
 
 @needs_data
@@ -14,14 +14,14 @@ def lasso(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
     beta(lambda) minimises ||Y - sum over c of beta_c X_c||^2 / (2 ||Y||^2) + lambda ||beta||_1, where X_c is what channel
     c adds to the outputs of the layers that read it (`Statistics.contributions`) and Y is the sum of all X_c. As lambda
-    falls, channels come in one after the other, so the n best scores are the first n channels that LASSO takes. Of
-    channels that are copies of each other one comes in, the others get 0. Takes one forward pass, and at least C
-    steps on a C x C matrix for C channels: a second for 1000 channels or less, minutes for 4000; needs data.
+    falls, channels enter one after the other, so the n best scores are the first n channels that LASSO takes. If channels
+    are copies of each other, one enters and the others get 0. Takes one forward pass, and at least C steps on a C x C
+    matrix for C channels: a second for 1000 channels or fewer, minutes for 4000. Needs data.
 
-    Differs from the paper: lambda is followed from breakpoint to breakpoint (homotopy), where the paper doubles and
-    halves it until the wanted number of channels is left; so sets for different numbers are nested, and a channel that
-    leaves the regression again keeps its place. Y is without the bias. A group that several layers read is scored by all
-    of them at once. Weights are refit separately, by `keras_pcp.refit`.
+    Differs from the paper: lambda is followed from breakpoint to breakpoint (homotopy). The paper doubles and halves it
+    until the wanted number of channels is left. So sets of different sizes are nested, and a channel that leaves the
+    regression again keeps its rank. Y does not include the bias. If several layers read a group, all of them score it
+    together. Weights are refit separately, by `keras_pcp.refit`.
 
     References:
         He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv 1707.06168.
@@ -36,13 +36,13 @@ def lasso(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def entry_points(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Returns the largest lambda at which each beta_c is not 0; 0 for those that are 0 for all lambda.
+    """Returns the largest lambda at which each beta_c is not 0; 0 for a beta_c that is always 0.
 
     beta(lambda) minimises beta^T G beta / 2 - t^T beta + lambda ||beta||_1.
 
     Args:
         gram: G, (C, C): inner products of the regressors.
-        target: t, (C,): their inner products with what is to be explained.
+        target: t, (C,): their inner products with the vector to explain.
 
     Example:
         >>> entry_points(np.eye(3), np.array([2.0, -3.0, 0.5])).tolist()
@@ -55,7 +55,7 @@ def entry_points(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
         join, leave = _events(swept, target, signs, now)
         join[:, dependent] = 0
         if left is not None:
-            join[left] = 0  # it has only just left, at this very lambda
+            join[left] = 0  # it has just left, at this lambda
         side, c = np.unravel_index(np.argmax(join), join.shape)
         gone = int(np.argmax(leave))
         now = max(join[side, c], leave[gone])
@@ -73,10 +73,10 @@ def entry_points(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _events(swept: np.ndarray, target: np.ndarray, signs: np.ndarray, now: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lambdas below `now` at which regressors come in, with sign + or - (2, C), and go out (C,); or 0.
+    """Returns the lambdas below `now` at which regressors enter, with sign + or - (2, C), and leave (C,); or 0.
 
-    Among the active regressors beta = G^-1 (t - lambda s) is linear in lambda, so is the correlation of the others with
-    what is left over, and they come in when it reaches lambda.
+    Among the active regressors, beta = G^-1 (t - lambda s) is linear in lambda. So is the correlation of the others with the
+    residual; they enter when it reaches lambda.
     """
     active = signs != 0
     fit, slope = swept @ (target * active), swept @ signs
@@ -89,7 +89,7 @@ def _events(swept: np.ndarray, target: np.ndarray, signs: np.ndarray, now: float
 
 
 def _sweep(matrix: np.ndarray, k: int, buffer: np.ndarray) -> None:
-    """Takes a regressor into the inverse of the active part of a Gram matrix, or out again, in place."""
+    """Adds a regressor to the inverse of the active part of a Gram matrix, or removes it, in place."""
     pivot, row, column = matrix[k, k], matrix[k].copy(), matrix[:, k].copy()
     np.multiply.outer(column, row / pivot, out=buffer)
     matrix -= buffer

@@ -1,4 +1,4 @@
-"""The size of the weights that make a channel."""
+"""Criteria by the size of the weights that make a channel."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from keras_pcp.statistics import Statistics
 def l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     """Keeps channels whose filters have large weights: s_c = sum |w|.
 
-    For channels made by several layers (a residual stage) the sum runs over all of them. Takes milliseconds, needs
-    nothing but the weights.
+    If several layers make a channel (a residual stage), the sum runs over all of them. Takes milliseconds; needs only the
+    weights.
 
     References:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv 1608.08710.
@@ -22,8 +22,7 @@ def l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     """Keeps channels whose filters have a large Euclidean norm: s_c = sqrt(sum w^2).
 
-    For channels made by several layers the sum runs over all of them. Takes milliseconds, needs nothing but the
-    weights.
+    If several layers make a channel, the sum runs over all of them. Takes milliseconds; needs only the weights.
 
     References:
         He et al., Soft Filter Pruning for Accelerating Deep CNNs, IJCAI 2018, arXiv 1808.06866.

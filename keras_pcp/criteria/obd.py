@@ -9,13 +9,13 @@ from keras_pcp.statistics import Statistics, needs_data
 
 @needs_data
 def obd(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose weights sit in steep directions of the loss: s_c = 1/2 sum w^2 E[g^2].
+    """Keeps channels whose weights raise the loss most when removed, to second order: s_c = 1/2 sum w^2 E[g^2].
 
-    The sum runs over the kernels of all layers that make the channel; E[g^2] is the mean over the samples of each
-    sample's squared gradient (the empirical Fisher), standing for the diagonal of the Hessian. Takes one backward pass
+    The sum runs over the kernels of all layers that make the channel. E[g^2] is the mean over the samples of each sample's
+    squared gradient (the empirical Fisher information), in place of the diagonal of the Hessian. Takes one backward pass
     per sample; needs data and a compiled model.
 
-    Differs from the paper: it removes single weights, and computes second derivatives by a backward pass of their own.
+    Differs from the paper: the paper removes single weights, and computes second derivatives by a separate backward pass.
 
     References:
         LeCun, Denker and Solla, Optimal Brain Damage, NIPS 1989. Theis et al., Faster Gaze Prediction with Dense

@@ -1,4 +1,4 @@
-"""How much alike the filters of a group are."""
+"""Criteria by how similar the filters of a group are."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from keras_pcp.statistics import Statistics
 def distances(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     """Returns the Euclidean distances between all filters, (num_channels, num_channels).
 
-    Filters of channels that `masked` has taken out are NaN columns: nobody is redundant because of them.
+    Channels that `masked` has removed are NaN columns, so no other channel is redundant because of them.
     """
     matrix = filters(group, statistics.weights)
     norms = np.square(matrix).sum(axis=1)
@@ -21,12 +21,12 @@ def distances(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def least_distance(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels that no other one resembles: s_c = min over d of ||w_c - w_d||.
+    """Keeps channels whose filter no other filter resembles: s_c = min over d of ||w_c - w_d||.
 
-    Of two equal filters both get 0. Takes a product of the filter matrix with itself, needs nothing but the weights.
+    Two equal filters both get 0. Takes a product of the filter matrix with itself; needs only the weights.
 
-    The counterpart of `cosine` that minds the size of the filters; not from a paper. Channels made by several layers
-    are compared by all their filters side by side.
+    The counterpart of `cosine` that depends on the size of the filters; not from a paper. If several layers make a channel,
+    all its filters are compared side by side.
     """
     found = distances(group, statistics)
     np.fill_diagonal(found, np.nan)
@@ -34,13 +34,12 @@ def least_distance(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def cosine(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose direction no other one shares: s_c = 1 - max over d of |cos(w_c, w_d)|.
+    """Keeps channels whose filter no other filter is parallel to: s_c = 1 - max over d of |cos(w_c, w_d)|.
 
-    A filter of zeros points nowhere and gets 0. Takes a product of the filter matrix with itself, needs nothing but
-    the weights.
+    A filter of zeros has no direction and gets 0. Takes a product of the filter matrix with itself; needs only the weights.
 
-    Differs from the paper: there filters are clustered by a threshold on the cosine and one of each cluster stays at
-    random; here every channel has its own score, and opposite directions count as the same.
+    Differs from the paper: there, a threshold on the cosine clusters the filters, and a random one of each cluster stays.
+    Here, every channel has its own score, and opposite directions count as the same.
 
     References:
         Ayinde and Zurada, Building Efficient ConvNets using Redundant Feature Pruning, arXiv 1802.07653.
@@ -55,6 +54,6 @@ def cosine(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def _least(found: np.ndarray) -> np.ndarray:
-    """Returns the least number of each row that is not NaN; 1 where there is none, in a group of one channel."""
+    """Returns the least number of each row that is not NaN; 1 if there is none, as in a group of one channel."""
     least = np.where(np.isnan(found), np.inf, found).min(axis=1)
     return np.where(np.isfinite(least), least, 1.0)

@@ -9,15 +9,16 @@ from keras_pcp.statistics import Statistics
 
 
 def bn_scale(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels that normalization scales up: s_c = |gamma_c|, summed if several normalizations stand on c.
+    """Keeps channels that normalization scales up: s_c = |gamma_c|, summed over all normalizations of channel c.
 
-    Takes milliseconds, needs nothing but the weights.
+    Takes milliseconds; needs only the weights.
 
-    Differs from the paper: there the network is trained with a penalty on |gamma| that drives some scales to 0, and
-    thresholds are global. Here training is as you set it up; add `keras.regularizers.L1` as `gamma_regularizer`.
+    Differs from the paper: there, the network is trained with a penalty on |gamma| that drives some scales to 0, and
+    thresholds are global. Here, you decide how to train; for the penalty, pass `keras.regularizers.L1` as
+    `gamma_regularizer`.
 
     Raises:
-        InvalidArgumentError: no normalization with a scale stands on the group.
+        InvalidArgumentError: the group has no normalization with a scale.
 
     References:
         Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, arXiv 1708.06519.

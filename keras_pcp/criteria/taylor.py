@@ -1,4 +1,4 @@
-"""First-order Taylor expansion: how much the squared loss change is when a channel goes."""
+"""First-order Taylor expansion: the squared change of the loss when a channel is removed."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from keras_pcp.support import checks
 
 @needs_data
 def taylor(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels whose filters move the loss: s_c = (sum over the filter of g * w)^2.
+    """Keeps channels whose filters change the loss: s_c = (sum over the filter of g * w)^2.
 
-    g is the mean gradient over the samples; the sum runs over the kernels of all layers that make the channel. Takes
-    one backward pass over the samples in batches; needs data and a compiled model.
+    g is the mean gradient over the samples. The sum runs over the kernels of all layers that make the channel. Takes one
+    backward pass over the samples in batches; needs data and a compiled model.
 
-    Differs from the paper: there the square is averaged over mini-batches of training steps, with momentum over the
-    rounds of pruning; here it is computed once, on samples that are not trained on in between. Biases are left out.
+    Differs from the paper: there, the square is averaged over mini-batches of training steps, with momentum over the
+    rounds of pruning. Here, it is computed once, with no training in between. Biases are left out.
 
     References:
         Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv 1906.10771: the
@@ -33,13 +33,13 @@ def taylor(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 class TaylorGate:
     """Keeps channels that the loss depends on: the mean over mini-batches of (dL/dz_c)^2 for a gate z_c = 1.
 
-    dL/dz_c is the mean over a mini-batch of `Statistics.gate_gradients`; with sample weights both means are weighted. With
-    `batch_size=1` the score is the one of `group_fisher`, divided by the number of samples. Takes one backward pass per
+    dL/dz_c is the mean of `Statistics.gate_gradients` over a mini-batch; sample weights apply to both means. With
+    `batch_size=1` the score is that of `group_fisher`, divided by the number of samples. Takes one backward pass per
     sample; needs data and a compiled model.
 
-    Differs from the paper: there the gate follows batch normalization; here it stands where the channel is read, which
-    is the same where only ReLU and pooling lie in between. Channels joined by sums share one gate, where the paper
-    divides by the number of joined layers. No momentum over rounds.
+    Differs from the paper: there, the gate follows batch normalization. Here, it is where the channel is read, which is the
+    same if only ReLU and pooling lie in between. Channels joined by sums share one gate; the paper divides by the number of
+    joined layers. There is no momentum over rounds.
 
     Attributes:
         batch_size: samples in a mini-batch; the last one may be smaller.

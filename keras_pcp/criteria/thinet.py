@@ -1,4 +1,4 @@
-"""ThiNet: the channels whose absence the next layers' outputs show least."""
+"""ThiNet: removes the channels whose removal changes the next layers' outputs least."""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ from keras_pcp.statistics import Statistics, needs_data
 
 @needs_data
 def thinet(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels that are removed late by a greedy search: s_c = number of c in the order of removal / num_channels.
+    """Keeps channels that a greedy search removes late: s_c = place of c in the order of removal / num_channels.
 
     The set T of removed channels grows by the one for which || sum over c in T of x_c ||^2 is least, where x_c is what
     channel c adds to the outputs of the layers that read it (`Statistics.contributions`). Channels that add nothing get
     0. Takes one forward pass, and C^2 operations for C channels; needs data.
 
-    Differs from the paper: there one output channel is drawn for each position; here all of them count. The search goes
-    on until all channels are ranked. A group that several layers read is scored by all of them at once. The paper scales
-    the kept channels by least squares afterwards; `keras_pcp.refit` fits whole kernels.
+    Differs from the paper: there, one output channel is drawn for each position; here, all of them count. The search
+    continues until all channels are ranked. If several layers read a group, all of them score it together. The paper
+    scales the kept channels by least squares afterwards; `keras_pcp.refit` fits whole kernels.
 
     References:
         Luo, Wu and Lin, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, ICCV 2017,

@@ -1,1 +1,1 @@
-"""What comes out: the report, and verified LiteRT files."""
+"""The results: the report, and verified LiteRT files."""

@@ -1,4 +1,4 @@
-"""Looks for what int8 quantization cannot take: values that are not finite, and outputs that have no range."""
+"""Finds values that int8 quantization cannot handle: those that are not finite, and outputs without a range."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from keras_pcp.support.text import shorten
 
 CALIBRATION_SAMPLES = 200
 _BATCH = 16
-_ADVICE = "quantization='dynamic' and 'float16' do without calibration"
+_ADVICE = "quantization='dynamic' and 'float16' need no calibration"
 
 
 def check_calibration(model: keras.Model, inputs: Sequence[np.ndarray]) -> None:
-    """Checks that data, weights and the outputs of all layers are finite; the quantizer of LiteRT crashes otherwise.
+    """Checks that data, weights and the outputs of all layers are finite. Otherwise the quantizer of LiteRT crashes.
 
     Raises:
-        InvalidArgumentError: the data is not finite, or the model cannot compute anything of it.
+        InvalidArgumentError: the data is not finite, or the model fails on it.
         ExportError: a weight or an output of a layer is not finite.
     """
     for number, array in enumerate(inputs):
@@ -28,7 +28,7 @@ def check_calibration(model: keras.Model, inputs: Sequence[np.ndarray]) -> None:
         if bad:
             raise InvalidArgumentError(
                 f"representative_data of input {number} holds NaN, infinite or too large values in sample(s) "
-                f"{shorten(map(str, bad))}; leave them out"
+                f"{shorten(map(str, bad))}; remove them"
             )
     for weight in model.weights:
         if not _is_finite(_range(weight)):
@@ -42,7 +42,7 @@ def check_calibration(model: keras.Model, inputs: Sequence[np.ndarray]) -> None:
 
 
 def narrow_outputs(model: keras.Model, inputs: Sequence[np.ndarray]) -> str:
-    """Returns a sentence about the outputs that LiteRT may have no int8 range for, or nothing if none are known."""
+    """Returns a sentence about outputs for which LiteRT may find no int8 range; empty if none are known."""
     found: dict[str, tuple[float, float]] = {}
     for name, low, high in _ranges(model, inputs):
         old = found.get(name, (low, high))
@@ -51,8 +51,8 @@ def narrow_outputs(model: keras.Model, inputs: Sequence[np.ndarray]) -> str:
     if constant:
         return (
             f" The outputs of layer(s) {shorten(map(repr, constant))} are the same for all of representative_data, so "
-            "they have no int8 range: their channels are dead, or the samples are all alike. Train the model, prune less, "
-            f"or give other samples; {_ADVICE}."
+            "they have no int8 range. Their channels are dead, or all samples are the same. Train the model, prune less, "
+            f"or pass other samples; {_ADVICE}."
         )
     if not found:
         return ""
@@ -65,7 +65,7 @@ def narrow_outputs(model: keras.Model, inputs: Sequence[np.ndarray]) -> str:
 
 
 def _ranges(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, float, float]]:
-    """Yields the name of each layer with the range of its outputs on some samples; nothing for a model without graph."""
+    """Yields the name of each layer and the range of its outputs on some samples; nothing for a model without a graph."""
     if internals.functional_of(model) is None:
         return
     traced = trace(model)
@@ -79,14 +79,14 @@ def _ranges(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[tuple[
                         found += [(step.call.operation.name, *r) for r in map(_range, step.run()) if r]
         except Exception as error:  # Keras, TensorFlow and custom layers raise many classes
             raise InvalidArgumentError(
-                f"{model.name!r} cannot compute anything of representative_data, samples {start} and following: "
+                f"{model.name!r} fails on representative_data, samples {start} and following: "
                 f"{str(error).strip().partition(chr(10))[0][:300]}"
             ) from error
         yield from found
 
 
 def _range(values: Any) -> tuple[float, float] | None:
-    """Returns the least and the largest of floating-point values."""
+    """Returns the smallest and the largest of some floating-point values."""
     if "float" not in keras.backend.standardize_dtype(values.dtype):
         return None
     array = np.asarray(keras.ops.cast(values, "float32"))
@@ -94,5 +94,5 @@ def _range(values: Any) -> tuple[float, float] | None:
 
 
 def _is_finite(limits: tuple[float, float] | None) -> bool:
-    """Whether both limits and the distance between them are float32 numbers."""
+    """Returns whether both limits, and the distance between them, fit into float32."""
     return limits is None or bool(max(limits[1], 0.0) - min(limits[0], 0.0) <= np.finfo("float32").max)

@@ -1,8 +1,8 @@
-"""Converts a SavedModel to LiteRT, here or in a process of its own, and runs the file there.
+"""Converts a SavedModel to LiteRT, here or in a separate process, and runs the file there.
 
-The quantizer of LiteRT kills its process (a segmentation fault) where a value overflows in calibration, and its runtime does
-so (an abort) on some files, so they run in another one. This file is also the program of that process, and so imports
-nothing of keras_pcp.
+The quantizer of LiteRT kills its process (segmentation fault) if a value overflows in calibration, and the runtime kills it
+(abort) on some files. So both run in another process. This file is also the program of that process, so it imports nothing
+from keras_pcp.
 """
 
 import atexit
@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 INPUTS, RESULT, OUTPUTS = "inputs.npz", "model.tflite", "outputs.npz"  # in the folder of a request
-_IDLE_SECONDS = 60  # then the process ends, and with it the use of its memory, some hundred megabytes
+_IDLE_SECONDS = 60  # then the process ends and frees its memory, some hundred megabytes
 
 
 def convert(folder: str, quantization: str | None) -> None:
-    """Writes the LiteRT file `RESULT` into the folder of a SavedModel; for int8, `INPUTS` in it hold the samples."""
+    """Writes the LiteRT file `RESULT` into the folder of a SavedModel. For int8, that folder holds the samples `INPUTS`."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -64,7 +64,7 @@ _OPERATIONS = {"convert": convert, "run": run}
 
 
 class Converter:
-    """A process that converts and runs: started when first needed, used again, ended with this one or when idle for long.
+    """A process that converts and runs files. It starts at first use, is reused, and ends with this process or when idle.
 
     It neither imports the main module of this process nor shares its interrupts, and ends when this process is gone.
     """
@@ -76,21 +76,21 @@ class Converter:
         atexit.register(self.stop)
 
     def convert(self, folder: str, quantization: str | None) -> None:
-        """Does the same as the function `convert`.
+        """Runs the function `convert` in the process.
 
         Raises:
-            RuntimeError: the conversion failed, or the process came to an end.
+            RuntimeError: the conversion failed, or the process ended.
         """
         self._request(["convert", folder, quantization])
 
     def run(self, folder: str) -> None:
-        """Does the same as the function `run`, and raises RuntimeError likewise."""
+        """Runs the function `run` in the process; raises RuntimeError as `convert` does."""
         self._request(["run", folder])
 
     def _request(self, request: list) -> None:
         with self.lock:
             answer, code = self._ask(request)
-            if not answer and code == 0:  # it ended at this moment because it had been idle
+            if not answer and code == 0:  # it was idle and ended just now
                 answer, code = self._ask(request)
         if not answer:
             raise RuntimeError(f"its process {_ending(code)}")
@@ -103,12 +103,12 @@ class Converter:
         if process is not None:
             process.stdin.close()
             process.stdout.close()
-            if self.owner == os.getpid():  # not that of the process that this one was forked from
+            if self.owner == os.getpid():  # a fork must not end the process of its parent
                 process.kill()
                 process.wait()
 
     def _ask(self, request: list) -> tuple[str, int | None]:
-        """Returns the line that answers a request, or the exit code of the process that gave none."""
+        """Returns the line that answers a request, or the exit code of the process if it gave no answer."""
         process = self._running()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -116,7 +116,7 @@ class Converter:
             code = None if answer else process.wait()
         except BrokenPipeError:
             answer, code = "", process.wait()
-        except BaseException:  # an interrupt: its answer would be taken for that to the next request
+        except BaseException:  # an interrupt: the answer would be mistaken for that to the next request
             self.stop()
             raise
         return answer, code
@@ -147,9 +147,9 @@ def _ending(code: int | None) -> str:
 
 
 def _serve() -> None:
-    """Answers each request on standard input with a line on standard output: null, or what went wrong."""
+    """Answers each request on standard input with a line on standard output: null, or the error."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     idle = None
     for line in iter(sys.stdin.readline, ""):
         if idle is not None:

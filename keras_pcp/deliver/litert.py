@@ -1,4 +1,4 @@
-"""Writes LiteRT (TFLite) files, proves that they compute what the model computes, and times them."""
+"""Writes LiteRT (TFLite) files, checks that they compute what the model computes, and measures their latency."""
 
 import contextlib
 import io
@@ -19,8 +19,8 @@ from keras_pcp.errors import ExportError, InvalidArgumentError
 from keras_pcp.support import checks
 from keras_pcp.support.files import check_target, write
 
-# Largest error allowed, as a fraction of the range of the Keras outputs: at any element for the exact formats, on
-# average for the quantized ones, where single values may be several quantization steps off.
+# Largest allowed error, as a fraction of the range of the Keras outputs: at any element for the exact formats; on average
+# for the quantized ones, in which single values may be several quantization steps off.
 _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 5e-2, "int8": 5e-2}
 _SAMPLES = 16
 _CONVERTER = conversion.Converter()
@@ -44,15 +44,15 @@ def export_litert(
     representative_data: Any = None,
     tolerance: float | None = None,
 ) -> LiteRTFile:
-    """Writes a model as LiteRT file for batches of one, runs the file and compares it with Keras.
+    """Writes a model as a LiteRT file for batches of one, after running the file and comparing it with Keras.
 
     Args:
         model: a built model.
-        path: file to write, usually `*.tflite`. It is only written if the comparison holds.
+        path: file to write, usually `*.tflite`. It is only written if the comparison succeeds.
         quantization: None (float32), `"float16"` (weights), `"dynamic"` (int8 weights) or `"int8"` (weights and
             activations; inputs and outputs stay float32).
-        representative_data: inputs (arrays, in the model's input structure or in a dict by the names of the inputs, with a
-            batch axis) for `"int8"` calibration, which runs in a process of its own, and for the comparison. Without it
+        representative_data: inputs for `"int8"` calibration (which runs in a separate process) and for the comparison:
+            arrays with a batch axis, in the model's input structure or in a dict by the names of the inputs. Without it,
             the comparison uses normally distributed inputs.
         tolerance: largest allowed error as a fraction of the output range; None: 1e-4 for float32, 1e-2 for float16
             (at any element), 0.05 for the int8 formats (on average).
@@ -62,9 +62,9 @@ def export_litert(
 
     Raises:
         ExportError: LiteRT cannot convert the model or run the file, the file does not compute what the model computes,
-            or values in the model are not finite; an existing file stays as it was.
+            or values in the model are not finite. An existing file is unchanged.
         InvalidArgumentError: an argument is out of range, or the data does not fit the model.
-        FileError: the system cannot write the file; an existing one stays as it was.
+        FileError: the system cannot write the file. An existing file is unchanged.
 
     Example:
         >>> import keras, keras_pcp, tempfile
@@ -87,7 +87,7 @@ def export_litert(
     except (RuntimeError, ValueError) as error:
         advice = narrow_outputs(model, inputs) if quantization == "int8" else ""
         raise ExportError(
-            f"LiteRT cannot run what it made of {model.name!r} (quantization={quantization}): {_first_line(error)}."
+            f"LiteRT cannot run its own file of {model.name!r} (quantization={quantization}): {_first_line(error)}."
             f"{advice} No file was written"
         ) from error
     limit = _TOLERANCE[quantization] if tolerance is None else tolerance
@@ -102,12 +102,12 @@ def export_litert(
 
 
 def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> float:
-    """Returns the median time in milliseconds that LiteRT takes for one sample on this CPU.
+    """Returns the median time that LiteRT takes for one sample on this CPU, in milliseconds.
 
     Args:
         path: a LiteRT file.
-        runs: at least 1: number of timed runs; a fifth as many warm-up runs come first.
-        threads: at least 1: number of threads.
+        runs: number of timed runs, at least 1. A fifth as many warm-up runs come first.
+        threads: number of threads, at least 1.
 
     Raises:
         InvalidArgumentError: there is no such file, LiteRT cannot run it, or `runs` or `threads` is out of range.
@@ -164,16 +164,16 @@ def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
     if data is None:
         if any(None in t.shape[1:] for t in specs):
             raise InvalidArgumentError(
-                f"input shape {model.input_shape} has unknown sizes; pass representative_data with the wanted size"
+                f"input shape {model.input_shape} has unknown sizes; pass representative_data of the size that you want"
             )
         rng = np.random.default_rng(0)
         return [_random_input(rng, (_SAMPLES, *t.shape[1:]), t.dtype) for t in specs]
     try:
         arrays = [np.asarray(a) for a in _in_order(model, data)]
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, objects that are no arrays
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, objects that are not arrays
         if isinstance(error, InvalidArgumentError):
             raise
-        raise InvalidArgumentError(f"representative_data holds no arrays: {_first_line(error)}") from error
+        raise InvalidArgumentError(f"representative_data does not hold arrays: {_first_line(error)}") from error
     if (
         len(arrays) != len(specs)
         or len({a.shape[:1] for a in arrays}) > 1
@@ -187,14 +187,14 @@ def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
 
 
 def _in_order(model: keras.Model, data: Any) -> list[Any]:
-    """Lists the arrays of a structure in the order of the model's inputs; a dict may also go by their names."""
+    """Lists the arrays of a structure in the order of the model's inputs; a dict may also use their names."""
     if not isinstance(data, Mapping) or len(data) == len(model.inputs) == 1:
         return tree.flatten(data)
     names = [t.name for t in model.inputs]
     places = tree.pack_sequence_as(model.input, list(range(len(names))))
     if isinstance(places, Mapping) and all(isinstance(i, int) for i in places.values()):
         names = sorted(places, key=places.get)
-    elif isinstance(places, Mapping):  # structures in a structure
+    elif isinstance(places, Mapping):  # nested structures
         return tree.flatten(data)
     if not set(names) <= set(data):
         raise InvalidArgumentError(f"representative_data has the entries {sorted(data)}, the model takes {names}")
@@ -206,7 +206,7 @@ def _fits(shape: tuple, wanted: tuple) -> bool:
 
 
 def _cast(array: np.ndarray, tensor: Any, number: int) -> np.ndarray:
-    """Returns an array in the type of the input that it is for; refuses values that it cannot hold."""
+    """Returns an array in the type of its input; rejects values that this type cannot hold."""
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise InvalidArgumentError(f"representative_data must hold numbers, input {number} is of type {array.dtype}")
     with np.errstate(all="ignore"):
@@ -226,13 +226,11 @@ def _random_input(rng: np.random.Generator, shape: tuple, dtype: str) -> np.ndar
 
 
 def _computed(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns what the model computes of the samples that files are compared on."""
+    """Returns the outputs of the model for the samples on which files are compared."""
     try:
         outputs = model(_structured(model, [a[:_SAMPLES] for a in inputs]), training=False)
     except Exception as error:  # Keras, TensorFlow and custom layers raise many classes
-        raise InvalidArgumentError(
-            f"{model.name!r} cannot compute anything of representative_data: {_first_line(error)}"
-        ) from error
+        raise InvalidArgumentError(f"{model.name!r} fails on representative_data: {_first_line(error)}") from error
     expected = [np.asarray(keras.ops.cast(o, "float32")) for o in tree.flatten(outputs)]
     if not all(np.isfinite(o).all() for o in expected):
         raise ExportError(
@@ -259,7 +257,7 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
             archive = keras.export.ExportArchive()
             archive.track(model)
             archive.add_endpoint("serve", serve, input_signature=specs)
-            with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints in spite of verbose=False
+            with contextlib.redirect_stdout(io.StringIO()):  # Keras before 3.9 prints despite verbose=False
                 archive.write_out(folder, verbose=False)
             if quantization == "int8":
                 samples = {f"input_{i}": a[:CALIBRATION_SAMPLES] for i, a in enumerate(inputs)}
@@ -275,7 +273,7 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
 
 
 def _structured(model: keras.Model, flat: Any) -> Any:
-    """Packs flat inputs into the structure that the model takes."""
+    """Packs a flat list of inputs into the structure that the model takes."""
     if isinstance(model, keras.Sequential):
         return flat[0]
     return tree.pack_sequence_as(model.input, list(flat))

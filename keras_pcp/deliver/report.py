@@ -1,4 +1,4 @@
-"""What a pruning run did: a record that prints, becomes JSON and plots."""
+"""The record of a pruning run. It can be printed, plotted and turned into JSON."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from keras_pcp.support.files import check_target, replacing, write
 
 @dataclass
 class PruningReport:
-    """Record of a pruning run; it grows while the run goes on.
+    """Record of a pruning run. It grows during the run.
 
     Attributes:
         model_name: name of the model.
@@ -25,15 +25,15 @@ class PruningReport:
         rounds: every round with its attempts, drops, chosen groups, cost.
         shrinks: training steps after which the model became physically smaller.
         selection: what has been removed, in the numbering of the unpruned model.
-        seconds: time the callback took: "attempts", "surgery", "retracing" (first step after a shrink, beyond the usual
-            step time), "other".
-        attempt_macs: multiply-accumulates that measuring took.
+        seconds: time that the callback took: "attempts", "surgery", "retracing" (how much longer than usual the first step
+            after a shrink took), "other".
+        attempt_macs: multiply-accumulates spent on measuring.
         frozen: (layer, channels, reason) of what was never a candidate.
-        notes: what of the costs is unknown, and which weights no call of the model uses.
+        notes: which costs are unknown, and how many weights no call of the model uses.
         monitor: what attempts were compared by, and whether higher is better.
-        diverged: training step from which on pruning was put off because weights or results were not finite; None if it
-            never was, or if they became finite again.
-        draws: what a function given as `validation_data` tells in its `history`, such as the share of pseudo-labels used.
+        diverged: training step since which pruning is postponed because weights or results are not finite; None if that did
+            not happen, or if they became finite again.
+        draws: entries of the `history` of a function passed as `validation_data`, such as the share of pseudo-labels used.
     """
 
     model_name: str
@@ -78,7 +78,7 @@ class PruningReport:
         if self.monitor:
             lines.append(f"  attempts compared by {self.monitor}")
         if self.diverged is not None:
-            lines.append(f"  pruning stopped at step {self.diverged}, where training had diverged")
+            lines.append(f"  pruning stopped at step {self.diverged}, because training had diverged")
         spent = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
         lines.append(f"  seconds: {spent}")
         if self.rounds:
@@ -99,7 +99,7 @@ class PruningReport:
         return "\n".join(lines)
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
-        """Returns the report as JSON-ready dict; with `path`, also writes it there."""
+        """Returns the report as a JSON-ready dict. With `path`, also writes it to that file."""
         data = {
             "model": self.model_name,
             "limits": dict(self.limits),
@@ -119,7 +119,7 @@ class PruningReport:
             "monitor": self.monitor,
             "diverged": self.diverged,
         }
-        data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # NaN is no JSON: costs that are unknown
+        data = json.loads(json.dumps(data), parse_constant=lambda name: None)  # unknown costs are NaN, not valid JSON
         if path is not None:
             write(path, json.dumps(data, indent=1) + "\n")
         return data
@@ -127,7 +127,7 @@ class PruningReport:
     def plot(self, path: str | Path | None = None) -> Any:
         """Draws widths before and after, and cost and metric over the rounds (needs matplotlib).
 
-        Returns the matplotlib figure; with `path`, also saves it there.
+        Returns the matplotlib figure. With `path`, also saves it to that file.
         """
         from keras_pcp.plots import plot_report
 

@@ -1,1 +1,1 @@
-"""What is coupled with what: a model is traced, rules follow its channels, and a channel graph comes out."""
+"""Finds coupled channels: traces a model, lets rules follow its channels, and builds a channel graph."""

@@ -27,15 +27,16 @@ _RULE_MODULES = (parametric, contraction, structural, movement, slicing, element
 
 
 def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
-    """Finds out which channels of a model can be pruned, and what is coupled with what.
+    """Finds out which channels of a model can be pruned, and which are coupled.
 
-    The model's outputs are frozen by themselves. Nothing about the model is changed.
+    The model's outputs are always frozen. The model is not changed.
 
     Args:
         model: a built Functional or Sequential model; nested models are opened up.
         on_unknown: what to do about a layer or operation without a rule: `"error"`, or `"freeze"` every channel that
             reaches it, with a recorded reason.
-        frozen_layers: names of layers whose output channels must stay.
+        frozen_layers: names of layers that keep their width. They still train, unlike frozen layers of Keras, which have
+            `trainable=False`.
 
     Returns:
         A `ChannelGraph`; `print` it to see groups and frozen layers.

@@ -1,4 +1,4 @@
-"""The channel graph: what is coupled with what in a model, and which selections fit it."""
+"""The channel graph: which channels of a model are coupled, and which selections fit it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from keras_pcp.support.text import shorten
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """What is coupled with what in a model, what is frozen and why, and what everything costs.
+    """Which channels of a model are coupled, which are frozen and why, and what everything costs.
 
-    Made by `keras_pcp.build_graph`; iterate over it to get the groups, `graph["name"]` gives one, `print(graph)` shows
-    the report of `keras_pcp.graph.summary`.
+    `keras_pcp.build_graph` returns it. Iterate over it to get the groups; `graph["name"]` returns one group, and
+    `print(graph)` shows the report of `keras_pcp.graph.summary`.
 
     Attributes:
         model_name: name of the model.
         groups: {name: group}, in the order of execution.
         frozen: what is never pruned, and why.
-        weights: what is known of each weight, by its index in `model.weights`.
+        weights: facts about each weight, in the order of `model.weights`.
         widths: every number outside the weights that follows a selection.
-        macs: what the multiply-accumulates are summed from.
-        notes: remarks for the reader of the report.
-        blocks: names of the layers that were opened to see what they hide; a model with blocks is pruned as
+        macs: the terms whose sum gives the multiply-accumulates.
+        notes: remarks for the report.
+        blocks: names of the layers that were opened to see the layers inside. A model with blocks is pruned as
             `inline_blocks(model)`.
-        fingerprint: what the calls of the model are, apart from widths; a graph fits models with the same one.
+        fingerprint: digest of the model's calls, apart from widths. A graph fits models with the same fingerprint.
     """
 
     model_name: str
@@ -62,7 +62,7 @@ def check_graph(graph: ChannelGraph) -> None:
 
 
 def check_selection(graph: ChannelGraph, selection: Selection) -> None:
-    """Raises InvalidArgumentError unless `selection` fits `graph` and leaves every group and width at least 1 channel."""
+    """Raises InvalidArgumentError unless `selection` fits `graph` and leaves at least 1 channel in every group and width."""
     check_graph(graph)
     checked_selection("selection", selection)
     for name, mask in selection.keep.items():
@@ -74,7 +74,7 @@ def check_selection(graph: ChannelGraph, selection: Selection) -> None:
         if not mask.any():
             raise InvalidArgumentError(f"selection would remove all {len(mask)} channels of group {name!r}; keep one")
     for width in graph.widths:
-        # A slice may well start at 0 afterwards; it is the tensors that must not vanish.
+        # A slice may start at 0 afterwards. Only tensors must not become empty.
         if width.owner == "tensor" and width.extent.after(selection.keep) < 1:
             groups = shorten([name for name, _ in width.extent.pieces])
             raise InvalidArgumentError(
@@ -83,13 +83,13 @@ def check_selection(graph: ChannelGraph, selection: Selection) -> None:
 
 
 def inspect_graph(graph: ChannelGraph) -> Inspection:
-    """Sums up what can be pruned, how far that can go, and what is frozen and why. `print(graph)` prints it.
+    """Sums up what can be pruned and how far, and what is frozen and why. `print(graph)` prints the same.
 
     Args:
         graph: channel graph.
 
     Returns:
-        An `Inspection`, to print or to turn into JSON.
+        An `Inspection`. Print it, or call its `to_json()`.
 
     Example:
         >>> import keras, keras_pcp
@@ -107,9 +107,9 @@ def inspect_graph(graph: ChannelGraph) -> Inspection:
         <BLANKLINE>
         group  width  layers            MACs      parameters  exact
         conv      16       1    3.2 k 100.0%      208 100.0%  yes
-        layers: so many layers make these channels together and get the same width. MACs
-        and parameters: those that the group's channels take part in; what lies between
-        two groups counts in both.
+        layers: number of layers that share these channels. MACs and parameters:
+        everything that the group's channels take part in; what connects two groups
+        counts in both.
         <BLANKLINE>
         frozen: 10 channels of 1 layer
           10 channels of 1 layer: output of the model

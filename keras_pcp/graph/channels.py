@@ -1,7 +1,7 @@
-"""The frozen dataclasses of the core: channel groups, the graph that holds them, and selections.
+"""The frozen dataclasses that a channel graph is made of: groups, weight slices, widths, cost terms.
 
-Nothing here knows Keras. A weight is named by its index in `model.weights`, an operation or a tensor by its index in
-the order in which `keras_pcp.graph.trace` lists them, so a graph is valid for any model of the same structure.
+Nothing here depends on Keras. An index in `model.weights` names a weight. The position in the lists of
+`keras_pcp.graph.trace` names an operation or a tensor. So a graph is valid for any model of the same structure.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.support import checks
 
 PRODUCE, FOLLOW, CONSUME = "produce", "follow", "consume"
-# Stands for the layer of weights that no call of the model uses, such as those of a teacher that the model holds.
+# Takes the place of the layer name for weights that no call uses, such as those of a teacher that the model holds.
 IDLE = "(used by no call)"
 
 
@@ -45,15 +45,15 @@ class WeightSlice:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that are decided together, one by one: channel c of every member goes or stays.
+    """Channels that several layers share: channel c stays in all of them or is removed from all of them.
 
     Attributes:
         name: name of the first layer that produces the channels.
         num_channels: number of channels.
         slices: every weight axis that belongs to the group.
         exact: True if the pruned model computes exactly what the masked model computes.
-        parts: int arrays of channels of which one must stay, because an axis holds nothing else. (The whole group is
-            such a part too, and is not listed.)
+        parts: int arrays of channels. At least one channel of each array must stay, because an axis holds no others. (The
+            whole group is such a part, too, and is not listed.)
     """
 
     name: str
@@ -74,11 +74,11 @@ class ChannelGroup:
 
 @dataclass(frozen=True, eq=False)
 class Extent:
-    """A number that shrinks with the channels: `size` minus one for every removed channel listed in `pieces`.
+    """A number that falls when channels are removed: `size` minus one for every removed channel in `pieces`.
 
     Attributes:
         size: the number before pruning.
-        pieces: pairs of a group name and an int array of channel numbers; a channel counts as often as it is listed.
+        pieces: pairs (group name, int array of channel numbers); a channel counts as often as it is listed.
     """
 
     size: int
@@ -97,7 +97,7 @@ class Width:
     Attributes:
         owner: `"operation"`, `"argument"` (of a call) or `"tensor"`.
         index: index of the operation, call or tensor in the trace.
-        path: where in the owner the number stands: attribute names and sequence indices.
+        path: the place of the number in the owner: attribute names and sequence indices.
         extent: the number itself.
     """
 
@@ -109,9 +109,9 @@ class Width:
 
 @dataclass(frozen=True, eq=False)
 class CostTerm:
-    """`factor` times the product of some extents: the multiply-accumulates of one operation on one sample.
+    """The multiply-accumulates of one operation on one sample: `factor` times the product of some extents.
 
-    `factor` is NaN where it is not known, and `why` says why.
+    If `factor` is unknown it is NaN, and `why` gives the reason.
     """
 
     layer: str
@@ -122,10 +122,10 @@ class CostTerm:
 
 @dataclass(frozen=True, eq=False)
 class WeightInfo:
-    """A weight's path, owning layer, bytes per element, shape as extents.
+    """A weight's path, owning layer, bytes per element, and shape as extents.
 
-    The layer is empty if the weight does not count, because the plain model or what is delivered does without it, and
-    `IDLE` if it belongs to the model but no call uses it.
+    The layer is empty if the weight does not count, because the plain model or the delivered part does not have it. It is
+    `IDLE` if the weight belongs to the model but no call uses it.
     """
 
     path: str
@@ -144,11 +144,11 @@ class Frozen:
 
 
 def check_scores(group: ChannelGroup, given: Any, what: str) -> np.ndarray:
-    """Returns the scores of a group as a float array (num_channels,); raises InvalidArgumentError where they are none."""
+    """Returns the scores of a group as a float array (num_channels,); raises InvalidArgumentError if they are invalid."""
     try:
         array = np.asarray(given)
         scores = array.astype(float) if array.dtype.kind in "biufV" else None
-    except Exception:  # ragged, or of a class that is no array
+    except Exception:  # ragged, or of a class that is not an array
         scores = None
     if scores is None or scores.shape != (group.num_channels,) or not np.isfinite(scores).all():
         bad = scores is not None and scores.shape == (group.num_channels,)

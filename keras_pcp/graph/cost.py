@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer: multiply-accumulates per sample (NaN if not known), number of parameters, bytes of its weights."""
+    """Cost of one layer: multiply-accumulates per sample (NaN if unknown), number of parameters, bytes of its weights."""
 
     macs: float
     params: int
@@ -30,12 +30,12 @@ class Cost:
 
     Attributes:
         macs: multiply-accumulates of one sample in convolutions, dense, recurrent and attention layers; NaN if those of a
-            layer are not known. Biases, normalization, activations and raw operations are not counted, as is usual.
-        params: number of weights, trainable or not: all of `model.weights`, also those that no call uses, such as those of
-            a teacher that the model holds.
+            layer are unknown. Biases, normalization, activations and raw operations are not counted, as is usual.
+        params: number of weights, trainable or not. All of `model.weights` count, including weights that no call uses (for
+            example those of a teacher that the model holds).
         bytes: bytes of the weights in their own dtypes.
-        layers: the same by layer name; weights that no call uses stand together in one line.
-        uncounted: {name of a layer whose MACs are not known: why}.
+        layers: the same by layer name. One line holds all weights that no call uses.
+        uncounted: {name of a layer whose MACs are unknown: why}.
     """
 
     macs: float
@@ -52,19 +52,19 @@ class Cost:
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
-        """Returns what a reader of the figures has to know: which costs are unknown, and which weights no call uses."""
+        """Returns remarks on the figures: which costs are unknown, and how many weights no call uses."""
         found = [f"MACs of layer {name} unknown: {why}" for name, why in self.uncounted.items()]
         if IDLE in self.layers:
             found.append(
-                f"{self.layers[IDLE].params:,} of {self.params:,} parameters are used by no call of the model (a teacher or "
-                "a copy of the model that it holds?); they count because model.weights and saved files have them, unless "
-                "deliver is given, such as deliver=keras.Model(model.inputs, model.outputs)"
+                f"no call of the model uses {self.layers[IDLE].params:,} of {self.params:,} parameters (does the model hold "
+                "a teacher or a copy of itself?). They count because model.weights and saved files have them; pass "
+                "deliver=keras.Model(model.inputs, model.outputs) to leave them out"
             )
         return found
 
 
 def cost_of(graph: "ChannelGraph", selection: Selection | None = None) -> Cost:
-    """Returns the cost under a selection that fits the graph; None leaves nothing out."""
+    """Returns the cost under a selection that fits the graph; None removes nothing."""
     keep = {} if selection is None else selection.keep
     layers: dict[str, list] = {}
     for info in (info for info in graph.weights if info.layer):
@@ -85,7 +85,7 @@ def _shown(macs: float) -> str:
 
 
 def call_macs(graph: "ChannelGraph", program: "Program") -> np.ndarray:
-    """Returns, for each call of a program, its MACs for one sample; those of a layer are shared by its calls."""
+    """Returns the MACs of each call of a program for one sample; the calls of a layer share its MACs equally."""
     layers = cost_of(graph).layers
     names = [None if call.operation is None else program.name_of(call.operation) for call in program.trace.calls]
     return np.array([layers[n].macs / names.count(n) if n in layers else 0.0 for n in names])

@@ -1,7 +1,7 @@
-"""Multiply-accumulates apart from channels: of calls with other sizes than the trace has, and of layers without a rule.
+"""Counts multiply-accumulates of calls whose sizes differ from the trace, and of layers without a rule.
 
-A layer without a rule keeps its channels, but what it costs is known where Keras fixes how its weights are used: recurrent
-layers and wrappers. For all others the cost is unknown, never 0.
+A layer without a rule keeps its channels. Its cost is known if Keras fixes how its weights are used, as for recurrent layers
+and wrappers. For all others the cost is unknown, never 0.
 """
 
 import math
@@ -24,7 +24,7 @@ _COUNTS: dict[type, Count] = {}
 
 
 class CostsOnly:
-    """A recorder that passes on the costs alone, as `times` calls of the layer of `site`; channels are taken as fixed."""
+    """A recorder that passes on only costs, as `times` calls of the layer of `site`; it treats channels as fixed."""
 
     def __init__(self, site: CallSite, times: float = 1):
         self.site, self.times = site, times
@@ -40,13 +40,13 @@ class CostsOnly:
         self.site.recorder.macs_product(self.site, factor * self.times, variable, axes)
 
     def ignored(self, *args: Any) -> None:
-        """What is said of channels."""
+        """Ignores what a rule says about channels."""
 
     bind = width = tie = freeze = mark_inexact = independent = ignored
 
 
 def count(site: CallSite, sized: Sized | None = None) -> None:
-    """Records what a call costs, with other sizes if given; weights of which nothing is known are left out."""
+    """Records the cost of a call, with other sizes if given; leaves out weights whose use is unknown."""
     site = replace(site, recorder=CostsOnly(site))
     _count(site if sized is None else _with_sizes(site, sized))
 
@@ -59,8 +59,8 @@ def _count(site: CallSite) -> None:
     elif found is not None:
         try:
             found(site)
-        except Exception:  # of an unknown function, or a rule that is only made for the layer by itself
-            pass  # what has not been said of a cost stays unknown
+        except Exception:  # an unknown function, or a rule that only suits the layer alone
+            pass  # a cost that was not recorded stays unknown
 
 
 def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
@@ -81,7 +81,7 @@ def _find_count(operation: Any) -> Count | None:
 
 
 def _counts(*names: str) -> Callable[[Count], Count]:
-    """Registers how to count layers of Keras, as far as this version has them."""
+    """Registers how to count Keras layers, if this version of Keras has them."""
 
     def register(function: Count) -> Count:
         _COUNTS.update({getattr(L, name): function for name in names if hasattr(L, name)})
@@ -102,11 +102,11 @@ def _count_model(site: CallSite) -> None:
 
 
 def _count_inner(site: CallSite, layer: Any, shape: Shape, times: float = 1) -> None:
-    """Counts `times` calls of a layer that the layer of a call holds, on a tensor of this shape."""
+    """Counts `times` calls of an inner layer of the called layer, on a tensor of this shape."""
     tensor = keras.KerasTensor(shape, site.tensors[0].dtype)
     try:
         outputs = tuple(tree.flatten(layer.compute_output_spec(tensor)))
-    except Exception:  # whatever a custom layer raises: its cost stays unknown
+    except Exception:  # a custom layer may raise anything; its cost stays unknown
         return
     inner = replace(site, recorder=CostsOnly(site, times), operation=layer, layer=layer.name, inputs=(None,))
     _count(_with_sizes(inner, Sized((tensor,), {}, (tensor,), outputs)))
@@ -131,7 +131,7 @@ def _bidirectional(site: CallSite) -> None:
 @_counts("SpectralNormalization")
 def _spectral_normalization(site: CallSite) -> None:
     _count_inner(site, site.operation.layer, site.input_shapes[0])
-    site.macs(site.operation.vector_u, 0)  # is used in training only
+    site.macs(site.operation.vector_u, 0)  # used only in training
 
 
 @_counts("SimpleRNN", "LSTM", "GRU", "RNN")
@@ -146,7 +146,7 @@ def _one_step(site: CallSite) -> None:
 
 
 def _count_cell(site: CallSite, cell: Any, steps: float) -> None:
-    """Every step multiplies its input by one kernel and the state by the other, all gates at once."""
+    """Counts the product of input and kernel, and of state and recurrent kernel, for each step and all gates."""
     if type(cell) is L.StackedRNNCells:
         for one in cell.cells:
             _count_cell(site, one, steps)
@@ -157,7 +157,7 @@ def _count_cell(site: CallSite, cell: Any, steps: float) -> None:
 
 
 def _pass_states(site: CallSite) -> None:
-    """A layer that is stateful keeps its state as a weight, which is no kernel."""
+    """Counts 0 for the state of a stateful layer, which is a weight but not a kernel."""
     own = {id(w) for w in site.operation.weights}
     for state in tree.flatten(site.operation.states or ()):
         if id(state) in own:
@@ -166,7 +166,7 @@ def _pass_states(site: CallSite) -> None:
 
 @_counts("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 def _convolutional_recurrent(site: CallSite) -> None:
-    """Every step convolves its input, with strides, and the state, which has the size of the output."""
+    """Counts for each step the convolution of the input, with strides, and of the state, which has the output's size."""
     layer, (_, steps, *_), shape = site.operation, site.input_shapes[0], site.output_shapes[0]
     shape = shape[2:] if layer.return_sequences else shape[1:]
     positions = spatial_size((None, *(shape[1:] if layer.data_format == "channels_first" else shape[:-1]), None))
@@ -177,7 +177,7 @@ def _convolutional_recurrent(site: CallSite) -> None:
 
 @_counts("ReversibleEmbedding")
 def _reversible_embedding(site: CallSite) -> None:
-    """Looks rows up, or multiplies by all of them."""
+    """Counts 0 for looking up rows, or the product with all of them."""
     layer = site.operation
     separate = getattr(layer, "reverse_embeddings", None)
     reverse = spatial_size(site.input_shapes[0]) if site.argument(1, "reverse") else 0

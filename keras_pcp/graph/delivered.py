@@ -1,4 +1,4 @@
-"""The part of a model that is delivered: heads that exist only for training are neither counted nor pruned."""
+"""The part of a model that is delivered. Heads that exist only for training are neither counted nor pruned."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,20 +16,20 @@ from keras_pcp.graph.program import Program, program_of
 def delivered_graph(
     model: keras.Model, deliver: keras.Model | None, on_unknown: str, frozen_layers: Iterable[str]
 ) -> ChannelGraph:
-    """Builds the channel graph of a model of which only a part counts.
+    """Builds the channel graph of a model, of which only a part may count.
 
     Args:
         model: the model that is trained and pruned.
-        deliver: a model that shares layers with it; None: all of it counts.
+        deliver: the part that counts, a model that shares layers with `model`; None: all of `model` counts.
         on_unknown, frozen_layers: as in `build_graph`.
 
     Returns:
-        The graph of `model`, in which weights that no call of `deliver` uses cost nothing, layers of such weights make no
-        channels that can be removed, and calls that it does not make cost nothing.
+        The graph of `model`. Weights that no call of `deliver` uses cost nothing, and channels of their layers cannot be
+        removed. Calls that `deliver` does not make cost nothing.
 
     Raises:
-        InvalidArgumentError: `deliver` uses weights that `model` does not have, or none at all; or layers of both have the
-            same name.
+        InvalidArgumentError: `deliver` uses weights that `model` does not have, or no weights at all; or different layers
+            of the two have the same name.
     """
     if deliver is None:
         return build_graph(model, on_unknown=on_unknown, frozen_layers=frozen_layers)
@@ -38,8 +38,8 @@ def delivered_graph(
     all_of_it = {id(w) for w in weights}
     if not delivered or delivered - all_of_it:
         raise InvalidArgumentError(
-            f"deliver must be a model of layers of {model.name!r}, but {deliver.name!r} has "
-            f"{len(delivered - all_of_it)} weights of its own among {len(delivered)}"
+            f"deliver must be a model made of layers of {model.name!r}, but {len(delivered - all_of_it)} of the "
+            f"{len(delivered)} weights of {deliver.name!r} do not belong to it"
         )
     operations, ours = _operations(program), Counter(map(program.name_of, used))
     theirs = Counter(map(program.name_of, operations))
@@ -47,8 +47,8 @@ def delivered_graph(
     extra = set(map(program.name_of, apart))
     if extra & ours.keys():
         raise InvalidArgumentError(
-            f"layers of {deliver.name!r} and others of {model.name!r} have the same names, so they cannot be told apart: "
-            f"{sorted(extra & ours.keys())}; give one of them another name"
+            f"layers of {deliver.name!r} and other layers of {model.name!r} have the same names, so they cannot be "
+            f"distinguished: {sorted(extra & ours.keys())}; rename one of each"
         )
     frozen = [frozen_layers] if isinstance(frozen_layers, str) else list(frozen_layers)
     graph = graph_of(program, on_unknown, [*frozen, *sorted(extra)])

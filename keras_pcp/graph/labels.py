@@ -1,9 +1,10 @@
-"""Channel labels: integers that flow through the graph, and the table of what is known about them.
+"""Channel labels: integers that flow through the graph, and the table that collects facts about them.
 
 A tensor carries `Labels(axis, ids)`: position i along `axis` belongs to channel `ids[i]`, and nothing else about the
-tensor depends on channels. 0 is a position that can never be removed. A tensor without labels is None. No tensor has
-labels along two axes: where an operation would bring that about (a channel axis reshaped into two, say), the labels
-along all but one axis are tied, so that what is removed is always a whole slice along one axis.
+tensor depends on channels. 0 is a position that can never be removed. A tensor without labels has None.
+
+No tensor has labels along two axes. If an operation would lead to that (for example a reshape that splits the channel
+axis), the labels along all axes but one are tied. So what is removed is always a whole slice along one axis.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Labels:
 
 
 class LabelTable:
-    """Creates labels and records ties, frozen labels and inexact labels; `resolve` turns them into classes."""
+    """Creates labels, and records ties, frozen labels and inexact labels; `resolve` turns them into classes."""
 
     def __init__(self):
         self.count = 1
@@ -38,7 +39,7 @@ class LabelTable:
         return ids
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Ties a[i] with b[i]; a label tied with 0 is frozen for `reason`."""
+        """Ties a[i] with b[i]. A label tied with 0 is frozen, and `reason` says why."""
         if a is b:
             return
         free = (a > 0) & (b > 0)
@@ -46,7 +47,7 @@ class LabelTable:
         self.freeze(np.concatenate([a[b == 0], b[a == 0]]), reason)
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Marks labels as never to be removed."""
+        """Marks labels that must never be removed."""
         ids = ids[ids > 0]
         if len(ids):
             self._frozen.append((ids, reason))
@@ -88,9 +89,9 @@ class Classes:
 
 
 def connected(count: int, ties: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Returns for each of `count` items the smallest item it is connected with through pairs (a[i], b[i]).
+    """Returns for each of `count` items the smallest item that pairs (a[i], b[i]) connect it with.
 
-    Works by repeated hooking to the smaller root and pointer jumping: no Python loop over items.
+    Repeats two steps, without a Python loop over items: hook each root to the smaller one, and jump pointers.
     """
     root = np.arange(count)
     if not ties:

@@ -1,4 +1,4 @@
-"""What a model or a graph costs: the public function for both."""
+"""The cost of a model or a graph: the public function for both."""
 
 import keras
 
@@ -14,7 +14,7 @@ def count_cost(model_or_graph: keras.Model | ChannelGraph, selection: Selection 
 
     Args:
         model_or_graph: a model, or the graph of one (no model is built for a selection).
-        selection: channels to leave out; None counts the model as it is.
+        selection: which channels stay; None counts the model as it is.
 
     Returns:
         A `Cost`. For a selection it equals the cost of the model that `prune_model` returns.

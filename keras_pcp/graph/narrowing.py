@@ -1,7 +1,7 @@
-"""The channel graph of a pruned model, from the graph of the whole one: no analysis, only new numbers.
+"""The channel graph of a pruned model, made from the graph of the unpruned one by renumbering, without analysis.
 
-Analysing a pruned model again could give other groups: an axis of one channel broadcasts, for example. A run that prunes
-in many steps stays with the groups that it started with.
+Analysing a pruned model again could give other groups, because an axis with one channel broadcasts, for example. A run that
+prunes in many steps keeps the groups that it started with.
 """
 
 from dataclasses import replace
@@ -15,10 +15,10 @@ from keras_pcp.graph.weight_masks import Masks, weight_masks
 
 
 def narrowed(graph: ChannelGraph, selection: Selection) -> ChannelGraph:
-    """Returns the graph of the model that pruning by `selection` gives, with the same groups, narrower.
+    """Returns the graph of the model after pruning by `selection`, with the same groups, but narrower.
 
     Args:
-        graph: graph of the whole model.
+        graph: graph of the unpruned model.
         selection: channels to keep.
 
     Raises:
@@ -68,5 +68,5 @@ def _narrowed_group(group: ChannelGroup, keep: np.ndarray | None, masks: Masks) 
 
 
 def _renumbered(numbers: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
-    """Returns the numbers that are kept, counted anew; all are, if `keep` is None."""
+    """Returns the new numbers of those that are kept; all are, if `keep` is None."""
     return numbers if keep is None else (np.cumsum(keep) - 1)[numbers[keep[numbers]]]

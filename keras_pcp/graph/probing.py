@@ -1,4 +1,4 @@
-"""Small random data of the shapes of symbolic tensors, and whether two results on it are the same."""
+"""Small random data in the shapes of symbolic tensors, and a comparison of two results."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import numpy as np
 
 from keras_pcp.support import internals
 
-# What an extent that is not known is taken as, apart from the batch.
+# Sizes used for an unknown extent and for the batch.
 _EXTENT, _BATCH = 8, 2
 
 
 def random_array(tensor: keras.KerasTensor, rng: np.random.Generator, spatial: int | None = None) -> np.ndarray:
-    """Returns a random batch of two for a symbolic tensor: 0 and 1 where integers are asked for.
+    """Returns a random batch of two in the shape of a symbolic tensor; integers are 0 or 1.
 
     Args:
         tensor: gives shape and type.
         rng: source of the values.
-        spatial: if given, no extent between the first axis and the last one is larger.
+        spatial: upper bound of the extents between the first and the last axis, if given.
 
     Raises:
         TypeError: the tensor holds neither numbers nor booleans.
@@ -42,7 +42,7 @@ def random_tensor(tensor: keras.KerasTensor, rng: np.random.Generator, spatial: 
 
 
 def same(a: Any, b: Any) -> bool:
-    """Returns whether two tensors are equal, masks included, but for rounding; None is equal to None only."""
+    """Returns whether two tensors, masks included, are equal up to rounding; None equals only None."""
     if a is None or b is None:
         return a is b
     if not (keras.ops.is_tensor(a) and keras.ops.is_tensor(b)):

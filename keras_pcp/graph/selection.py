@@ -13,7 +13,7 @@ from keras_pcp.support import checks
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which channels of which groups stay: a boolean array per group, True = keep. A group not named stays whole.
+    """Which channels stay: a boolean array for each group, True = keep. Groups that are not listed keep all channels.
 
     Args:
         keep: {group name: one bool for each channel of the group, as array or list}.
@@ -54,7 +54,7 @@ class Selection:
         return sum(len(c) for c in self.removed().values())
 
     def then(self, second: "Selection") -> "Selection":
-        """Returns the selection that does at once what this one does followed by `second` on the pruned model."""
+        """Returns one selection that does the same as this one, followed by `second` on the pruned model."""
         keep = {name: mask.copy() for name, mask in self.keep.items()}
         for name, mask in checked_selection("second", second).keep.items():
             if name not in keep:
@@ -69,9 +69,9 @@ class Selection:
         return Selection(keep)
 
     def after(self, first: "Selection") -> "Selection":
-        """Returns this selection in the numbering of a model from which `first` has been removed already.
+        """Returns this selection in the numbering of a model that has already been pruned by `first`.
 
-        Channels that `first` removed must be removed here too.
+        This selection must remove the channels that `first` removed, too.
         """
         keep, before = {}, checked_selection("first", first).keep
         for name, mask in self.keep.items():
@@ -82,7 +82,7 @@ class Selection:
                     f"the other for {len(base)}"
                 )
             if (mask & ~base).any():
-                raise InvalidArgumentError(f"group {name!r}: a channel that is gone already cannot be kept")
+                raise InvalidArgumentError(f"group {name!r}: a channel that was already removed cannot be kept")
             keep[name] = mask[base]
         return Selection(keep)
 
@@ -115,14 +115,14 @@ class Selection:
 def _mask(name: str, given: Any) -> np.ndarray:
     try:
         mask = np.array(given)
-    except Exception:  # ragged, or of a class that is no array
+    except Exception:  # ragged, or of a class that is not an array
         mask = np.array(None)
     if mask.dtype != bool or mask.ndim != 1 or not len(mask):
         raise checks.refusal(
             f"the selection of group {name!r}",
             "a 1-D boolean array (True = keep), one for each channel",
             given,
-            "for numbers of channels that stay, give np.isin(np.arange(num_channels), numbers)",
+            "to pass the numbers of the channels that stay, use np.isin(np.arange(num_channels), numbers)",
         )
     mask.setflags(write=False)
     return mask

@@ -1,4 +1,4 @@
-"""Sizes of tensors that the trace leaves open: a nested model may be made for any size and be called with a fixed one."""
+"""Sizes of tensors that are unknown in the trace: a nested model may be made for any size and called with a fixed one."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from keras_pcp.graph.trace import Call, Trace, bound
 
 @dataclass(frozen=True, eq=False)
 class Sized:
-    """A call with KerasTensors for its arguments and outputs, of the sizes that they have in this call."""
+    """A call with KerasTensors for its arguments and outputs, in the sizes of this call."""
 
     args: tuple
     kwargs: dict
@@ -26,10 +26,10 @@ def as_traced(traced: Trace, call: Call) -> Sized:
 
 
 def sized_calls(traced: Trace, inputs: Sequence[keras.KerasTensor] | None = None) -> dict[int, Sized]:
-    """Returns {number of a call: the call with the sizes that it is made with}, where these are not the traced ones.
+    """Returns {number of a call: the call with its own sizes} for calls whose sizes differ from the traced ones.
 
-    Sizes are inferred call by call from the inputs of the whole model, or from `inputs` in their place, where the trace has
-    less than that. What cannot be inferred stays as the trace has it.
+    If the trace lacks sizes, they are inferred call by call from the inputs of the whole model, or from `inputs` instead.
+    Sizes that cannot be inferred stay as in the trace.
     """
     known = {} if inputs is None else _where_other(traced, zip(traced.inputs, inputs, strict=True))
     found = {}
@@ -43,19 +43,19 @@ def sized_calls(traced: Trace, inputs: Sequence[keras.KerasTensor] | None = None
             outputs = _inferred(call, given, step.args, step.kwargs) or outputs
             found[number] = Sized(step.args, step.kwargs, given, outputs)
         for i in call.outputs:
-            known.pop(i, None)  # of an earlier call of the same nested model
+            known.pop(i, None)  # it came from an earlier call of the same nested model
         known.update(_where_other(traced, zip(call.outputs, outputs, strict=True)))
     return found
 
 
 def _inferred(call: Call, given: Sequence[keras.KerasTensor], args: tuple, kwargs: dict) -> tuple | None:
-    """Asks the layer for its output, then, if the layer knows less than its `call` shows (EinsumDense does), the call."""
+    """Infers outputs from the layer, or, if the layer knows less than its `call` shows (as EinsumDense), from the call."""
     operation = call.operation
     try:
         outputs = tuple(tree.flatten(operation.compute_output_spec(*args, **kwargs)))
         if isinstance(operation, keras.Layer) and _all_known(given) and not _all_known(outputs):
             outputs = tuple(tree.flatten(keras.Operation.compute_output_spec(operation, *args, **kwargs)))
-    except Exception:  # whatever a layer's own code raises on tensors it was not built with
+    except Exception:  # the code of a layer may raise anything on tensors that it was not built with
         return None
     return outputs if len(outputs) == len(call.outputs) else None
 
@@ -65,7 +65,7 @@ def _all_known(tensors: Iterable[keras.KerasTensor]) -> bool:
 
 
 def _where_other(traced: Trace, pairs: Iterable[tuple[int, keras.KerasTensor]]) -> dict[int, keras.KerasTensor]:
-    """Returns {index: tensor of the known sizes} for the tensors of which more is known than the trace has."""
+    """Returns {index: tensor of the known sizes} for the tensors whose sizes are known better than in the trace."""
     other = {}
     for i, tensor in pairs:
         own = traced.tensors[i]

@@ -1,4 +1,4 @@
-"""What can be pruned: a channel graph boiled down to a table of groups, their costs, and reasons."""
+"""What can be pruned: sums up a channel graph as a table of groups, their costs, and what is frozen and why."""
 
 import math
 import re
@@ -25,17 +25,17 @@ _LAYER = re.compile(r"""(?:'([^']*)'|"([^"]*)") \((\w+)\)""")
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """One channel group and what hangs on it.
+    """One channel group and what it costs.
 
     Attributes:
         name: name of the group.
         num_channels: its width, the number of channels.
-        least_channels: the least width it can be cut to.
+        least_channels: the least width that it can be pruned to.
         producers: the layers that make these channels together.
-        macs: the multiply-accumulates in which at least one of its channels takes part, as output or as input: what
-            would go with the group if all of its channels could go. An operation from one group to another counts in
-            both, so the groups of a model add up to more than the model. NaN if the input size is unknown.
-        params: the weights that belong to at least one of its channels, counted alike.
+        macs: the multiply-accumulates that at least one of its channels takes part in, as output or as input. They would
+            disappear if all channels of the group could be removed. An operation between two groups counts in both, so
+            the groups of a model add up to more than the model. NaN if the input size is unknown.
+        params: the weights that belong to at least one of its channels, counted in the same way.
         exact: True if the pruned model computes exactly what the masked model computes.
     """
 
@@ -50,13 +50,13 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class Remark:
-    """One reason or note, and all the layers that it holds for.
+    """One reason or note, and all the layers that it applies to.
 
     Attributes:
         text: the reason, with layers named by their class only.
-        layers: names of the layers it holds for.
+        layers: names of the layers that it applies to.
         causes: names of the layers that are the cause, if the reason names any.
-        num_channels: number of channels it freezes in `layers`.
+        num_channels: number of channels that it freezes in `layers`.
     """
 
     text: str
@@ -67,19 +67,19 @@ class Remark:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What of a model can be pruned, how far, and what not and why. `print` it, or take `to_json()`.
+    """What can be pruned in a model and how far, and what cannot and why. `print` it, or call `to_json()`.
 
     Attributes:
         model_name: name of the model.
         full: cost of the model as it is.
-        least: cost with every group at its least width, the floor of every limit.
+        least: cost with every group at its least width; no limit can be lower.
         groups: the channel groups.
-        prunable_channels: number of filters and units in groups; a filter of each producer counts.
-        total_channels: the same with the frozen ones.
+        prunable_channels: number of filters and units in groups; the filters of every producer count.
+        total_channels: `prunable_channels` and the frozen ones.
         frozen: what is never pruned, by reason.
         notes: layers without a rule, by class.
-        uncounted: layers whose multiply-accumulates are not known, by reason; then those of the model are not known.
-        blocks: names of the layers that were opened to see what they hide; see `keras_pcp.inline_blocks`.
+        uncounted: layers whose multiply-accumulates are unknown, by reason; those of the model are then unknown, too.
+        blocks: names of the layers that were opened to see the layers inside; see `keras_pcp.inline_blocks`.
     """
 
     model_name: str
@@ -113,8 +113,8 @@ class Inspection:
 
         Keys: "model"; "full" and "least", each {"macs", "params", "bytes"}; "channels": {"prunable", "total"};
         "groups": a list of {"name", "num_channels", "least_channels", "producers", "macs", "params", "exact"};
-        "frozen" and "notes": lists of {"text", "layers", "causes", "num_channels"}; "uncounted": the same of
-        layers whose MACs are not known; "idle": weights that no call uses; "blocks": names of opened layers.
+        "frozen" and "notes": lists of {"text", "layers", "causes", "num_channels"}; "uncounted": the same for
+        layers whose MACs are unknown; "idle": number of weights that no call uses; "blocks": names of opened layers.
         """
 
         def known(value: float) -> float | None:
@@ -152,12 +152,11 @@ class Inspection:
                 f"{macs}  {params}  {'yes' if g.exact else 'no'}"
             )
         yield from _wrap(
-            "layers: so many layers make these channels together and get the same width. MACs and "
-            "parameters: those that the group's channels take part in; what lies between two groups "
-            "counts in both."
+            "layers: number of layers that share these channels. MACs and parameters: everything that the "
+            "group's channels take part in; what connects two groups counts in both."
         )
         if not all(g.exact for g in self.groups):
-            yield from _wrap("exact no: a layer takes statistics over the channels, which change with their number.")
+            yield from _wrap("exact no: a layer takes statistics over the channels, so they change when channels go.")
 
     def _frozen_lines(self) -> Iterator[str]:
         if not self.frozen:
@@ -239,7 +238,7 @@ def _channels_made(group: ChannelGroup) -> int:
 
 
 def _merge(reasons: Iterable[tuple[str, str | None, int]]) -> tuple[Remark, ...]:
-    """Merges (text, layer, channels) whose texts differ in layer names only; without a layer, the named ones are it."""
+    """Merges (text, layer, channels) whose texts differ only in layer names; layer None means those named in the text."""
     found: dict[str, tuple[dict, dict, list[int]]] = {}
     for text, layer, count in reasons:
         named = [a or b for a, b, _ in _LAYER.findall(text)]

@@ -1,4 +1,4 @@
-"""Which positions of which weights a selection keeps: what masking, cutting and narrowing are made of."""
+"""The positions of weights that a selection keeps. Masking, cutting and narrowing use them."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -17,7 +17,7 @@ def weight_masks(
 ) -> dict[int, dict[int, np.ndarray]]:
     """Returns {weight index: {axis: boolean array, True = keep}} for the weights that lose positions.
 
-    With a `role`, only slices of that role count.
+    If `role` is given, only slices with that role count.
     """
     masks: dict[int, dict[int, np.ndarray]] = {}
     for name in selection.removed():

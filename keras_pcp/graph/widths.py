@@ -1,4 +1,4 @@
-"""The least widths that options allow, and the order in which channels go."""
+"""The least widths that options allow, and the order in which channels are removed."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def smallest(
     graph: "ChannelGraph", min_channels: int | Mapping[str, int] = 1, multiple_of: int | Mapping[str, int] = 1
 ) -> Selection:
-    """Returns the selection that leaves every group its least allowed width."""
+    """Returns the selection that gives every group its least allowed width."""
     keep = {}
     for group in graph:
         removed = group.num_channels - least_width(group, min_channels, multiple_of)
@@ -28,7 +28,7 @@ def smallest(
 def least_width(
     group: ChannelGroup, min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int]
 ) -> int:
-    """Returns the least width a group may get: `min_channels` rounded up to `multiple_of`, at most its own width."""
+    """Returns the least allowed width of a group: `min_channels` rounded up to `multiple_of`, at most its own width."""
     least, multiple = (
         max(width_option(min_channels, group.name), len(group.parts)),
         width_option(multiple_of, group.name),
@@ -37,15 +37,15 @@ def least_width(
 
 
 def width_option(option: int | Mapping[str, int], name: str) -> int:
-    """Returns what an option says for a group: a number for all groups, or {group name: number}, 1 for the others."""
+    """Returns an option's value for a group: a number holds for all groups; in {group name: number}, others have 1."""
     return int(option.get(name, 1) if isinstance(option, Mapping) else option)
 
 
 def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
-    """Returns channel numbers in the order in which to remove them: lowest score first, ties by number.
+    """Returns channel numbers in the order of removal: lowest score first, ties by number.
 
-    The best channel of every part that must not run empty is left out, and so are channels with score -inf, which are
-    gone already.
+    The best channel of every part that must not become empty is left out. So are channels with score -inf, which are
+    removed already.
     """
     protected = [part[np.argmax(scores[part])] for part in group.parts]
     order = np.argsort(scores, kind="stable")
@@ -62,12 +62,12 @@ def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.nd
 def check_widths(
     min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int], graph: "ChannelGraph | None" = None
 ) -> None:
-    """Raises InvalidArgumentError unless both are positive ints, or such ints by names of groups of the graph."""
+    """Raises InvalidArgumentError unless both are positive ints, or {name of a group of the graph: positive int}."""
     for name, option in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         for value in option.values() if isinstance(option, Mapping) else [option]:
             checks.count(name, value)
         unknown = set(option) - set(graph.groups) if isinstance(option, Mapping) and graph is not None else set()
         if unknown:
             raise InvalidArgumentError(
-                f"{name} names {sorted(map(str, unknown))}, which are no groups; they are {list(graph.groups)}"
+                f"{name} names {sorted(map(str, unknown))}, which are not groups; the groups are {list(graph.groups)}"
             )

@@ -1,1 +1,1 @@
-"""What helps a pruned model: statistics of batch normalization, least squares, distillation."""
+"""Repairs a pruned model: statistics of batch normalization, least squares, distillation."""

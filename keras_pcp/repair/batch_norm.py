@@ -1,8 +1,8 @@
-"""Re-estimates the statistics of batch normalization, which lag behind the weights in a short training.
+"""Re-estimates the statistics of batch normalization, which lag behind the weights in a short training run.
 
-With Keras's momentum of 0.99, the moving statistics after 100 steps are still for a third those from before the training.
-Means over batches of the present model are not. They are what Wu & Johnson, Rethinking "Batch" in BatchNorm, arXiv
-2105.07576, call PreciseBN; EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares pruned networks only after that.
+With Keras's momentum of 0.99, a third of the moving statistics after 100 steps still comes from before the training. Means
+over batches of the current model do not have this problem. Wu & Johnson (Rethinking "Batch" in BatchNorm, arXiv 2105.07576)
+call them PreciseBN. EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares pruned networks only after this step.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,14 +26,14 @@ def reestimate_batch_norm(
 ) -> list[str]:
     """Replaces the moving statistics of batch normalization by their means over batches of data.
 
-    Call it after a short fit, or on what `prune_model` and `refit` returned. The model is run in training mode;
-    nothing but these statistics changes. Layers with `trainable=False` keep theirs.
+    Call it after a short fit, or on the result of `prune_model` and `refit`. The model runs in training mode, but only
+    these statistics change. Layers with `trainable=False` keep theirs.
 
     Args:
         model: any built model.
-        data: (x, y), an array of inputs alone, or a dataset of (x, y): training samples as the model sees them in
-            training. Labels are not used.
-        samples: at most so many are used; a last batch that is not full is left out.
+        data: (x, y), only an array of inputs, or a dataset of (x, y): training samples as the model sees them in training.
+            Labels are not used.
+        samples: maximum number of samples; a last batch that is not full is left out.
         batch_size: samples in a batch.
         seed: for the draw of samples.
 
@@ -42,7 +42,7 @@ def reestimate_batch_norm(
 
     Raises:
         InvalidArgumentError: there are no samples, they do not fit the model, they or their statistics are NaN or
-            infinite, or a number is below 1. The model stays as it is then.
+            infinite, or a number is below 1. Then the model is not changed.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -65,7 +65,7 @@ def reestimate_batch_norm(
 
 
 def reestimated(model: keras.Model, x: Any, batch_size: int) -> AbstractContextManager[None]:
-    """Inside the block, batch normalization uses mean statistics of batches of samples; then its own again."""
+    """Makes batch normalization use mean statistics of batches of samples inside a block, then its own again."""
     layers = batch_normalizations(model)
     if not layers:
         return nullcontext()
@@ -88,19 +88,19 @@ def _mean_statistics(
     for variable, value in found:
         if not checks.is_finite(np.asarray(value, "float32")):
             raise InvalidArgumentError(
-                f"the estimated statistics {variable.path!r} have NaN or infinite values; look at the scale of the data "
-                "and at the weights of the layers before"
+                f"the estimated statistics {variable.path!r} have NaN or infinite values; check the scale of the data "
+                "and the weights of the layers before"
             )
     return found
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
-    """Returns the batch normalization layers of a model, those in nested models included."""
+    """Returns the batch normalization layers of a model, including those of nested models."""
     return [layer for layer in internals.layers_of(model) if isinstance(layer, L.BatchNormalization)]
 
 
 def state_of(model: keras.Model) -> list[keras.Variable]:
-    """Returns all variables that a run in training mode may change: seeds and custom layers have some, too."""
+    """Returns all variables that a run in training mode may change, including seeds and those of custom layers."""
     return list({id(v): v for v in (*model.weights, *model.non_trainable_variables)}.values())
 
 

@@ -1,11 +1,11 @@
-"""How far the layers that read a group can make up for channels that it loses, in closed form.
+"""Computes in closed form how far the layers that read a group can make up for the channels that it loses.
 
-Removing rows R of a kernel W and changing the others so that the layer's outputs change least,
+Remove rows R of a kernel W and change the others so that the layer's outputs change least:
 
-    min ||P (W' - W)||^2 + penalty ||W' - W||^2  with W'_R = 0,  solved by  W' = W - H[:, R] H[R, R]^-1 W_R,
+    min ||P (W' - W)||^2 + penalty ||W' - W||^2  with W'_R = 0,  solved by  W' = W - H[:, R] H[R, R]^-1 W_R.
 
-with P what the layer reads and H the inverse of P^T P + penalty, is the Optimal Brain Surgeon for a set of weights. H is
-computed once for all attempts of a round; an attempt then only solves a system as large as what it removes.
+P is what the layer reads, and H is the inverse of P^T P + penalty. This is the Optimal Brain Surgeon for a set of weights. H
+is computed once for all attempts of a round. An attempt then only solves a system as large as the set that it removes.
 
 References:
     Hassibi & Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992.
@@ -37,7 +37,7 @@ from keras_pcp.support import internals
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """What a layer reads: inverse second moments (groups, rows, rows), and means (groups, 1, rows) if it has a bias."""
+    """Statistics of a layer's inputs: inverse second moments (groups, rows, rows); means (groups, 1, rows) with a bias."""
 
     layer: Any
     window: Window
@@ -46,11 +46,11 @@ class _Reader:
 
 
 class Compensation:
-    """Changes of the plain convolutions and dense layers that are called once, for any channels that they lose.
+    """Computes new weights of plain convolutions and dense layers that are called once, for any channels that they lose.
 
     Args:
-        model: the model as it is, with no channels masked.
-        kernels: indices in the model's weights of those that may lose channels.
+        model: the current model, with no channels masked.
+        kernels: indices, in the model's weights, of the kernels that may lose channels.
         x: inputs, in the model's structure.
         ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position.
         seed: for the draw of output positions.
@@ -73,8 +73,8 @@ class Compensation:
         """Returns new values of kernels and biases, by their index in the model's weights.
 
         Args:
-            masks: {index: boolean array that broadcasts to the weight}, False where a channel is no longer read; weights
-                that are no kernels of such layers are passed over.
+            masks: {index: boolean array that broadcasts to the weight}, False where a channel is no longer read. Weights
+                that are not kernels of such layers are ignored.
         """
         found = {}
         for i in masks.keys() & self.readers.keys():

@@ -1,4 +1,4 @@
-"""Distillation: the unpruned model teaches the pruned one while it trains on."""
+"""Distillation: the unpruned model teaches the pruned one while it trains."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -31,16 +31,16 @@ def _logits() -> Any:
 class Distillation:
     """Lets the model in `fit` learn from itself as it was before pruning.
 
-    The loss becomes `(1 - weight) * loss + weight * distillation loss` between the outputs of the model and of a frozen
-    copy of the unpruned model, on the same batch; weight penalties count as loss, sample weights do not apply to the
-    distillation. The copy takes one forward pass per step and the memory of its weights. The model has its own loss again
-    when `fit` ends, also after an interrupt.
+    The loss becomes `(1 - weight) * loss + weight * distillation loss`. The distillation loss compares the outputs of the
+    model with those of a copy of the unpruned model that does not train, on the same batch. Weight penalties are part of the
+    loss. Sample weights do not apply to the distillation. The copy takes one forward pass per step and the memory of its
+    weights. When `fit` ends, even by an interrupt, the model has its own loss again.
 
     Attributes:
         weight: share of the distillation loss, in (0, 1].
         loss: any `keras.distillation.DistillationLoss` that compares final outputs. The default is
-            `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits;
-            for others, `FeatureDistillation` with a loss that suits them.
+            `LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())`, for models whose outputs are logits. For
+            other models, use `FeatureDistillation` with a loss that suits them.
 
     Raises:
         InvalidArgumentError: `weight` is out of range, or the loss compares inner layers.
@@ -79,7 +79,7 @@ class Distillation:
         return _Taught(self, teacher)
 
     def check(self, model: keras.Model) -> None:
-        """Raises InvalidArgumentError where the loss does not suit the model."""
+        """Raises InvalidArgumentError if the loss does not suit the model."""
         if not isinstance(self.loss, keras.distillation.LogitsDistillation):
             return
         traced = trace(model)
@@ -97,7 +97,7 @@ class Distillation:
                     )
 
     def teaching(self, model: keras.Model) -> AbstractContextManager[None]:
-        """Inside the block, the model as it is now teaches the model as it becomes."""
+        """Makes the model as it is now teach the model in training, inside a `with` block."""
         return LossTerms(model, [self.term(model)]).added()
 
 

@@ -1,6 +1,6 @@
-"""Least-squares refit of the layers that read pruned channels, so that their outputs come back as far as they can.
+"""Refits the layers that read pruned channels by least squares, so that their outputs are restored as far as possible.
 
-The second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv
+This is the second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, arXiv
 1707.06168. From shallow to deep, for each layer that reads a group with removed channels:
 
 1. Draw some positions of its output on each sample.
@@ -8,8 +8,8 @@ The second step of He, Zhang and Sun, Channel Pruning for Accelerating Very Deep
    layers before it refit.
 3. W = argmin ||Y - X W||^2.
 
-Differs from the paper: a ridge penalty on the change of W keeps it near the old weights where samples are too few to
-tell; a bias is fitted too; the error of a residual block's shortcut is not made up for by its last convolution.
+Differs from the paper: a ridge penalty on the change of W keeps it near the old weights if there are too few samples. A bias
+is fitted, too. The last convolution of a residual block does not make up for the error of the shortcut.
 """
 
 import operator
@@ -45,7 +45,7 @@ from keras_pcp.support.changes import all_or_nothing
 from keras_pcp.support.data import check_inputs, count_samples, take_samples, with_any_labels
 from keras_pcp.support.models import check_model
 
-# Samples for the least-squares refit: at most so many, fewer if the largest tensor of all of them took more bytes.
+# Maximum number of samples for the refit, and of bytes that the largest tensor may take for all of them.
 REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
 _BATCH = 256  # samples that one call of a layer takes
 
@@ -56,8 +56,8 @@ class Refitted:
 
     Attributes:
         errors: {layer: (before, after)}, in the order of execution: squared error of its outputs before the activation,
-            as a share of the squares of the original outputs. Both are equal where no better weights were found.
-        left: {layer: why it was left as it is, though it reads pruned channels}.
+            as a share of the squares of the original outputs. Both are equal if no better weights were found.
+        left: {layer: why it was not refit, although it reads pruned channels}.
     """
 
     errors: Mapping[str, tuple[float, float]]
@@ -75,28 +75,28 @@ def refit(
     ridge: float = 0.1,
     seed: int = 0,
 ) -> Refitted:
-    """Refits kernels and biases in `pruned` so that the layers that read pruned channels give what they gave before.
+    """Refits kernels and biases in `pruned`, so that the readers of pruned channels give their old outputs again.
 
-    Each layer's outputs before its activation are fitted to those of `model`, by least squares on some positions of some
-    samples, from shallow to deep. Only plain convolutions and dense layers that are called once are refit; what follows
-    them, such as batch normalization, stays. No error on the samples rises. If anything fails, nothing is changed.
+    From shallow to deep, each layer's outputs before its activation are fitted to those of `model`, by least squares on some
+    positions of some samples. Only plain convolutions and dense layers that are called once are refit. Layers behind them,
+    such as batch normalization, are not changed. No error on the samples rises. If anything fails, nothing is changed.
 
     Args:
         model: the model before pruning; it is not changed.
-        pruned: what `prune_model(model, graph, selection)` returned; or a copy of `model` inside `masked`, which at its
-            end restores kernels, but not biases.
+        pruned: the result of `prune_model(model, graph, selection)`; or a copy of `model` inside `masked`, which at its end
+            restores kernels, but not biases.
         graph: `build_graph(model)`.
-        selection: the selection with which `pruned` was pruned.
-        data: samples as for `score_channels`, or an array of inputs alone; labels are not used.
-        samples: at most so many samples are used (None: all), 10 positions of each map. All of them go through one layer
-            after the other, so there are fewer if the largest tensor of all of them took more than 1 GiB.
-        ridge: weight of the squared change of a kernel, in units of the mean squared norm of what it reads at a position;
-            above 0. The more samples there are, the less it matters.
+        selection: the selection that `pruned` was pruned with.
+        data: samples as for `score_channels`, or only an array of inputs; labels are not used.
+        samples: maximum number of samples (None: all); 10 positions of each map are used. All samples go through one layer
+            after the other, so fewer are used if the largest tensor would take more than 1 GiB.
+        ridge: weight of the squared change of a kernel, in units of the mean squared norm of its inputs at a position; above
+            0. The more samples there are, the less it matters.
         seed: for the draw of samples and positions.
 
     Raises:
-        InvalidArgumentError: graph, selection or data does not fit, `pruned` is not `model` pruned, or a layer of one of
-            them gives NaN or infinite values on the data.
+        InvalidArgumentError: graph, selection or data does not fit, `pruned` is not the pruned `model`, or a layer of one of
+            the two gives NaN or infinite values on the data.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -119,14 +119,14 @@ def refit(
     shared = {id(w) for w in model.weights} & {id(w) for w in pruned.weights}
     if shared or len(program.trace.calls) != len(small.trace.calls):
         raise InvalidArgumentError(
-            "pruned must be what prune_model(model, graph, selection) returned, with layers of its own"
+            "pruned must be the result of prune_model(model, graph, selection), and share no layers with model"
         )
     x = inputs_at_once(model, data, samples, seed)
     plan = _Plan(program, graph, selection)
     rng = np.random.default_rng(seed)
     errors, left, values = {}, {}, []
     with internals.stateless():
-        # One network after the other, so that the tensors of one are in memory at a time.
+        # One network after the other, so that only the tensors of one are in memory at a time.
         goals = [_goal(steps, plan, rng) for steps in _in_step(program.trace, x)]
         for goal, steps in zip(goals, _in_step(small.trace, x), strict=True):
             if goal is None:
@@ -144,7 +144,7 @@ def refit(
 
 
 def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int) -> Any:
-    """Draws inputs for a model, as `take_samples`; so few that its largest tensor does not take more than 1 GiB."""
+    """Draws inputs for a model, as `take_samples` does, but few enough that the largest tensor takes at most 1 GiB."""
     drawn = take_samples(with_any_labels(data), samples, seed)
     check_inputs(model, drawn[0])
     most = _BYTES_AT_ONCE // (4 * max(tensor_sizes(trace(model), drawn[0])))
@@ -152,10 +152,9 @@ def inputs_at_once(model: keras.Model, data: Any, samples: int | None, seed: int
 
 
 def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
-    """Runs a trace on batches of samples, all of them up to a call before any goes on to the next one.
+    """Runs a trace on batches of samples: one call for all batches, then the next call.
 
-    So what is done to the weights of a layer is in effect for all samples, and only the tensors that calls to come read
-    are in memory for all of them.
+    So a change of a layer's weights takes effect for all samples, and only tensors that later calls need are in memory.
     """
     starts = range(0, count_samples(x), _BATCH)
     batches = [tree.map_structure(operator.itemgetter(slice(i, i + _BATCH)), x) for i in starts]
@@ -163,7 +162,7 @@ def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
 
 
 class _Plan:
-    """Which calls of the original model to refit, and what stays of their kernels."""
+    """Which calls of the original model to refit, and which parts of their kernels stay."""
 
     def __init__(self, whole: Program, graph: ChannelGraph, selection: Selection):
         weights = whole.model.weights
@@ -177,13 +176,13 @@ class _Plan:
         self.operations, self.name_of = [call.operation for call in whole.trace.calls], whole.name_of
 
     def reads_pruned(self, call: Call) -> bool:
-        """Tells whether a call reads channels that were removed."""
+        """Returns whether a call reads channels that were removed."""
         return any(id(w) in self.readers for w in getattr(call.operation, "weights", ()))
 
     def why_not(self, call: Call) -> str | None:
         """Returns the reason not to refit a call, or None."""
         if window_of(call.operation, 2) is None:
-            return "it is no plain convolution or dense layer"
+            return "it is not a plain convolution or dense layer"
         if sum(operation is call.operation for operation in self.operations) > 1:
             return "it is called several times"
         return None
@@ -197,10 +196,10 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What a layer of the original network gives, (positions, outputs), and where, for each batch of samples.
+    """The outputs of a layer of the original network, (positions, outputs), for each batch of samples.
 
     Attributes:
-        targets, chosen: of each batch, what it gives and at which positions.
+        targets, chosen: for each batch, the outputs and their positions.
         kept: which inputs and outputs of the layer stay.
     """
 
@@ -210,7 +209,7 @@ class _Goal:
 
 
 def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
-    """Returns what the refit of a layer aims at, the reason not to refit it, or None if it reads no pruned channels."""
+    """Returns the goal of the refit of a layer, a reason not to refit it, or None if it reads no pruned channels."""
     call = steps[0].call
     if not plan.reads_pruned(call):
         return None
@@ -256,8 +255,8 @@ def _refit(goal: _Goal, steps: Sequence[Step], ridge: float, name: str) -> tuple
 
 
 class _Sums:
-    """Sums over positions of what a layer reads, x (groups, positions, rows), of the error e (groups, positions, outputs)
-    to make up for, and of their products: all that a least-squares fit needs, however many positions there are.
+    """Sums over positions of a layer's inputs x (groups, positions, rows), of the error e (groups, positions, outputs)
+    to make up for, and of their products. A least-squares fit needs only these, whatever the number of positions.
     """
 
     def __init__(self):
@@ -271,7 +270,7 @@ class _Sums:
         self.xx, self.xe, self.ee = self.xx + turned @ x, self.xe + turned @ e, self.ee + np.square(e).sum()
 
     def fit(self, bias: bool, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """Fits the error by what is read, group by group.
+        """Fits the error by the inputs, group by group.
 
         Returns:
             Change of the kernel's matrix (groups, rows, outputs of a group) and of the bias (groups, 1, outputs of a
@@ -286,7 +285,7 @@ class _Sums:
         return change, e - x @ change
 
     def left(self, change: np.ndarray, shift: np.ndarray) -> float:
-        """Returns the sum of the squares of the error that a change of the kernel's matrix and of the bias leaves."""
+        """Returns the sum of squares of the error that remains after a change of the kernel's matrix and of the bias."""
         by_kernel = np.sum((self.xx @ change - 2 * self.xe) * change)
         by_bias = np.sum((self.count * shift + 2 * (self.x @ change - self.e)) * shift)
         return max(0.0, self.ee + by_kernel + by_bias)
@@ -295,7 +294,7 @@ class _Sums:
 def _places(layer: Any, name: str, inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which inputs of a layer of the pruned model to fit, and which outputs of the original layer it has.
 
-    In a model that is narrower all inputs are fit; in one that is masked those that stay.
+    In a narrower model, all inputs are fitted; in a masked one, only those that stay.
     """
     shape = layer.kernel.shape
     for size, kept in zip(shape[-2:], (inputs, outputs), strict=True):
@@ -309,19 +308,19 @@ def _places(layer: Any, name: str, inputs: np.ndarray, outputs: np.ndarray) -> t
 
 
 def _outputs(layer: Any, window: Window, read: np.ndarray) -> np.ndarray:
-    """Returns a layer's outputs before its activation, (positions, outputs), from what it reads."""
+    """Returns a layer's outputs before its activation, (positions, outputs), for given inputs."""
     apart = read @ kernel_matrix(window, _array(layer.kernel))
     found = np.moveaxis(apart, 0, 1).reshape(read.shape[1], -1)
     return found + _array(layer.bias) if layer.use_bias else found
 
 
 def _finite(outputs: np.ndarray, layer: Any, name: str, which: str) -> np.ndarray:
-    """Returns what a layer gives, or raises InvalidArgumentError where that is NaN or infinite."""
+    """Returns a layer's outputs, or raises InvalidArgumentError if they are NaN or infinite."""
     if not np.isfinite(outputs).all():
         own = (
             "its weights are not finite"
             if not all(np.isfinite(as_floats(w)).all() for w in layer.weights)
-            else ("its weights are finite, so look at the layers before it and at the scale of the data")
+            else ("its weights are finite, so check the layers before it and the scale of the data")
         )
         raise InvalidArgumentError(
             f"layer {name!r} of `{which}` gives NaN or infinite values on the data, so nothing was refit: {own}"

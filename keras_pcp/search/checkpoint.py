@@ -1,4 +1,4 @@
-"""The file in which a search for widths keeps its state, and what shows that it belongs to the same search."""
+"""The checkpoint of a search for widths, and the check that it belongs to the same search."""
 
 import dataclasses
 import dis
@@ -24,7 +24,7 @@ def read(file: Path, identity: Mapping[str, Any], run: Run) -> None:
 
     Args:
         file: the checkpoint.
-        identity: what makes the search the same, JSON-ready.
+        identity: everything that the search depends on, JSON-ready.
         run: the run, at its beginning.
 
     Raises:
@@ -47,23 +47,23 @@ def write(file: Path, identity: Mapping[str, Any], run: Run) -> None:
     """Writes the checkpoint of a search.
 
     Raises:
-        FileError: the system cannot write it; the one before is as it was.
+        FileError: the system cannot write it; the previous checkpoint is unchanged.
     """
     data = {**identity, "state": run.to_json()}
     files.write(file, json.dumps({**data, "digest": _digest_of(data)}))
 
 
 def identify(function: Any, what: str = "criterion") -> str:
-    """Returns a text for a function that is the same, in another process too, for one that computes the same.
+    """Returns a text that identifies a function, and is the same in another process for a function that computes the same.
 
-    It goes by the code of functions, their defaults, and the values that they close over or read as globals.
+    It depends on the code of functions, their defaults, and the values that they close over or read as globals.
 
     Args:
-        function: the criterion, or another function that the caller gives.
-        what: what the caller calls it.
+        function: the criterion, or another function that the user passes.
+        what: its name in messages.
 
     Raises:
-        InvalidArgumentError: the function is or reads an object of which this cannot be said.
+        InvalidArgumentError: the function is, or uses, an object that cannot be identified in this way.
 
     Example:
         >>> from keras_pcp.criteria import l1
@@ -79,9 +79,9 @@ def identify(function: Any, what: str = "criterion") -> str:
         described = _Describer().describe(function)
     except _Unknown as error:
         raise InvalidArgumentError(
-            f"with a checkpoint, {what} {function!r} must be one that can be known again later, but a {error} has no "
-            "contents to know it by. Use a function, functools.partial or dataclass that reads numbers, arrays and "
-            "functions only, or leave the checkpoint out"
+            f"with a checkpoint, {what} {function!r} must be one that can be recognized later, but a {error} has no "
+            "contents to recognize it by. Use a function, functools.partial or dataclass that uses only numbers, arrays and "
+            "functions, or pass no checkpoint"
         ) from None
     named = getattr(function, "func", function)
     return f"{getattr(named, '__qualname__', type(named).__qualname__)} {_hashed(described)[:16]}"
@@ -92,17 +92,17 @@ class _Unknown(Exception):
 
 
 class _Describer:
-    """Writes out values, functions with all that they read."""
+    """Describes values as text; functions with everything that they use."""
 
     def __init__(self):
-        self.known: dict[int, tuple[Any, str]] = {}  # with the values, so that no id is used twice
+        self.known: dict[int, tuple[Any, str]] = {}  # holds the values, so that no id is reused
 
     def describe(self, value: Any) -> str:
         """Returns a text for a value."""
         if value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
             return repr(value)
         if id(value) not in self.known:
-            self.known[id(value)] = value, "itself"  # until it is known: a function may well read itself
+            self.known[id(value)] = value, "itself"  # until it is known: a function may refer to itself
             self.known[id(value)] = value, _hashed(self._written_out(value))
         return self.known[id(value)][1]
 
@@ -152,11 +152,11 @@ def _globals(function: FunctionType) -> dict[str, Any]:
 
 
 def _is_installed(value: Any) -> bool:
-    """Whether a function or class is known by its name: it belongs to Python or to an installed package."""
+    """Returns whether the name identifies a function or class: it belongs to Python or to an installed package."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     try:
         found = functools.reduce(getattr, value.__qualname__.split("."), module)
-    except AttributeError:  # ufuncs of NumPy have no qualified name everywhere
+    except AttributeError:  # in some versions, ufuncs of NumPy have no qualified name
         found = getattr(np, getattr(value, "__name__", ""), None)
         return found is value
     origin = getattr(module, "__file__", None) or ""
@@ -180,9 +180,9 @@ def _content(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(data, dict) or "state" not in data:
-        raise _damaged(file, "it holds no state of a search")
+        raise _damaged(file, "it does not hold the state of a search")
     if data.pop("digest", None) != _digest_of(data):
-        raise _damaged(file, "its contents have been changed, or another version wrote it")
+        raise _damaged(file, "its contents were changed, or another version wrote it")
     return data
 
 
@@ -192,12 +192,12 @@ def _digest_of(data: Mapping[str, Any]) -> str:
 
 def _damaged(file: Path, reason: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{file} is no whole checkpoint of a search ({reason[:200]}). Delete it to start again, or name another file"
+        f"{file} is not a valid checkpoint of a search ({reason[:200]}). Delete it to start again, or name another file"
     )
 
 
 def digest(arrays: Sequence[np.ndarray | None]) -> str:
-    """Returns a text that stands for the contents of arrays."""
+    """Returns a digest of the contents of arrays."""
     found = hashlib.sha256()
     for array in (a for a in arrays if a is not None):
         found.update(np.ascontiguousarray(array).tobytes())

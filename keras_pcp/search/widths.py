@@ -1,4 +1,4 @@
-"""The search for widths without training, and its checkpoint."""
+"""The search for widths without training."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -42,10 +42,10 @@ def search_widths(
     checkpoint: str | Path | None = None,
     verbose: bool = True,
 ) -> Selection:
-    """Searches for the widths of all layers without training: the rounds of `ProgressivePruning`, without a `fit`.
+    """Searches for the widths of all layers without training: runs the rounds of `ProgressivePruning` without a `fit`.
 
-    The model, which must be compiled for its loss and metrics, stays as it is. With `refit_data` the rounds run
-    on a copy that gets smaller and is refit; `refit` then does the same to what `prune_model` returns.
+    The model stays as it is. It must be compiled, because its loss and metrics are used. With `refit_data`, the rounds run
+    on a copy that is pruned and refit; `refit` then does the same with the result of `prune_model`.
 
     Args:
         model: a trained, compiled model.
@@ -58,16 +58,16 @@ def search_widths(
         verbose: whether to show a progress bar.
 
     Returns:
-        The `Selection` to give to `prune_model`.
+        The `Selection` to pass to `prune_model`.
 
     Raises:
         InvalidArgumentError: an option is out of range, the data does not fit the model, the checkpoint is damaged or
-            belongs to another search, or a criterion could not be known again (one that is neither a function, a
-            `functools.partial` nor a dataclass, with a checkpoint).
-        FileError: the checkpoint cannot be written; the one before is unchanged.
+            belongs to another search, or a criterion cannot be recognized later (with a checkpoint, it must be a function, a
+            `functools.partial` or a dataclass).
+        FileError: the checkpoint cannot be written; the previous one is unchanged.
         LimitError: the limits cannot be reached.
-        PruningError: no group can give more channels, though the limits are not reached yet.
-        UnsupportedModelError: the model has no functional graph, or a layer without a rule.
+        PruningError: no more channels can be removed, although the limits are not reached yet.
+        UnsupportedModelError: the model has no functional graph, or has a layer without a rule.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -146,7 +146,7 @@ def _identity(model: keras.Model, run: Run, measuring: Measuring) -> dict[str, A
 
 
 def _copied(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model, with its loss."""
+    """Returns a copy of a model, compiled with its loss."""
     copy = prune_model(model, build_graph(model, on_unknown="freeze"), Selection())
     if getattr(model, "compiled", False):
         copy.compile(loss=model.loss, loss_weights=(model.get_compile_config() or {}).get("loss_weights"))

@@ -1,1 +1,1 @@
-"""Scores and limits to a selection: which channels stay."""
+"""From scores and limits to a selection: which channels stay."""

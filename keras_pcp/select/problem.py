@@ -21,7 +21,7 @@ LIMITED = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds that all must hold: a float in (0, 1) is a fraction of the unpruned model, an int is absolute."""
+    """Upper bounds, which must all hold. A float in (0, 1) is a fraction of the unpruned model; an int is absolute."""
 
     max_macs: float | int | None = None
     max_params: float | int | None = None
@@ -40,10 +40,10 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
     def absolute(self, full: Cost) -> dict[str, float]:
-        """Returns {"macs": bound, ...} for the limits that are set, given the cost of the unpruned model.
+        """Returns {"macs": bound, ...} for the limits that are set; `full` is the cost of the unpruned model.
 
         Raises:
-            LimitError: MACs are limited, but those of a layer are not known.
+            LimitError: MACs are limited, but those of a layer are unknown.
         """
         if "macs" in self.given():
             _check_macs(full)
@@ -67,11 +67,11 @@ def _check_macs(full: Cost) -> None:
         layers = "; ".join(f"{shorten(names)}: {why}" for why, names in list(reasons.items())[:5])
         raise LimitError(
             f"max_macs needs the multiply-accumulates (MACs) of every layer, but those of {len(full.uncounted)} are "
-            f"unknown ({layers}). Give the model's inputs fixed sizes; for a layer, let its rule count them "
-            "(keras_pcp.register_rule, site.macs); or limit max_params"
+            f"unknown ({layers}). Give the model's inputs fixed sizes, count the layer's MACs in its rule "
+            "(keras_pcp.register_rule, site.macs), or limit max_params"
         )
     if full.macs == 0:
-        raise LimitError("max_macs needs a model with multiply-accumulates, and this one has none; limit max_params")
+        raise LimitError("max_macs needs a model with multiply-accumulates, but this model has none; limit max_params")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Problem:
         """Returns the problem for the graph of an unpruned model.
 
         Raises:
-            LimitError: MACs are limited, but those of a layer are not known.
+            LimitError: MACs are limited, but those of a layer are unknown.
         """
         full = cost_of(graph)
         return cls(graph, limits.absolute(full), full)
@@ -116,7 +116,7 @@ class Problem:
         return cost_of(self.graph, selection)
 
     def progress(self, selection: Selection) -> float:
-        """Returns how far pruning has come: 0 for the unpruned model, 1 or more when every bound holds."""
+        """Returns the progress of pruning: 0 for the unpruned model, 1 or more when every bound holds."""
         return self.progress_at(self.cost(selection))
 
     def progress_at(self, cost: Cost) -> float:
@@ -128,7 +128,7 @@ class Problem:
         )
 
     def holds(self, selection: Selection) -> bool:
-        """Returns whether the cost under a selection is at or below every bound."""
+        """Returns whether the cost under a selection exceeds no bound."""
         cost = self.cost(selection)
         return all(getattr(cost, k) <= bound for k, bound in self.bounds.items())
 
@@ -151,7 +151,7 @@ class Problem:
         return Selection({g.name: np.ones(g.num_channels, bool) for g in self.graph})
 
     def check_reachable(self, floor: Selection) -> None:
-        """Raises LimitError if even `floor`, the smallest selection allowed, misses a bound."""
+        """Raises LimitError if even `floor`, the smallest allowed selection, exceeds a bound."""
         least, full = self.cost(floor), self.full
         for name, bound in self.bounds.items():
             if getattr(least, name) > bound:

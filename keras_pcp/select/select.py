@@ -1,4 +1,4 @@
-"""Scores + ratio or limits -> Selection."""
+"""Turns scores, and a ratio or limits, into a Selection."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,20 +32,21 @@ def select_by_ratio(
         graph: channel graph.
         scores: {group name: float array (num_channels,)}, higher = keep.
         pruning_ratio: fraction of channels to remove, in [0, 1); with `scope="local"` also {group name: fraction}.
-        scope: `"global"` ranks all channels together, each group's scores divided by their mean; `"local"` removes
-            the fraction in every group (uniform pruning).
-        min_channels: channels that every group keeps at least; or {group name: channels}.
+        scope: `"global"` ranks all channels together, after dividing the scores of each group by their mean. `"local"`
+            removes the fraction from every group (uniform pruning).
+        min_channels: least number of channels of every group; or {group name: number}.
         multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
     Returns:
-        A `Selection`. Never removes more than asked; rounding and `min_channels` can only keep more.
+        A `Selection`. It never removes more than `pruning_ratio` says; rounding and `min_channels` can only keep more.
 
     Raises:
         InvalidArgumentError: an argument is out of range or the scores do not fit the graph.
 
     Example:
         >>> import numpy as np
-        >>> from keras_pcp.graph.channels import ChannelGraph, ChannelGroup
+        >>> from keras_pcp.graph.channel_graph import ChannelGraph
+        >>> from keras_pcp.graph.channels import ChannelGroup
         >>> graph = ChannelGraph("m", {"a": ChannelGroup("a", 4, ())}, (), (), (), ())
         >>> select_by_ratio(graph, {"a": np.array([3., 1., 2., 4.])}, 0.5, scope="local").removed()["a"].tolist()
         [1, 2]
@@ -117,17 +118,17 @@ def select_by_cost(
     min_channels: int | Mapping[str, int] = 1,
     multiple_of: int | Mapping[str, int] = 1,
 ) -> Selection:
-    """Removes the fewest channels, by `select_by_ratio`, with which all limits hold.
+    """Removes the smallest ratio of channels, as `select_by_ratio` does, at which all limits hold.
 
-    Where several groups would lose their next channel at the same ratio, as groups of 16, 32 and 64 channels do, the first
-    ones in the order of the graph keep it as far as the limits allow.
+    Several groups may lose their next channel at the same ratio, for example groups of 16, 32 and 64 channels. Then the
+    first ones in the order of the graph keep it, as far as the limits allow.
 
     Args:
         graph: channel graph.
         scores: {group name: float array (num_channels,)}, higher = keep.
         max_macs, max_params, max_bytes: a float in (0, 1) is a fraction of the unpruned model, an int is absolute.
         scope: as in `select_by_ratio`.
-        min_channels: channels that every group keeps at least; or {group name: channels}.
+        min_channels: least number of channels of every group; or {group name: number}.
         multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
     Returns:
@@ -182,7 +183,7 @@ def just_enough(
         middle = (low + high) / 2
         low, high = (low, middle) if problem.holds(select(middle)) else (middle, high)
     found, wider = select(high), select(low).keep
-    problem.check_reachable(found)  # what stays may cost more than the cheapest channels
+    problem.check_reachable(found)  # the channels that stay may cost more than the cheapest ones
     for name, mask in wider.items():
         candidate = Selection({**found.keep, name: mask})
         if not np.array_equal(mask, found.keep[name]) and problem.holds(candidate):
@@ -191,7 +192,7 @@ def just_enough(
 
 
 def _checked(graph: ChannelGraph, scores: Scores, scope: str, min_channels: Any, multiple_of: Any) -> Scores:
-    """Returns the scores as float arrays, or raises InvalidArgumentError where an argument is wrong."""
+    """Returns the scores as float arrays, or raises InvalidArgumentError if an argument is wrong."""
     check_graph(graph)
     checks.choice("scope", scope, SCOPES)
     advice = "pass keras_pcp.score_channels(model, graph)"

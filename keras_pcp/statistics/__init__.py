@@ -1,4 +1,4 @@
-"""What criteria read of a model: weights, gradients, features, contributions."""
+"""Statistics of a model that criteria use: weights, gradients, features, contributions."""
 
 from keras_pcp.statistics.statistics import Statistics, needs_data
 

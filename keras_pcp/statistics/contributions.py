@@ -1,7 +1,7 @@
-"""What each channel of a group adds to the outputs of the layers that read it, at some output positions.
+"""The contribution of each channel of a group to the outputs of the layers that read it, at some output positions.
 
-The output of a layer before its activation is a sum over the channels that it reads (and a bias). How much of the sum is
-left without some channels is told by the inner products of the summands alone, which are small.
+The output of a layer before its activation is a sum over the channels that it reads (and a bias). The inner products of the
+summands, which are small arrays, are enough to know how much of the sum is left without some channels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ def contribution_products(
 
 
 def _readers(traced: Trace, graph: ChannelGraph, weights: Sequence[Any]) -> dict[int, dict[str, list[WeightSlice]]]:
-    """Finds {number of the call: {group that it reads: slices of its kernels}}, without heads that are not delivered."""
+    """Returns {number of a call: {group that it reads: slices of its kernels}}, without heads that are not delivered."""
     calls: dict[int, list[int]] = {}
     for number, call in enumerate(traced.calls):
         for w in getattr(call.operation, "weights", ()):
@@ -80,7 +80,7 @@ def _by_rows(
     position: np.ndarray,
     channels: int,
 ) -> np.ndarray:
-    """With P what is read and K the kernel, products are sums of elements of (P^T P) * (K K^T)."""
+    """Computes the products as sums of elements of (P^T P) * (K K^T), with inputs P and kernel K."""
     taps = np.prod(window.size, dtype=int)
     width = kernel.shape[-2]
     rows = (np.arange(taps)[:, None] * width + position).ravel()
@@ -100,9 +100,9 @@ def _by_rows(
 
 
 def _by_removal(step: Step, slices: list[WeightSlice], weights: Sequence[Any], channels: int, rng) -> np.ndarray:
-    """Returns by how much the output of any layer changes without each channel: (channels, positions, ...).
+    """Returns how much the output of any layer changes without each channel: (channels, positions, ...).
 
-    Where the layer is linear in its kernel and has no activation, that is what the channel adds to the output.
+    If the layer is linear in its kernel and has no activation, that is the contribution of the channel.
     """
     values = {s.weight: as_floats(weights[s.weight]) for s in slices}
 

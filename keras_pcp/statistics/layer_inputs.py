@@ -1,6 +1,6 @@
-"""What convolutions and dense layers read at single output positions, so that their sums of products are matrix products.
+"""Inputs of convolutions and dense layers at single output positions, which turn the layers into matrix products.
 
-A dense layer is a convolution with one tap at each position of the axes between the first and the last.
+A dense layer is treated as a convolution with one tap at each position of the axes between the first and the last.
 """
 
 import math
@@ -11,12 +11,12 @@ import keras
 import numpy as np
 
 L = keras.layers
-POSITIONS = 10  # output positions of each map that are looked at, as in the papers
+POSITIONS = 10  # number of output positions used of each map, as in the papers
 
 
 @dataclass(frozen=True)
 class Window:
-    """Where a layer reads: one entry per axis of space; `groups` of channels are read apart from each other."""
+    """Where a layer reads: one entry per spatial axis; `groups` of channels are read separately."""
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
@@ -25,7 +25,7 @@ class Window:
     groups: int = 1
 
     def along(self, axis: int, extent: int) -> tuple[int, int]:
-        """Returns (number of output positions, zeros in front) along an axis of the input that is `extent` long."""
+        """Returns (number of output positions, zeros in front) along an axis of the input of length `extent`."""
         stride, span = self.strides[axis], (self.size[axis] - 1) * self.dilation[axis] + 1
         added = {
             "valid": 0,
@@ -35,7 +35,7 @@ class Window:
         return (extent + added - span) // stride + 1, added if self.padding == "causal" else added // 2
 
     def space(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the output's extents along the axes of space for an input of shape (samples, *space, channels)."""
+        """Returns the output's extents along the spatial axes for an input of shape (samples, *space, channels)."""
         return tuple(self.along(axis, extent)[0] for axis, extent in enumerate(shape[1:-1]))
 
 
@@ -47,7 +47,7 @@ def window_of(layer: Any, rank: int) -> Window | None:
         Window(size=(3,), strides=(2,), dilation=(1,), padding='same', groups=1)
     """
     if type(layer) not in (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D) or len(layer.weights) > 1 + layer.use_bias:
-        return None  # further weights are those of quantization or low-rank adaptation
+        return None  # other weights come from quantization or low-rank adaptation
     if type(layer) is L.Dense:
         ones = (1,) * (rank - 2)
         return Window(ones, ones, ones)
@@ -63,7 +63,7 @@ def draw(rng: np.random.Generator, samples: int, space: tuple[int, ...], count: 
     """Draws output positions of each sample, or takes all of them if there are no more than `count`.
 
     Returns:
-        int array (samples, positions): numbers of positions in the order of the flattened axes of space.
+        int array (samples, positions): numbers of positions in the order of the flattened spatial axes.
     """
     size = math.prod(space)
     if size <= count:
@@ -72,7 +72,7 @@ def draw(rng: np.random.Generator, samples: int, space: tuple[int, ...], count: 
 
 
 def patches(window: Window, x: Any, chosen: np.ndarray) -> np.ndarray:
-    """Returns what is read for some output positions.
+    """Returns the inputs that a layer reads for some output positions.
 
     Args:
         window: where the layer reads.
@@ -80,8 +80,8 @@ def patches(window: Window, x: Any, chosen: np.ndarray) -> np.ndarray:
         chosen: int array (samples, positions), as `draw` returns them.
 
     Returns:
-        Array (groups, samples * positions, taps * channels of a group). Times `kernel_matrix` it is the layer's output
-        before bias and activation.
+        Array (groups, samples * positions, taps * channels of a group). Its product with `kernel_matrix` is the layer's
+        output before bias and activation.
     """
     x = as_floats(x)
     space = window.space(x.shape)
@@ -110,7 +110,7 @@ def kernel_array(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def penalized(gram: np.ndarray, positions: int, ridge: float) -> np.ndarray:
-    """Returns what the products of what is read add up to, (groups, rows, rows), plus `ridge` times their mean trace."""
+    """Returns sums of products of inputs, (groups, rows, rows), plus `ridge` times trace per position on the diagonal."""
     penalty = ridge * np.trace(gram, axis1=1, axis2=2) / positions
-    penalty = np.where(penalty > 0, penalty, 1)  # of a layer that reads zeros
+    penalty = np.where(penalty > 0, penalty, 1)  # for a layer that reads only zeros
     return gram + penalty[:, None, None] * np.eye(gram.shape[2])

@@ -1,4 +1,4 @@
-"""What criteria read of a model, each thing computed once, when it is first asked for."""
+"""Statistics of a model that criteria use. Each is computed once, at first use."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,21 +21,21 @@ from keras_pcp.statistics.contributions import contribution_products
 from keras_pcp.support import internals
 from keras_pcp.support.data import check_inputs, count_samples, take_samples
 
-SAMPLES = 256  # at most so many samples are used: gate gradients take a backward pass for each
+SAMPLES = 256  # maximum number of samples; gate gradients take a backward pass for each
 _BATCH = 32
 _READ_SAMPLES = 64
 _FEATURE_BYTES = 2**29
 
 
 def needs_data(criterion: Any) -> Any:
-    """Says that a criterion reads gradients or features, so that it is refused at once where there is no data."""
+    """Marks a criterion that uses gradients or features, so that it is rejected at once if there is no data."""
     criterion.needs_data = True
     return criterion
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What criteria read. Nothing of the model is changed, neither weights nor metrics nor moving statistics.
+    """What criteria can use. The model is not changed: neither weights nor metrics nor moving statistics.
 
     Args:
         model: the model that `graph` was built from; gradients need it to be compiled.
@@ -68,7 +68,7 @@ class Statistics:
     def present(self) -> Mapping[str, np.ndarray]:
         """{group: bool array (num_channels,)}: False for channels that all their readers multiply by 0.
 
-        Those are the channels that `masked` has taken out. A group without any other channel counts as present.
+        These are the channels that `masked` has removed. If that would be all channels of a group, all count as present.
         """
         found = {}
         for group in self.graph:
@@ -88,7 +88,7 @@ class Statistics:
 
     @cached_property
     def sample_weights(self) -> np.ndarray:
-        """Float array (samples,): the weight of each sample, 1 without any; the largest where outputs have their own."""
+        """Float array (samples,): the weight of each sample; 1 without weights; the largest if each output has its own."""
         x, y, weight = self.samples
         found = [np.abs(np.asarray(w, float)) for w in tree.flatten(weight) if w is not None]
         count = count_samples((x, y))
@@ -96,21 +96,21 @@ class Statistics:
 
     @cached_property
     def gradients(self) -> list[np.ndarray | None]:
-        """The mean loss gradient of each weight over the samples, without regularization; None for none."""
+        """The mean gradient of the loss for each weight over the samples, without regularization; None if there is none."""
         return self._mean_of_gradients(lambda g: g, _BATCH, self.samples)
 
     @cached_property
     def squared_gradients(self) -> list[np.ndarray | None]:
-        """The weighted mean over the samples of the squared gradient of each sample's loss: a backward pass per sample."""
+        """The weighted mean over the samples of the squared gradient of each sample's loss; one backward pass per sample."""
         return self._mean_of_gradients(tf.square, 1, self._unweighted, self.sample_weights)
 
     @cached_property
     def gate_gradients(self) -> Mapping[str, np.ndarray]:
-        """{group: float array (samples, num_channels)}: derivative of each sample's loss by a gate on the channel.
+        """{group: float array (samples, num_channels)}: derivative of each sample's loss with respect to a channel's gate.
 
         The gate has value 1 and multiplies the channel wherever a kernel reads it. Its derivative is the sum of
-        w * dL/dw over all kernel rows that read the channel, whatever lies between. One backward pass per sample. The
-        losses are not multiplied by `sample_weights`, since a criterion may square.
+        w * dL/dw over all kernel rows that read the channel, whatever lies between. Takes one backward pass per sample. The
+        losses are not multiplied by `sample_weights`, because a criterion may square the derivatives.
         """
         slices = {(s.weight, s.axis) for group in self.graph for s in group.slices_of(CONSUME)}
 
@@ -135,11 +135,11 @@ class Statistics:
 
     @cached_property
     def features(self) -> Mapping[str, np.ndarray]:
-        """{group: float array (samples, ..., num_channels)}: what the channels hold, with the axes of their tensor.
+        """{group: float array (samples, ..., num_channels)}: values of the channels, with the axes of their tensor.
 
-        Of all tensors that hold the channels of one group and nothing else, it is the last one with the most positions:
-        after activation and sums, before pooling and flattening. A channel that it holds several times counts as
-        further samples. Fewer samples are used where all groups together would take more than 512 MB.
+        The values come from the last tensor with the most positions, among those that hold the channels of one group and
+        nothing else: after activation and sums, before pooling and flattening. If the tensor holds a channel several times,
+        these count as more samples. Fewer samples are used if all groups together would take more than 512 MB.
 
         Raises:
             InvalidArgumentError: (when a group is looked up) no tensor holds all channels of the group alone.
@@ -163,12 +163,12 @@ class Statistics:
 
     @cached_property
     def contributions(self) -> Mapping[str, np.ndarray]:
-        """{group: float array (num_channels, num_channels)}: inner products of what two channels add to their readers.
+        """{group: float array (num_channels, num_channels)}: inner products of two channels' contributions to their readers.
 
-        Whatever reads the group takes part, at 10 output positions of each map, drawn by `seed`. What a channel adds to a
-        convolution or dense layer is the part of the sum, before the activation, that its rows of the kernel make; with
-        other layers it is by how much the output changes without it. Products are sums over output channels and readers,
-        means over samples and positions. At most 64 samples are used.
+        All readers of the group take part, at 10 output positions of each map, drawn by `seed`. The contribution of a
+        channel to a convolution or dense layer is the part of the sum, before the activation, that comes from its rows of
+        the kernel. For other layers, it is the change of the output without the channel. The products are summed over
+        output channels and readers, and averaged over samples and positions. At most 64 samples are used.
         """
         x, _, _ = self.samples
         count = min(count_samples(x), _READ_SAMPLES)
@@ -180,9 +180,9 @@ class Statistics:
 
     @cached_property
     def freed_elements(self) -> Mapping[str, np.ndarray]:
-        """{group: float array (num_channels,)}: numbers that one sample's outputs of the layers that make it shrink by.
+        """{group: float array (num_channels,)}: elements that the outputs of a channel's makers lose without the channel.
 
-        Counted for each channel alone; NaN where the size of an output is not known.
+        Counted for one sample, and for each channel separately; NaN if the size of an output is unknown.
         """
         found = {group.name: np.zeros(group.num_channels) for group in self.graph}
         makers = {
@@ -222,7 +222,7 @@ class Statistics:
 
     @cached_property
     def _unweighted(self) -> tuple[Any, Any, Any]:
-        """The samples with weights of at most 1, which say how the outputs of one sample compare."""
+        """The samples with weights of at most 1, which keep only the relation of the outputs of one sample."""
         x, y, weight = self.samples
         most = np.maximum(self.sample_weights, np.finfo("float32").tiny)
 
@@ -268,7 +268,7 @@ class _Features(dict):
     def __missing__(self, name: str) -> np.ndarray:
         raise InvalidArgumentError(
             f"no tensor of the model holds all channels of group {name!r} and nothing else, so their features cannot be "
-            "told apart; use a criterion that reads weights or gradients, such as 'l1' or 'taylor', or freeze the layer"
+            "separated; use a criterion that needs weights or gradients, such as 'l1' or 'taylor', or freeze the layer"
         )
 
 
@@ -281,7 +281,7 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
         predicted = model(batch[0], training=False)
         try:
             internals.loss_of(model, batch[0], batch[1], predicted, batch[2])
-        except Exception as error:  # whatever a loss raises on labels that do not suit it
+        except Exception as error:  # a loss may raise anything on labels that do not suit it
             found, expected = (tf.nest.map_structure(lambda a: tuple(a.shape), v) for v in (batch[1], predicted))
             raise InvalidArgumentError(
                 f"the loss of model {model.name!r} cannot be computed on data (labels {found}, outputs {expected}): {error}"
@@ -294,7 +294,7 @@ def _gradient_function(model: keras.Model, reduced: Callable, batch: tuple) -> C
             tape.watch(values)
             with _stateless(model.weights, values):
                 predicted = model(x, training=False)
-            # Penalties on weights, which Keras adds to the loss, pass no gradient on.
+            # Penalties on weights, which Keras adds to the loss, must not pass on a gradient.
             with _stateless(model.weights, [tf.stop_gradient(v) for v in values]):
                 loss = internals.loss_of(model, x, y, predicted, sample_weight)
         watched = [i for i, v in enumerate(values) if v.dtype.is_floating]
@@ -315,12 +315,12 @@ def _stateless(variables: list, values: list) -> AbstractContextManager[keras.St
 
 
 def _positions(shape: tuple, axis: int) -> float:
-    """Returns the number of positions of one sample along all other axes; infinity where it is not known."""
+    """Returns the number of positions of one sample along all other axes; infinity if it is unknown."""
     return math.prod(math.inf if d is None else d for a, d in enumerate(shape) if a not in (0, axis))
 
 
 def _by_channel(value: np.ndarray, axis: int, channels: np.ndarray) -> np.ndarray:
-    """Brings channels in order on the last axis; copies of a channel go to the first axis."""
+    """Sorts channels along the last axis; moves copies of a channel to the first axis."""
     order = np.argsort(channels, kind="stable")
     value = np.moveaxis(value, axis, -1)[..., order]
     copies = len(channels) // len(np.unique(channels))

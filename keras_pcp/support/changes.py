@@ -1,11 +1,11 @@
-"""Changes to a model that happen wholly or not at all, and that are undone wholly, whatever interrupts them.
+"""Changes to a model that happen completely or not at all, whatever interrupts them.
 
-- Before each change its way back is noted in a `Journal`. Every way back sets what was there before, so a journal can be
-  undone at any point, and again if undoing it was interrupted.
-- Signals that Python handles, such as that of Ctrl-C, wait while something is written or put back; they act at once in
-  all that lies between.
-- An exception can still arise on any line (out of memory, an interrupt sent to a thread). So each journal is undone in two
-  places, one around the other: an exception on a line of the first one is caught by the second one.
+- Before each change, a `Journal` notes how to undo it. To undo means to restore what was there before. So a journal can be
+  undone at any point, and again if undoing was interrupted.
+- Signals that Python handles, such as that of Ctrl-C, wait while something is written or restored. In between, they take
+  effect at once.
+- An exception can still come on any line (out of memory, an interrupt sent to a thread). So each journal is undone in two
+  places, one around the other: the outer one catches an exception on a line of the inner one.
 """
 
 import inspect
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Journal:
-    """Ways back, each noted before its change.
+    """A list of changes and how to undo them; each is noted before the change.
 
     Example:
         >>> import types
@@ -37,11 +37,11 @@ class Journal:
         self._ways_back: list[Callable[[], Any]] = []
 
     def note(self, way_back: Callable[[], Any]) -> None:
-        """Notes how to undo a change that comes next; doing so twice must be the same as once."""
+        """Notes how to undo the next change. Calling `way_back` twice must have the same effect as calling it once."""
         self._ways_back.append(way_back)
 
     def remember(self, owner: Any, name: str) -> None:
-        """Notes the present value of an attribute."""
+        """Notes the current value of an attribute."""
         written_by = getattr(type(inspect.getattr_static(type(owner), name, None)), "__set__", None)
         if written_by or name in vars(owner):
             self.note(partial(setattr, owner, name, getattr(owner, name)))
@@ -54,25 +54,25 @@ class Journal:
         setattr(owner, name, value)
 
     def update(self, mapping: MutableMapping, items: Mapping) -> None:
-        """Replaces items of a mapping that has them already."""
+        """Replaces items of a mapping. The keys must exist already."""
         for key, value in items.items():
             self.note(partial(operator.setitem, mapping, key, mapping[key]))
             mapping[key] = value
 
     def keep(self, variables: Iterable[Any]) -> None:
-        """Notes the present values of variables, bit for bit."""
+        """Notes the current values of variables, bit for bit."""
         for variable in variables:
             self.note(partial(variable.assign, variable.numpy()))
 
     def assign(self, values: Iterable[tuple[Any, Any]]) -> None:
-        """Gives variables other values of the same shape."""
+        """Assigns other values of the same shape to variables."""
         values = list(values)
         self.keep(variable for variable, _ in values)
         for variable, value in values:
             variable.assign(value)
 
     def undo(self) -> None:
-        """Undoes all changes, the last one first. There is nothing left to undo then."""
+        """Undoes all changes, the last one first, and empties the journal."""
         uninterrupted(self._go_back)
 
     def _go_back(self) -> None:
@@ -86,7 +86,7 @@ class Journal:
 
 
 def all_or_nothing(change: Callable[[Journal], T]) -> T:
-    """Runs `change(journal)`: all of it, or, if anything goes wrong, nothing. Signals wait until it is done."""
+    """Runs `change(journal)` completely or, if anything goes wrong, not at all. Signals wait until it is done."""
     journal = Journal()
 
     def write() -> T:
@@ -106,7 +106,7 @@ def all_or_nothing(change: Callable[[Journal], T]) -> T:
 
 
 def temporarily(change: Callable[[Journal], T]) -> AbstractContextManager[T]:
-    """Inside the block the changes hold that `change(journal)` makes; at its end all that the journal notes is undone."""
+    """Makes the changes of `change(journal)` for the time of a `with` block; undoes at its end what the journal notes."""
     return _Scope(_temporarily(change))
 
 
@@ -118,9 +118,9 @@ def undone() -> AbstractContextManager[Journal]:
 class _Scope(io.IOBase):
     """A block that ends by closing a generator.
 
-    A signal can act on the first line of any Python function, also of an `__exit__`, and nothing would be undone then. The
-    `__exit__` of this base class is compiled and does no more than call `close`, which here is that of the generator. So
-    the first Python code to run is the generator's, inside its `try`.
+    A signal can act on the first line of any Python function, even of an `__exit__`, and then nothing would be undone. The
+    `__exit__` of this base class is compiled and only calls `close`, which here is that of the generator. So the first
+    Python code to run is that of the generator, inside its `try`.
     """
 
     def __init__(self, steps: Iterator):
@@ -149,9 +149,9 @@ def _temporarily(change: Callable[[Journal], T]) -> Iterator[T]:
 
 
 def guarded(function: Callable[[], T]) -> T:
-    """Runs a function; if it fails, undoes what any block of `temporarily` in it has not undone.
+    """Runs a function. If it fails, undoes what the blocks of `temporarily` in it have not undone.
 
-    That is so where an exception arises between the last line of a block and the call that ends it.
+    That happens if an exception comes between the last line of a block and the call that ends it.
     """
     outer = set(_pending())
     try:
@@ -167,7 +167,7 @@ _LOCAL = threading.local()
 
 
 def _pending() -> list[Journal]:
-    """Returns the journals of the blocks that this thread is in."""
+    """Returns the journals of the blocks that this thread is inside."""
     if not hasattr(_LOCAL, "pending"):
         _LOCAL.pending = []
     return _LOCAL.pending
@@ -177,9 +177,9 @@ _DEFERRING: list[bool] = []  # not empty while the main thread defers signals
 
 
 def uninterrupted(function: Callable[[], T]) -> T:
-    """Runs a function while all signals with a handler in Python wait; they are handled when it is done.
+    """Runs a function while all signals with a Python handler wait; they are handled when it is done.
 
-    Handlers run in the main thread only, so in another thread there is nothing to do.
+    Handlers run only in the main thread, so in another thread there is nothing to do.
     """
     if _DEFERRING or threading.current_thread() is not threading.main_thread():
         return function()

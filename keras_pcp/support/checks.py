@@ -1,7 +1,7 @@
-"""The checks of arguments that the public functions share.
+"""Checks of arguments that the public functions share.
 
-Each returns the value, or raises InvalidArgumentError that says what was given, what was expected and what to do next.
-A bool is no number here; the numbers of NumPy are, and come back as those of Python.
+Each check returns the value, or raises an InvalidArgumentError that says what was passed, what was expected, and what to do.
+A bool does not count as a number here. NumPy numbers do, and are returned as Python numbers.
 """
 
 import inspect
@@ -14,11 +14,11 @@ import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError
 
-_LONGEST = 60  # characters of a value in a message
+_LONGEST = 60  # maximum number of characters of a value in a message
 
 
 def shown(value: Any) -> str:
-    """Returns the type of a value and its beginning, for messages.
+    """Returns the type of a value and how it begins, for messages.
 
     Example:
         >>> import numpy as np
@@ -40,12 +40,12 @@ def shown(value: Any) -> str:
 
 
 def refusal(name: str, expected: str, value: Any, advice: str = "") -> InvalidArgumentError:
-    """Returns the error for an argument that is not what was expected, to be raised."""
+    """Returns the error to raise for an argument that is not what was expected."""
     return InvalidArgumentError(f"{name} must be {expected}, got {shown(value)}" + (f"; {advice}" if advice else ""))
 
 
 def instance(name: str, value: Any, kind: type, expected: str, advice: str = "") -> Any:
-    """Returns a value that is of a class.
+    """Returns the value if it is an instance of a class.
 
     Example:
         >>> instance("layer", 3, str, "a name")
@@ -58,7 +58,7 @@ def instance(name: str, value: Any, kind: type, expected: str, advice: str = "")
 
 
 def number(name: str, value: Any, interval: str) -> float:
-    """Returns a real number in an interval, whose ends are given as in mathematics.
+    """Returns the value if it is a real number in an interval, written as in mathematics.
 
     Example:
         >>> number("weight", 0.5, "(0, 1]")
@@ -79,7 +79,7 @@ def number(name: str, value: Any, interval: str) -> float:
 
 
 def count(name: str, value: Any, least: int = 1, optional: bool = False) -> int | None:
-    """Returns an int that is not too small; or None, where that is allowed.
+    """Returns the value if it is an int of at least `least`, or None if that is allowed.
 
     Example:
         >>> count("samples", None, optional=True), count("samples", 3)
@@ -94,12 +94,12 @@ def count(name: str, value: Any, least: int = 1, optional: bool = False) -> int 
 
 
 def flag(name: str, value: Any) -> bool:
-    """Returns a bool."""
+    """Returns the value if it is a bool."""
     return bool(instance(name, value, bool | np.bool_, "True or False"))
 
 
 def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
-    """Returns one of the allowed values.
+    """Returns the value if it is one of the allowed values.
 
     Example:
         >>> choice("scope", "all", ("global", "local"))
@@ -112,7 +112,7 @@ def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
 
 
 def function(name: str, value: Any, expected: str, takes: int | None = None) -> Any:
-    """Returns something that can be called with a number of arguments, but is no class.
+    """Returns the value if it can be called with a number of arguments and is not a class.
 
     Example:
         >>> function("schedule", lambda: 1, "a function of one number", takes=1)
@@ -124,7 +124,7 @@ def function(name: str, value: Any, expected: str, takes: int | None = None) -> 
         raise refusal(name, expected, value)
     try:
         signature = inspect.signature(value) if takes is not None else None
-    except (TypeError, ValueError):  # of something built in
+    except (TypeError, ValueError):  # a built-in without a signature
         signature = None
     try:
         _ = signature and signature.bind(*[None] * takes)
@@ -136,7 +136,7 @@ def function(name: str, value: Any, expected: str, takes: int | None = None) -> 
 
 
 def names(name: str, value: Any) -> list[str]:
-    """Returns a list of names; a single one may stand for itself.
+    """Returns a list of names; a single name counts as a list of one.
 
     Example:
         >>> names("frozen_layers", "conv"), names("frozen_layers", ("a", "b"))
@@ -151,7 +151,7 @@ def names(name: str, value: Any) -> list[str]:
 
 
 def items(value: Any) -> list[Any] | None:
-    """Returns what a list, a tuple, a set or the like holds; None for what is none.
+    """Returns the items of a list, tuple, set or similar; None for anything else.
 
     Example:
         >>> items((1, 2)), items("ab"), items(3)
@@ -164,10 +164,10 @@ def items(value: Any) -> list[Any] | None:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Returns whether all numbers of an array are finite; an array of other things, such as strings, counts as finite."""
+    """Returns whether all numbers of an array are finite. An array without numbers, such as strings, counts as finite."""
     return array.dtype.kind in "OSUMm" or bool(np.isfinite(array).all())
 
 
 def _is_operation(value: Any) -> bool:
-    """Whether a value is a layer, model or operation of Keras, which this module does not import."""
+    """Returns whether a value is a layer, model or operation of Keras, which this module does not import."""
     return any(c.__name__ == "Operation" and c.__module__.startswith("keras.") for c in type(value).__mro__)

@@ -4,9 +4,9 @@ from typing import Any
 
 
 def replaced_at(container: Any, path: tuple, value: int) -> Any:
-    """Returns a container in which the value at a path is another one; the one given stays as it is.
+    """Returns a copy of a container with another value at a path; the original stays as it is.
 
-    A path is made of sequence indices, keys, and the names `start` and `stop` of a slice.
+    A path consists of sequence indices, keys, and the names `start` and `stop` of a slice.
 
     Example:
         >>> replaced_at((None, [slice(0, 4)]), (1, 0, "stop"), 2)

@@ -1,4 +1,4 @@
-"""A fixed draw of labelled samples, as arrays, and the checks of what users give as data."""
+"""Draws labelled samples as arrays, and checks the data that users pass."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,27 +12,27 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.support import checks, internals
 
 _PARTS = ("x", "y", "sample_weight")
-# Data of unknown length that goes on for longer than this counts as endless, where all of it is asked for.
+# If all of the data is needed, data of unknown length counts as endless beyond these limits.
 _MOST_SAMPLES, _MOST_BYTES = 2**20, 2**33
 
 
 def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") -> tuple[Any, Any, Any]:
-    """Returns (x, y, sample_weight or None) as arrays, at most `samples` of them, drawn at random.
+    """Returns (x, y, sample_weight or None) as arrays of at most `samples` samples, drawn at random.
 
-    Inputs and sample weights are finite numbers (inputs may be strings, too), and some sample counts. Labels are numbers,
-    but need not be finite: a loss may leave out those that are NaN.
+    Inputs and sample weights must be finite numbers (inputs may also be strings), and some weight must not be 0. Labels must
+    be numbers, but need not be finite: a loss may ignore labels that are NaN.
 
     Args:
-        data: (x, y) or (x, y, sample_weight) of arrays or structures of arrays, or anything that yields such batches,
+        data: (x, y) or (x, y, sample_weight) of arrays or structures of arrays; or an object that yields such batches,
             such as a tf.data.Dataset (then the first samples are taken).
-        samples: number of samples, None for all.
+        samples: number of samples; None for all.
         seed: for the draw.
-        name: what the caller calls the data, for messages.
+        name: name of the data in messages.
 
     Raises:
-        InvalidArgumentError: no data, no labels, arrays of different lengths, or values that cannot be computed with; or
-            all samples are asked for of a dataset that has no end, or of one of unknown length that goes on for more than
-            2**20 samples or 8 GiB.
+        InvalidArgumentError: there is no data or no labels, arrays have different lengths, or values are not numbers; or
+            all samples are requested from a dataset without an end, or from one of unknown length with more than 2**20
+            samples or 8 GiB.
     """
     check_source(data, name)
     if isinstance(data, tuple | list):
@@ -47,17 +47,17 @@ def take_samples(data: Any, samples: int | None, seed: int, name: str = "data") 
     _check_finite(flat, f"{name}: sample_weight")
     if flat and not any(w.any() for w in flat):
         raise InvalidArgumentError(
-            f"all sample weights of {name} that were drawn are 0, so nothing can be measured on it; leave them out or "
+            f"all sample weights of {name} that were drawn are 0, so nothing can be measured on it; pass no weights, or "
             "give some samples a weight above 0"
         )
     return x, y, weight
 
 
 def take_inputs(data: Any, name: str) -> np.ndarray:
-    """Returns inputs alone: an array, or all batches of a dataset of them. What else a batch holds is not looked at.
+    """Returns only inputs: an array, or all batches of a dataset joined. Other parts of a batch are ignored.
 
     Raises:
-        InvalidArgumentError: there are none, or they are not one array of finite numbers.
+        InvalidArgumentError: there are no inputs, or they are not one array of finite numbers.
     """
     if hasattr(data, "shape"):  # an array or a tensor
         found = _array(data, "x", name)
@@ -80,18 +80,18 @@ def _one_array(batch: Any, name: str) -> Any:
 
 
 def check_source(data: Any, name: str = "data", function: bool = False) -> None:
-    """Raises InvalidArgumentError where data cannot hold labelled samples, by its type; it is not read.
+    """Raises InvalidArgumentError if data of this type cannot hold labelled samples. The data is not read.
 
     Args:
-        data: what the user gives.
-        name: what the caller calls it.
-        function: whether it may be a function that returns the samples.
+        data: the data that the user passes.
+        name: name of the data in messages.
+        function: whether it may also be a function that returns the samples.
     """
     advice = ""
     if isinstance(data, Mapping):
-        advice = "give (data[...], data[...]), the inputs and the labels"
+        advice = "pass (data[...], data[...]), the inputs and the labels"
     elif callable(data) and not isinstance(data, Iterable) and not function:
-        advice = "give what the function returns"
+        advice = "pass what the function returns"
     wrong = isinstance(data, Mapping | str | bytes | type) or hasattr(data, "shape")
     if wrong or not (_can_be_read(data) or (function and callable(data))):
         kinds = "labelled samples: (x, y) of arrays, or a dataset of batches (x, y)"
@@ -101,7 +101,7 @@ def check_source(data: Any, name: str = "data", function: bool = False) -> None:
 
 
 def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:
-    """Raises InvalidArgumentError where arrays do not fit the inputs of a model, as far as these are known."""
+    """Raises InvalidArgumentError if arrays do not fit the inputs of a model, as far as these are known."""
     functional = internals.functional_of(model)
     if functional is None:
         return
@@ -113,7 +113,7 @@ def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:
                 tensors, arrays = list(names.values()), [x[key] for key in names]
                 break
         else:
-            arrays = []  # Keras finds the inputs by these names, too
+            arrays = []  # Keras finds inputs by these names, too
     if len(arrays) != len(tensors) or not all(_fits(a, t) for a, t in zip(arrays, tensors, strict=True)):
         raise InvalidArgumentError(
             f"{name} does not fit the inputs of model {model.name!r}: x is {tree.map_structure(_described, x)}, the model "
@@ -123,12 +123,12 @@ def check_inputs(model: keras.Model, x: Any, name: str = "data") -> None:
 
 
 def with_any_labels(data: Any) -> Any:
-    """Adds labels to an array of inputs alone, for those who do not look at labels; other data stays as it is."""
+    """Adds labels to an array of inputs, for callers that ignore labels; other data stays as it is."""
     return (data, np.zeros(len(data))) if hasattr(data, "shape") and np.ndim(data) else data
 
 
 def count_samples(arrays: Any, name: str = "data") -> int:
-    """Returns the length that all arrays of a structure have."""
+    """Returns the common length of all arrays of a structure."""
     lengths = {len(a) if np.ndim(a) else 0 for a in tree.flatten(arrays)}
     if lengths == {0} or not lengths:
         raise InvalidArgumentError(f"{name} is empty; labelled samples are needed")
@@ -156,7 +156,7 @@ def _drawn(arrays: tuple, samples: int | None, seed: int, name: str) -> tuple:
 
 
 def _first(batches: Iterator[tuple], samples: int | None, name: str) -> tuple:
-    """Joins as many batches as it takes; a last one may be cut."""
+    """Joins as many batches as needed; the last one may be cut."""
     taken, count = [], 0
     for batch in batches:
         taken.append(batch)
@@ -176,19 +176,19 @@ def _joined(batches: list[tuple], name: str) -> tuple:
 
 
 def _check_end(data: Any, name: str) -> None:
-    """A dataset without an end would be read for ever."""
+    """Raises InvalidArgumentError for a dataset without an end, which would be read forever."""
     if isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise InvalidArgumentError(
-            f"{name} is a dataset without an end, so not all of it can be read; leave out .repeat(), or give it .take(n)"
+            f"{name} is a dataset without an end, so not all of it can be read; remove .repeat(), or add .take(n)"
         )
 
 
 def _batches(data: Any, name: str, capped: bool) -> Iterator[tuple]:
-    """Yields the batches of a dataset; refuses one of unknown length that seems to have no end, if `capped`."""
+    """Yields the batches of a dataset; if `capped`, rejects one of unknown length that seems to have no end."""
     endless = capped and not hasattr(data, "__len__")
-    if isinstance(data, tf.data.Dataset):  # its length is an error if it is not known
+    if isinstance(data, tf.data.Dataset):  # len() of it raises if the length is unknown
         endless = capped and int(data.cardinality()) < 0
-    # A PyDataset need not end when it is iterated over.
+    # Iterating over a PyDataset need not end.
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     count = size = 0
     for batch in batches:
@@ -197,8 +197,8 @@ def _batches(data: Any, name: str, capped: bool) -> Iterator[tuple]:
         count, size = count + len(flat[0]), size + sum(a.nbytes for a in flat)
         if endless and (count > _MOST_SAMPLES or size > _MOST_BYTES):
             raise InvalidArgumentError(
-                f"{name} has not ended after {count:,} samples, and samples=None would read all of it; give samples a "
-                "number, or give the data as arrays or as a dataset of known length"
+                f"{name} has not ended after {count:,} samples, and samples=None would read all of it; set samples to a "
+                "number, or pass the data as arrays or as a dataset of known length"
             )
         yield arrays
 
@@ -227,11 +227,11 @@ def _arrays(data: Any, name: str) -> tuple:
 
 def _array(value: Any, part: str, name: str) -> np.ndarray | None:
     """Returns an array of numbers (inputs may be strings) with a batch axis."""
-    if value is None and part == "sample_weight":  # of one output of several
+    if value is None and part == "sample_weight":  # one of several outputs may have no weights
         return None
     try:
         array = np.asarray(value)
-    except Exception as error:  # whatever the class of the caller raises
+    except Exception as error:  # a custom class may raise anything
         raise checks.refusal(
             f"{part} of {name}", "an array of numbers", value, "its rows must be equally long"
         ) from error
@@ -253,7 +253,7 @@ def _check_finite(arrays: Any, what: str) -> None:
         if not checks.is_finite(array):
             bad = int(np.count_nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
             raise InvalidArgumentError(
-                f"{what} has NaN or infinite values in {bad} of {len(array)} samples; leave these samples out or repair them"
+                f"{what} has NaN or infinite values in {bad} of {len(array)} samples; remove these samples or repair them"
             )
 
 

@@ -1,4 +1,4 @@
-"""Writes files so that they are there whole or as they were before."""
+"""Writes files completely or not at all."""
 
 import os
 import stat
@@ -11,15 +11,15 @@ from keras_pcp.errors import FileError, InvalidArgumentError
 
 
 def check_target(path: str | Path) -> Path:
-    """Returns the path of a file to write; refuses one that cannot be written, before the work rather than after it.
+    """Returns the path of a file to write. Rejects one that cannot be written before the work, not after it.
 
     Raises:
-        InvalidArgumentError: it is no path or a folder, or its folder does not exist or is not writable.
+        InvalidArgumentError: it is not a path, it is a folder, or its folder does not exist or is not writable.
 
     Example:
         >>> check_target("nowhere/model.tflite")
         Traceback (most recent call last):
-        keras_pcp.errors.InvalidArgumentError: folder nowhere does not exist; make it first
+        keras_pcp.errors.InvalidArgumentError: folder nowhere does not exist; create it first
     """
     try:
         path = Path(path)
@@ -27,30 +27,30 @@ def check_target(path: str | Path) -> Path:
         raise InvalidArgumentError(f"expected the path of a file, got {path!r}") from None
     folder = path.parent
     if not folder.is_dir():
-        raise InvalidArgumentError(f"folder {folder} does not exist; make it first")
+        raise InvalidArgumentError(f"folder {folder} does not exist; create it first")
     if path.is_dir():
-        raise InvalidArgumentError(f"{path} is a folder; give the name of a file")
+        raise InvalidArgumentError(f"{path} is a folder; pass the name of a file")
     if not _is_special(path) and not os.access(_real(path).parent, os.W_OK):
-        raise InvalidArgumentError(f"folder {_real(path).parent} is not writable; choose another one")
+        raise InvalidArgumentError(f"folder {_real(path).parent} is not writable; choose another folder")
     return path
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to; what is there at the end of the block takes the place of `path` at once.
+    """Yields a temporary path to write to. At the end of the block, that file replaces `path` in one step.
 
     The new file has the mode of the old one, or the usual mode for new files. A symbolic link stays, and the file that it
-    points to is replaced. If the block fails or is interrupted, the old file is as it was and nothing else is left.
+    points to is replaced. If the block fails or is interrupted, the old file is unchanged, and nothing else is left behind.
 
     Args:
-        path: the file to write. The path to write to has the same name, in a temporary folder beside it.
+        path: the file to write. The temporary path has the same name, in a temporary folder next to it.
 
     Raises:
         InvalidArgumentError: see `check_target`.
         FileError: the system cannot write the file, for example because the disk is full.
     """
     path = check_target(path)
-    if _is_special(path):  # such as /dev/stdout: nothing is there that could be lost
+    if _is_special(path):  # such as /dev/stdout: there is nothing to lose
         with _named(path):
             yield path
         return
@@ -73,17 +73,15 @@ def write(path: str | Path, content: bytes | str) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns failures to write into a FileError that names the file that was to be written."""
+    """Turns a failed write into a FileError that names the file."""
     try:
         yield
     except Exception as error:
-        # A writer that fails while it cleans up after a full disk raises something else, in the context of that.
+        # A writer may fail again while it cleans up after a full disk; the first error is then the context of the second.
         cause = _system_error(error)
         if cause is None or isinstance(error, FileError):
             raise
-        raise FileError(
-            f"cannot write {path}: {cause.strerror or cause}; what was there before is unchanged"
-        ) from error
+        raise FileError(f"cannot write {path}: {cause.strerror or cause}; an existing file is unchanged") from error
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

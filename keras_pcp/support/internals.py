@@ -1,4 +1,4 @@
-"""The only module that touches private attributes of Keras; each one is listed here with the reason.
+"""The only module that uses private attributes of Keras. The table lists each one and the reason.
 
 | private name                                   | needed to                                                    |
 | ---------------------------------------------- | ------------------------------------------------------------ |
@@ -11,7 +11,7 @@
 | `Layer._build_shapes_dict`, `InputLayer._batch_shape` | keep what is saved about a layer's build in step      |
 | `Reshape._resolved_target_shape`               | Keras 3.8 keeps the target shape twice                        |
 | `Tensor._keras_mask`                           | give a loss the mask of an output that was computed elsewhere |
-| `Trainer._compute_loss`                        | call a loss of a model's own that has no argument `training`  |
+| `Trainer._compute_loss`                        | call a custom `compute_loss` that has no argument `training`  |
 | `Metric._direction`                            | know whether higher is better                                 |
 | `KerasTensor._shape`                           | keep the graph's own shapes in step                          |
 | `Variable._shape`, `Variable._initialize`      | give a variable a value of another shape                     |
@@ -22,7 +22,7 @@
 | `keras.src.backend.common.global_state`        | leave no half-initialized variables behind                   |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
-`tests/test_internals.py` is the contract: it fails on a Keras version in which one of these changed its meaning.
+`tests/test_internals.py` is the contract: it fails with a Keras version in which one of these changed its meaning.
 """
 
 import inspect
@@ -71,11 +71,11 @@ def nodes(functional: keras.Model) -> list[Any]:
 
 
 def recorded(function: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """Runs a function in a graph of its own, without effect on variables.
+    """Runs a function in a separate graph, without effect on variables.
 
     Returns:
-        What the function returns, and the types of the operations with a state that it ran, reads of variables left out.
-        Calls on KerasTensors are not among them: Keras runs those in graphs of their own.
+        The result of the function, and the types of the stateful operations that it ran, except reads of variables. Calls on
+        KerasTensors are not included: Keras runs those in graphs of their own.
     """
     graph = tf.__internal__.FuncGraph("keras_pcp")
     with graph.as_default():
@@ -85,7 +85,7 @@ def recorded(function: Callable[[], Any]) -> tuple[Any, list[str]]:
 
 
 def keras_attributes() -> frozenset[str]:
-    """Returns the attributes that Keras itself gives every layer and changes when it is called, losses excepted."""
+    """Returns the attributes that Keras gives every layer and changes in a call, except losses."""
     if not _ATTRIBUTES:
         layer = keras.layers.Identity()
         layer(keras.Input((1,)))
@@ -131,7 +131,7 @@ def saved_by_structure(model: keras.Model) -> bool:
 
 
 def own_methods(model: keras.Model, names: Iterable[str]) -> list[str]:
-    """Returns which of some methods the class of a model, or a parent that is not of Keras, defines."""
+    """Returns which of some methods the class of a model defines, or a parent class outside Keras."""
     own = [cls for cls in type(model).__mro__ if not cls.__module__.startswith("keras.")]
     return sorted(name for name in names if any(name in vars(cls) for cls in own))
 
@@ -142,7 +142,7 @@ def call_arguments(node: Any) -> tuple[tuple, dict]:
 
 
 def mask_of(tensor: Any) -> Any:
-    """Returns the mask that came with an output of a model, or None: which positions losses and metrics look at."""
+    """Returns the mask of a model's output, or None. It says which positions losses and metrics use."""
     return getattr(tensor, "_keras_mask", None)
 
 
@@ -155,20 +155,19 @@ def with_mask(value: Any, mask: Any) -> Any:
 
 
 def loss_of(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Returns the compiled loss of given outputs, outside training; an own `compute_loss` need not know `training`."""
+    """Returns the compiled loss of some outputs, outside training. A custom `compute_loss` need not accept `training`."""
     return model._compute_loss(x, y, y_pred, sample_weight, training=False)
 
 
 def direction_of(metric: keras.metrics.Metric) -> str | None:
-    """Returns "up" if higher is better for a metric of Keras, "down" if lower is, None if it does not say."""
+    """Returns "up" if higher is better for a Keras metric, "down" if lower is better, None if it does not say."""
     return getattr(metric, "_direction", None)
 
 
 def write(owner: Any, path: tuple, value: int, journal: Journal | None = None) -> None:
-    """Replaces one integer in an attribute of an operation, and in the config it is saved with.
+    """Replaces one integer in an attribute of an operation, and in its saved config.
 
-    `path` starts with the attribute's name; what follows are sequence indices or the names `start` and `stop` of a
-    slice.
+    `path` starts with the attribute's name. Sequence indices, or the names `start` and `stop` of a slice, follow.
     """
     journal, name, rest = journal or Journal(), path[0], path[1:]
     journal.set(owner, name, replaced_at(getattr(owner, name), rest, value))
@@ -186,12 +185,12 @@ def write_argument(node: Any, path: tuple, value: int, journal: Journal | None =
 
 
 def with_value(container: Any, path: tuple, value: Any) -> Any:
-    """Returns a container with another value at the end of a path; it is left as it is."""
+    """Returns a copy of a container with another value at the end of a path; the original stays as it is."""
     return replaced_at(container, path, value)
 
 
 def refresh_layer(layer: keras.Layer, node: Any, journal: Journal) -> None:
-    """Brings input specs and recorded build shapes of a layer in step with the shapes of its first call's inputs."""
+    """Updates input specs and recorded build shapes of a layer to the input shapes of its first call."""
     if isinstance(layer, keras.Model):
         specs = []
     else:
@@ -220,19 +219,19 @@ def refresh_layer(layer: keras.Layer, node: Any, journal: Journal) -> None:
 
 
 def _same_style(old: Any, new: Any) -> Any:
-    """Gives shapes `new` the container types of the recorded shapes `old` (a list stays a list)."""
+    """Converts shapes `new` to the container types of the recorded shapes `old` (a list stays a list)."""
     if isinstance(new, tuple) and all(d is None or isinstance(d, int) for d in new):
         return list(new) if isinstance(old, list) else new
     return type(old)(new) if isinstance(old, list | tuple) else new
 
 
 def refresh_input_layer(layer: keras.layers.InputLayer, journal: Journal) -> None:
-    """Brings the saved shape of an input layer in step with its tensor."""
+    """Updates the saved shape of an input layer to that of its tensor."""
     journal.set(layer, "_batch_shape", tuple(layer.output.shape))
 
 
 def set_size(tensor: keras.KerasTensor, axis: int, size: int, journal: Journal) -> None:
-    """Changes one axis length of a KerasTensor."""
+    """Changes the length of one axis of a KerasTensor."""
     journal.set(tensor, "_shape", (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]))
 
 
@@ -244,10 +243,10 @@ def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
 def stateless(
     values: Iterable[tuple[keras.Variable, Any]] = (), collect_losses: bool = False
 ) -> AbstractContextManager[keras.StatelessScope]:
-    """Returns a `keras.StatelessScope` that is left whole, whatever interrupts it.
+    """Returns a `keras.StatelessScope` that ends cleanly, whatever interrupts it.
 
-    Keras initializes the variables that were made in it when it is left. If that fails, Keras tries it again at the end of
-    each later scope, and fails each time; if it is interrupted before, all later assignments go to the scope.
+    At the end of the scope, Keras initializes the variables that were made in it. If that fails, Keras tries again at the
+    end of each later scope, and fails each time. If it is interrupted before, all later assignments go to the scope.
     """
 
     def enter(journal: Journal) -> keras.StatelessScope:
@@ -268,9 +267,9 @@ def stateless(
 
 
 def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
-    """Gives a variable that was made in a `keras.StatelessScope` its value, which it takes when the scope is left.
+    """Sets the value that a variable made in a `keras.StatelessScope` takes when the scope ends.
 
-    No initializer runs then. A variable that has a value already is resized.
+    Then no initializer runs. A variable that already has a value is resized.
     """
     if variable._value is not None:
         resize_variable(variable, value, Journal())
@@ -280,24 +279,24 @@ def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
 
 
 def resize_variable(variable: keras.Variable, value: np.ndarray, journal: Journal) -> None:
-    """Gives a variable a value of another shape; the Python object stays the same."""
+    """Assigns a value of another shape to a variable; the Python object stays the same."""
     journal.remember(variable, "_value")
     journal.set(variable, "_shape", tuple(value.shape))
     variable._initialize(value)
 
 
 def array_of(variable: keras.Variable) -> np.ndarray:
-    """Returns the value of a variable without copying it where that is possible; not to be written to."""
+    """Returns the value of a variable, if possible without a copy. Do not write to it."""
     return np.asarray(tf.convert_to_tensor(variable.value))
 
 
 def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterator[tuple[int, str, keras.Variable]]:
     """Yields (index in `variables`, name of the slot, slot variable) for every slot of a built optimizer.
 
-    Slots of an optimizer that it wraps are not among them.
+    Slots of an optimizer inside it are not included.
 
     Raises:
-        UnsupportedModelError: if the optimizer keeps array variables that are not one per model variable.
+        UnsupportedModelError: the optimizer keeps arrays that do not correspond to one model variable each.
     """
     index = {id(v): i for i, v in enumerate(variables)}
     seen, owners = set(), optimizer._trainable_variables
@@ -312,8 +311,8 @@ def slots(optimizer: keras.Optimizer, variables: list[keras.Variable]) -> Iterat
     strange = [v.path for v in optimizer._variables if len(v.shape) and id(v) not in seen]
     if strange:
         raise UnsupportedModelError(
-            f"optimizer {type(optimizer).__name__} keeps {strange[:3]}, which are not one per model variable; "
-            "they cannot be carried over to a smaller model. Use an optimizer that ships with Keras."
+            f"optimizer {type(optimizer).__name__} keeps {strange[:3]}, which do not correspond to one model variable "
+            "each, so they cannot be carried over to a smaller model. Use an optimizer that ships with Keras."
         )
 
 
@@ -323,9 +322,9 @@ def variable_keys(optimizers: list[keras.Optimizer]) -> list[tuple[keras.Optimiz
 
 
 def rekey(keys: list[tuple[keras.Optimizer, dict[Any, keras.Variable]]], journal: Journal) -> None:
-    """Makes optimizers know resized variables under their new keys, wherever they keep such keys.
+    """Replaces the keys of resized variables in optimizers, wherever they keep such keys.
 
-    That is the index of the slots, and what is excluded from weight decay.
+    That is the index of the slots, and the set of variables without weight decay.
     """
     for optimizer, known in keys:
         new = {old: optimizer._var_key(variable) for old, variable in known.items()}
@@ -339,7 +338,7 @@ def rekey(keys: list[tuple[keras.Optimizer, dict[Any, keras.Variable]]], journal
 def users(operations: list[Any], variables: list[keras.Variable]) -> tuple[list[keras.Model], list[keras.Optimizer]]:
     """Returns every living model that uses one of `operations`, and every living built optimizer of one of `variables`.
 
-    An optimizer that another one wraps is among them in its own right.
+    If one optimizer wraps another, both are included.
     """
     touched, held = {id(op) for op in operations}, {id(v) for v in variables}
     found = living((keras.Model, keras.Optimizer))
@@ -354,14 +353,14 @@ def freeze(model: keras.Model) -> None:
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns all layers in a model, those that other layers hold included."""
+    """Returns all layers in a model, including layers inside other layers."""
     return list(model._flatten_layers(include_self=False))
 
 
 def forget_traces(models: list[keras.Model], journal: Journal) -> None:
     """Drops the compiled train, test and predict functions of some models.
 
-    A traced function holds the variables it was traced with: left alone, it would go on with the old weights.
+    A traced function holds the variables that it was traced with, so it would continue with the old weights.
     """
     for model in models:
         if getattr(model, "train_function", None) is not None:
@@ -372,9 +371,9 @@ def forget_traces(models: list[keras.Model], journal: Journal) -> None:
 
 
 def in_training(callback: keras.callbacks.Callback) -> bool:
-    """Returns whether a training loop that calls `callback` is running, in whatever thread.
+    """Returns whether a training loop that calls `callback` is running, in any thread.
 
-    That is so if its list of callbacks is among the local variables of a function that has not returned.
+    It is running if its list of callbacks is among the local variables of a function that has not returned.
     """
     for frame in sys._current_frames().values():
         while frame is not None:

@@ -1,4 +1,4 @@
-"""Objects that are alive."""
+"""Finds living objects."""
 
 import gc
 from itertools import compress

@@ -1,4 +1,4 @@
-"""Checks of models: what is one, and whether its weights are numbers that pruning can go by."""
+"""Checks of models: whether a value is a model, and whether its weights are finite."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from keras_pcp.support.checks import instance
 
 
 def check_finite(model: keras.Model) -> None:
-    """Looks for weights that are NaN or infinite.
+    """Checks that all weights are finite.
 
     Raises:
-        NotFiniteError: a layer has some.
+        NotFiniteError: a weight is NaN or infinite.
     """
     for weight in model.weights:
         value = tf.convert_to_tensor(weight.value)
@@ -24,5 +24,5 @@ def check_finite(model: keras.Model) -> None:
 
 
 def check_model(name: str, value: Any) -> keras.Model:
-    """Returns a Keras model."""
+    """Returns the value if it is a Keras model."""
     return instance(name, value, keras.Model, "a keras.Model", "load a file with keras.saving.load_model(path)")

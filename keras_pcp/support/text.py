@@ -1,11 +1,11 @@
-"""Names and numbers cut to size, for messages and tables."""
+"""Shortens names and numbers for messages and tables."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:
-    """Lists the first names, for messages.
+    """Returns the first names of a list, for messages.
 
     Example:
         >>> shorten("abcdefg", most=2)
@@ -28,7 +28,7 @@ def shorten_middle(name: str, width: int) -> str:
 
 
 def shorten_apart(names: Sequence[str], width: int) -> list[str]:
-    """Returns names cut to `width`: in the middle, or before the first difference where they would look the same.
+    """Returns names cut to `width`: in the middle, or before the first difference if they would look the same.
 
     Example:
         >>> shorten_apart(["net_stage_1_block_1_conv", "net_stage_2_block_1_conv", "net_head"], 17)

@@ -1,1 +1,1 @@
-"""Cuts channels out of a model: in a copy, in place, or as zeros for a while."""
+"""Removes channels from a model: in a copy, in place, or with zeros for a while."""

@@ -1,4 +1,4 @@
-"""Makes a smaller or a wider copy of a model; the model given is not touched."""
+"""Makes a smaller or a wider copy of a model; the original is not changed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from keras_pcp.surgery.likeness import first_unlike
 
 
 def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
-    """Returns a new, smaller model without the channels that `selection` removes; `model` is not touched.
+    """Returns a new, smaller model without the channels that `selection` removes; `model` is not changed.
 
     The result is made of plain layers (see `inline_blocks`) and is not compiled. Its weights are slices of the original's.
 
@@ -57,15 +57,15 @@ def prune_model(model: keras.Model, graph: ChannelGraph, selection: Selection) -
 
 
 def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph, selection: Selection) -> keras.Model:
-    """Returns a model of the original's widths that computes what `pruned` does: the inverse of `prune_model`.
+    """Returns a model with the original widths that computes what `pruned` computes: the inverse of `prune_model`.
 
     Removed channels come back as zeros.
 
     Args:
         pruned: the smaller model.
-        original: the model it was pruned from (only its structure is read).
+        original: the model that it was pruned from (only its structure is used).
         graph: `build_graph(original)`.
-        selection: the selection with which it was pruned.
+        selection: the selection that it was pruned with.
 
     Returns:
         The wider model, not compiled.
@@ -93,8 +93,8 @@ def widen_model(pruned: keras.Model, original: keras.Model, graph: ChannelGraph,
     wide_weights = program.opened.model.weights
     if len(wide_weights) != len(pruned.weights):
         raise InvalidArgumentError(
-            f"pruned has {len(pruned.weights)} weights, but the original has {len(wide_weights)}; give what "
-            "prune_model(original, graph, selection) returned"
+            f"pruned has {len(pruned.weights)} weights, but the original has {len(wide_weights)}; pass the result of "
+            "prune_model(original, graph, selection)"
         )
     for full, small in zip(wide_weights, pruned.weights, strict=True):
         i = index[id(full)]
@@ -117,7 +117,7 @@ def copy_model(model: keras.Model) -> keras.Model:
 
 
 def _rebuilt(model: keras.Model, values: dict[int, np.ndarray], change: Callable[[keras.Model], None]) -> keras.Model:
-    """Rebuilds a model as a plain one from its config, changed by `change`, with `values` by the `id` of each weight."""
+    """Rebuilds a plain model from its config, changes it by `change`, and sets `values`, by the `id` of each weight."""
     with undone() as journal:
         plain = inlined(model, journal)
         keep_attributes(plain, journal)
@@ -131,11 +131,11 @@ def _copied(
     traced = trace(plain)
     classes = {type(op) for op in (plain, *traced.operations)}
     custom = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
-    # Variables made in a stateless scope get their values when it is left, so no initializer runs in vain.
+    # Variables made in a stateless scope get their values when it ends, so no initializer runs for nothing.
     with strategy_scope(plain), internals.stateless():
         try:
             copy = _from_config(plain, custom)
-        except Exception as error:  # whatever a layer's own get_config or constructor raises
+        except Exception as error:  # get_config or the constructor of a layer may raise anything
             raise UnsupportedModelError(_why_not_rebuilt(model, plain, custom, error)) from error
         weights, variables = plain.weights, copy.weights
         if [tuple(w.shape) for w in variables] != [tuple(w.shape) for w in weights]:
@@ -146,9 +146,9 @@ def _copied(
         if unlike := first_unlike(traced, trace(copy)):
             raise UnsupportedModelError(
                 f"model {model.name!r} cannot be copied: {unlike.name!r} ({type(unlike).__name__}) computes something "
-                "else when it is rebuilt from its config, and so it would in a saved file. Keras keeps functions by name "
-                "only: give the layer a function of a name of its own, registered with "
-                f"keras.saving.register_keras_serializable, and let get_config return all that it depends on"
+                "else when it is rebuilt from its config, and would do so after loading a saved file. Keras saves functions "
+                "only by name. Give the layer a function with a unique name, registered with "
+                f"keras.saving.register_keras_serializable, and let get_config return everything that it depends on"
                 f"{_in_place(model, plain)}"
             )
         change(copy)
@@ -167,13 +167,13 @@ def _from_config(thing: keras.Operation, custom: dict[str, type]) -> Any:
 
 
 def _why_not_rebuilt(model: keras.Model, plain: keras.Model, custom: dict[str, type], error: Exception) -> str:
-    """Names the layer that cannot be rebuilt, with all that Keras says about it but the example."""
+    """Names the layer that cannot be rebuilt, with everything that Keras says about it except the example."""
     culprit = "it"
     for operation in trace(plain).operations:
         if isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model):
             try:
                 _from_config(operation, custom)
-            except Exception as own:  # whatever the layer's own code raises
+            except Exception as own:  # the code of the layer may raise anything
                 culprit, error = f"layer {operation.name!r} ({type(operation).__name__})", own
                 break
     text = " ".join(str(error).partition("Example:")[0].split()).rstrip(".")
@@ -183,7 +183,7 @@ def _why_not_rebuilt(model: keras.Model, plain: keras.Model, custom: dict[str, t
 
 
 def _in_place(model: keras.Model, plain: keras.Model) -> str:
-    """Returns how to go on without a copy, if there is a way, as the end of a message."""
+    """Returns how to continue without a copy, if possible, as the end of a message."""
     for candidate, how in ((model, ""), (plain, " after model = keras_pcp.inline_blocks(model)")):
         try:
             check_live(candidate)

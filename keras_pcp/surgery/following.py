@@ -1,7 +1,7 @@
-"""Blocks without weights that stay closed in a model that is shrunk in place: do they follow the widths of their inputs?
+"""Checks that blocks without weights, which stay closed in a model shrunk in place, follow the widths of their inputs.
 
-What a block runs is listed again for the narrower inputs. If that is what the graph says, the block holds no width of its
-own, and nothing has to be written to it.
+The operations of a block are listed again for the narrower inputs. If they are what the graph predicts, the block holds no
+width, and nothing has to be written to it.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from keras_pcp.support import internals
 
 
 def widths_in_place(traced: Trace, program: Program, graph: ChannelGraph) -> ChannelGraph:
-    """Returns a graph whose widths are those of the model itself, with its blocks closed.
+    """Returns a graph with the widths of the model itself, in which blocks are closed.
 
     Args:
         traced: the calls of the model.
@@ -66,7 +66,7 @@ def half_of(graph: ChannelGraph) -> Selection:
 
 
 def check_blocks_follow(program: Program, graph: ChannelGraph, selection: Selection) -> None:
-    """Raises UnsupportedModelError if a block that stays closed does something else on narrower inputs than it should."""
+    """Raises UnsupportedModelError if a block that stays closed does not do on narrower inputs what the graph predicts."""
     if not program.opened.staying:
         return
     narrow = _Narrow(program, graph, selection)
@@ -84,7 +84,7 @@ def check_blocks_follow(program: Program, graph: ChannelGraph, selection: Select
 
 
 class _Narrow:
-    """What the graph says of the tensors and operations of an opened model once channels are removed."""
+    """What the graph predicts for the tensors and operations of an opened model after channels are removed."""
 
     def __init__(self, program: Program, graph: ChannelGraph, selection: Selection):
         self.opened, plain = program.opened, program.trace
@@ -98,7 +98,7 @@ class _Narrow:
                 self.new.setdefault((width.owner, width.index), {})[width.path] = new
 
     def current(self, tensor: keras.KerasTensor) -> int | None:
-        """Returns the index of what has taken the place of a tensor."""
+        """Returns the index of the tensor that has replaced a tensor."""
         return self.tensors.get(id(self.opened.tensors.get(id(tensor), tensor)))
 
     def shape(self, tensor: keras.KerasTensor) -> tuple:
@@ -107,11 +107,11 @@ class _Narrow:
         return tuple(new.get((axis,), size) for axis, size in enumerate(tensor.shape))
 
     def stand_in(self, value: Any) -> Any:
-        """Returns a tensor of the shape that a tensor will have; other values as they are."""
+        """Returns a tensor in the shape that a tensor will have; returns other values unchanged."""
         return keras.KerasTensor(self.shape(value), value.dtype) if isinstance(value, keras.KerasTensor) else value
 
     def difference(self, before: Inside, after: Inside) -> str | None:
-        """Returns how what a block runs on narrower inputs is not what it should run, or None."""
+        """Returns how a block's operations on narrower inputs differ from the prediction, or None."""
         if before.structure() != after.structure():
             return "it runs other operations"
         for old, new in zip(before.nodes, after.nodes, strict=True):
@@ -126,7 +126,7 @@ class _Narrow:
         return None
 
     def same_settings(self, old: Any, new: Any) -> bool:
-        """Returns whether a call has the widths that the graph says, and is the same otherwise."""
+        """Returns whether a call has the predicted widths and is otherwise the same."""
         plain = self.current(old.outputs[0])
         call = self.calls.get(plain)
         args, kwargs = internals.call_arguments(old)

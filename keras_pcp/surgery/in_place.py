@@ -1,7 +1,7 @@
-"""Shrinks a model in place, in training or not: every object stays, its values and widths are replaced.
+"""Shrinks a model in place, in training or not: every object stays, and its values and widths are replaced.
 
-Kept valid: the model, its layers and variables, nested models, sub-models that share layers, the optimizer with its
-slots. Everything is computed before anything is changed, and a failure while changing undoes what was done.
+These stay valid: the model, its layers and variables, nested models, sub-models that share layers, and the optimizer with
+its slots. Everything is computed before anything is changed. A failure during the changes undoes them.
 """
 
 import gc
@@ -31,14 +31,14 @@ _STRATEGIES = ("_DefaultDistributionStrategy", "MirroredStrategy", "OneDeviceStr
 
 
 def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> None:
-    """Removes channels from `model` in place; the same Python objects go on, smaller.
+    """Removes channels from `model` in place; the Python objects stay the same, but get smaller.
 
-    Slots of every optimizer that holds one of its weights are sliced as well, and compiled train, test and predict
-    functions of every model that shares a layer are dropped, to be traced again. A custom `tf.function` around the model
-    has to be made again. If anything goes wrong, nothing is changed; Ctrl-C waits while the model is written to.
+    Slots of every optimizer that holds one of the weights are sliced, too. The compiled train, test and predict functions of
+    every model that shares a layer are dropped and will be traced again. If you wrapped the model in your own `tf.function`,
+    re-create it. If anything goes wrong, nothing is changed; Ctrl-C waits while the model is written to.
 
     Args:
-        model: a Functional or Sequential model, compiled or not, also in the middle of `fit`.
+        model: a Functional or Sequential model, compiled or not; `fit` may be running.
         graph: `build_graph(model)` of the model as it is now.
         selection: channels to keep.
 
@@ -62,7 +62,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 def shrinking(
     model: keras.Model, graph: ChannelGraph, selection: Selection, values: Sequence[np.ndarray] | None = None
 ) -> Callable[[Journal], None]:
-    """Computes all that `shrink` will write, and returns what writes it; `values` are for the weights of the result."""
+    """Computes everything that `shrink` will write, and returns a function that writes it; `values` are new weights."""
     check_selection(graph, selection)
     program = check_fits(model, graph)
     _check_strategy(model)
@@ -106,7 +106,7 @@ def check_live(model: keras.Model) -> None:
 def _followers(
     model: keras.Model, operations: Sequence[Any], masks: dict[int, dict]
 ) -> tuple[list[keras.Model], list[keras.Optimizer], list[tuple[keras.Variable, np.ndarray]]]:
-    """Returns what has to follow a shrink: models that share layers, optimizers that hold weights, and their new slots."""
+    """Returns what has to follow: models that share layers, optimizers that hold weights, and (slot, new value)."""
     variables = model.weights
 
     def found():
@@ -117,7 +117,7 @@ def _followers(
         return found()
     except UnsupportedModelError:
         pass
-    gc.collect()  # the optimizer may be one that is no longer in use, such as of an earlier compile
+    gc.collect()  # the optimizer may no longer be in use, for example after a new compile
     return found()
 
 
@@ -126,7 +126,7 @@ def _check_plain(model: keras.Model, blocks: Sequence[str]) -> None:
         if not internals.saved_by_structure(model) or isinstance(model, keras.Sequential):
             check_nothing_lost(model)
         raise UnsupportedModelError(
-            f"model {model.name!r} hides layers in blocks whose config cannot tell their pruned widths, such as "
+            f"model {model.name!r} hides layers in blocks whose config does not hold pruned widths, such as "
             f"{', '.join(map(repr, blocks[:3]))}, so a file of the pruned model could not be loaded. Open them first: "
             "model = keras_pcp.inline_blocks(model), then compile and train that"
         )
@@ -138,7 +138,7 @@ def _check_strategy(model: keras.Model) -> None:
     if strategy is not None and name not in _STRATEGIES:
         raise UnsupportedModelError(
             f"model {model.name!r} is distributed by {name}, which keras_pcp does not support; "
-            "supported are a single device and tf.distribute.MirroredStrategy"
+            "use a single device or tf.distribute.MirroredStrategy"
         )
 
 
@@ -185,7 +185,7 @@ def _slot_masks(shape: tuple, slot_shape: tuple, name: str, masks: dict) -> dict
 
 
 def rewrite_widths(traced: Trace, graph: ChannelGraph, selection: Selection, journal: Journal | None = None) -> None:
-    """Writes every changed width, then brings what Keras derives from shapes in step."""
+    """Writes every changed width, then updates what Keras derives from shapes."""
     journal = journal or Journal()
     changed = [(w, w.extent.after(selection.keep)) for w in graph.widths]
     changed = [(w, new) for w, new in changed if new != w.extent.size]
@@ -210,9 +210,9 @@ def _write(width: Width, new: int, traced: Trace, journal: Journal) -> None:
 
 
 def _follow_call(node: Any, call: Any, widths: dict[int, tuple[Width, int]], own: set[int], journal: Journal) -> None:
-    """Gives the tensors of another call of the same layer, in another model, the widths of the known call.
+    """Copies the widths of a call to the tensors of another call of the same layer in another model.
 
-    `own` are the tensors of the model itself, which have widths of their own.
+    `own` are the tensors of the model itself, which have their own widths.
     """
     pairs = [*zip(call.inputs, node.input_tensors, strict=False), *zip(call.outputs, node.outputs, strict=False)]
     for known, tensor in pairs:

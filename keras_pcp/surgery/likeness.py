@@ -1,4 +1,4 @@
-"""Whether layers that were rebuilt from their configs compute what the originals compute."""
+"""Checks that layers that were rebuilt from their configs compute what the originals compute."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +19,15 @@ _SPATIAL = 32
 
 
 def first_unlike(original: Trace, copy: Trace) -> Any | None:
-    """Returns the first operation of a model that computes something else in a copy of it, or None.
+    """Returns the first operation of a model that computes something else in a copy of the model, or None.
 
-    What is certain to be alike, layers and operations of Keras with the same settings and functions, costs nothing. The
-    rest is run on random data of small size, on the weights of the original. What does not run on such data, or gives
-    something else each time, is passed over.
+    Keras layers and operations with the same settings and functions are certain to be equal, so they are not run. All others
+    run on small random data, with the weights of the original. An operation that fails on such data, or gives a different
+    result each time, is skipped.
 
     Args:
         original: the calls of the model.
-        copy: those of the copy, of the same structure; its variables need no values yet.
+        copy: the calls of the copy, with the same structure; its variables need no values yet.
     """
     known: dict[int, bool] = {}
     for mine, other in zip(original.calls, copy.calls, strict=True):
@@ -41,7 +41,7 @@ def first_unlike(original: Trace, copy: Trace) -> Any | None:
 
 
 def _surely_alike(a: Any, b: Any) -> bool:
-    """Returns whether two operations are of one class of Keras and have the same settings and functions."""
+    """Returns whether two operations have the same Keras class, settings and functions."""
     if type(a) is not type(b) or not type(a).__module__.startswith("keras."):
         return False
     others = vars(b)
@@ -69,13 +69,13 @@ def _compute_alike(original: Trace, mine: Call, copy: Trace, other: Call) -> boo
             arrays = [random_tensor(original.tensors[i], rng, spatial) for i in mine.inputs]
             expected = _run(original, mine, arrays, [])
             again = _run(original, mine, arrays, [])
-        except Exception:  # whatever the layer's own code raises on data that it is not made for
+        except Exception:  # the code of the layer may raise anything on data that it is not made for
             continue
         if not all(map(same, again, expected)):
             return True  # nothing to compare with
         try:
             found = _run(copy, other, arrays, _values(mine.operation, other.operation))
-        except Exception:  # an error is not silent: it comes again where the copy is used
+        except Exception:  # the error will come again when the copy is used
             return True
         return len(found) == len(expected) and all(map(same, found, expected))
     return True
@@ -89,7 +89,7 @@ def _run(traced: Trace, call: Call, arrays: Sequence[Any], values: list[tuple[An
 
 
 def _values(operation: Any, other: Any) -> list[tuple[Any, Any]]:
-    """Returns the values of an operation's variables, states of random generators included, for those of its copy."""
+    """Returns (variable of the copy, value of the operation's variable), including states of random generators."""
     if not isinstance(operation, keras.Layer):
         return []
     pairs = list(zip(operation.variables, other.variables, strict=False))

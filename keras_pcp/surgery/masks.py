@@ -1,7 +1,7 @@
-"""Attempts without surgery: a model that computes as if pruned, because what would read the channels is zero.
+"""Attempts without surgery: a model computes as if pruned, because the weights that read the channels are zero.
 
-Zeroing the rows of every consumer that reads a channel equals removing the channel, whatever lies in between (about, where
-a group is not `exact`), and needs no retracing because weights are variables.
+Setting the rows of all consumers that read a channel to zero equals removing the channel, whatever lies in between (only
+approximately if a group is not `exact`). It needs no retracing, because weights are variables.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from keras_pcp.support.changes import Journal, temporarily
 
 
 def masked(model: keras.Model, graph: ChannelGraph, selection: Selection) -> AbstractContextManager[keras.Model]:
-    """The model computes as if pruned inside the `with` block; afterwards every weight is restored bit for bit.
+    """Makes the model compute as if pruned inside a `with` block; afterwards restores every weight bit for bit.
 
     Args:
         model: the model that `graph` was built from.
@@ -51,7 +51,7 @@ def with_zeros(model: keras.Model, masks: Mapping[int, np.ndarray]) -> dict[int,
 
 
 def replaced(model: keras.Model, values: Mapping[int, np.ndarray]) -> AbstractContextManager[keras.Model]:
-    """Gives weights other values, and restores them bit for bit."""
+    """Assigns other values to weights inside a `with` block, and restores them bit for bit."""
 
     def change(journal: Journal) -> keras.Model:
         weights = model.weights

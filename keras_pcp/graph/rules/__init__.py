@@ -26,7 +26,7 @@ _OPERATION_RULES: dict[str, Rule] = {}
 
 
 class Recorder(Protocol):
-    """Where a call site writes what a rule says (implemented by the graph builder)."""
+    """Receives what a rule says, through its call site (the graph builder implements it)."""
 
     def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
         """Makes a new label for every position of an axis of some weights."""
@@ -38,22 +38,22 @@ class Recorder(Protocol):
         """Says that an integer has to follow some labels."""
 
     def independent(self, site: "CallSite", variable: Any) -> None:
-        """Says that no axis of a weight follows channels."""
+        """Says that a weight does not depend on channels."""
 
     def macs(self, site: "CallSite", variable: Any, uses: float) -> None:
-        """Counts every element of a weight so many times."""
+        """Says how many multiply-accumulates each element of a weight takes part in."""
 
     def macs_product(self, site: "CallSite", factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Counts the product of the extents of some axes of a weight."""
+        """Counts `factor` times the product of the extents of some axes of a weight."""
 
     def tie(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Says that labels can only go together."""
+        """Says that labels can only be removed together."""
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Says that labels cannot go."""
+        """Says that labels cannot be removed."""
 
     def mark_inexact(self, ids: np.ndarray, reason: str) -> None:
-        """Says that labels are mixed in statistics."""
+        """Says that statistics mix labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class CallSite:
         layer: its name in the graph; it can differ from `operation.name` where that is not unique in the opened model.
         inputs: labels of the input tensors, in the order of the call's arguments; None = no labels.
         input_shapes, output_shapes: shapes with the batch axis; unknown sizes are None. In a nested model that was made for
-            any size, a rule is run twice: once for the channels, and for the cost once more with the sizes of the call.
+            any size, a rule runs twice: for the channels, and again for the cost, with the sizes of the call.
         args, kwargs: the call's arguments (KerasTensors and constants).
         tensors: the input KerasTensors.
     """
@@ -87,15 +87,15 @@ class CallSite:
         return f"{self.layer!r} ({type(self.operation).__name__})"
 
     def produce(self, *weights: tuple[Any, int, str], repeat: int = 1) -> Labels:
-        """Creates the output channels: `weights` are (variable or None, axis, part), the first one gives the number.
+        """Creates the output channels. `weights` are (variable or None, axis, part); the first gives the number of channels.
 
-        With `repeat` = r, the axis holds r runs of the same channels, one behind the other (grouped convolution).
+        With `repeat` = r, the axis holds the same channels r times, one run after the other (grouped convolution).
         """
         ids = self.recorder.produce(self, [w for w in weights if w[0] is not None], repeat)
         return Labels(len(self.output_shapes[0]) - 1, ids)
 
     def follow(self, variable: Any, axis: int, ids: np.ndarray | None, part: str) -> None:
-        """Says that position i along `axis` belongs to channel `ids[i]` and only changes that channel."""
+        """Says that position i along `axis` belongs to channel `ids[i]` and affects only that channel."""
         if variable is not None and ids is not None:
             self.recorder.bind(self, variable, axis, ids, "follow", part)
         elif variable is not None:
@@ -109,9 +109,9 @@ class CallSite:
             self.independent(variable)
 
     def independent(self, variable: Any) -> None:
-        """Says that a weight stays as it is, whatever channels are removed. (Weights of one element do so anyway.)
+        """Says that a weight stays as it is, whatever channels are removed. (Weights with one element always do.)
 
-        A rule has to account for every weight of its layer: by `produce`, `follow`, `consume` or this.
+        A rule has to account for every weight of its layer, with `produce`, `follow`, `consume` or this method.
         """
         if variable is not None:
             self.recorder.independent(self, variable)
@@ -125,14 +125,14 @@ class CallSite:
     def macs(self, variable: Any, uses: float) -> None:
         """Says that each element of `variable` takes part in `uses` multiply-accumulates per sample.
 
-        A weight with several axes of which a rule does not say it has an unknown cost; 0 uses is an answer, as for a table
-        of which rows are looked up.
+        If a rule does not say this of a weight with several axes, the cost of the weight is unknown. 0 uses is an answer,
+        too, for example for a table in which rows are looked up.
         """
         if variable is not None:
             self.recorder.macs(self, variable, uses)
 
     def macs_product(self, factor: float, variable: Any, axes: Sequence[int]) -> None:
-        """Says that the call takes `factor` times the product of some axis lengths of `variable` in MACs per sample."""
+        """Says that the call needs `factor` times the product of some axis lengths of `variable` as MACs per sample."""
         self.recorder.macs_product(self, factor, variable, axes)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -140,7 +140,7 @@ class CallSite:
         self.recorder.tie(a, b, f"coupled by {self.name} with channels that cannot be removed")
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
-        """Says that these channels cannot be removed, and why; `reason` continues "it ..."."""
+        """Says that these channels cannot be removed, and why; `reason` continues a sentence that begins with "it"."""
         if labels is not None:
             self.recorder.freeze(labels.ids, f"{self.name} {reason}")
 
@@ -154,24 +154,24 @@ class CallSite:
         if labels is None:
             return None
         if labels.axis != axis % len(self.input_shapes[0]):
-            self.freeze(labels, f"needs them on axis {axis}, they lie on axis {labels.axis}")
+            self.freeze(labels, f"needs them on axis {axis}, but they are on axis {labels.axis}")
             return None
         return labels.ids
 
     def channels_last(self, labels: Labels | None) -> np.ndarray | None:
-        """Returns the ids along the last axis; channels of an operation set to channels_first are frozen."""
+        """Returns the ids along the last axis; freezes the channels of an operation that is set to channels_first."""
         if getattr(self.operation, "data_format", None) == "channels_first":
             self.freeze(labels, "uses channels_first")
             return None
         return self.channels(labels)
 
     def axes(self, axis: int | Sequence[int] | None) -> list[int]:
-        """Returns axes of the first input counted from 0; None stands for all of them."""
+        """Returns axes of the first input, counted from 0; None means all of them."""
         rank = len(self.input_shapes[0])
         return list(range(rank)) if axis is None else [int(a) % rank for a in np.atleast_1d(axis)]
 
     def argument(self, place: int, name: str) -> Any:
-        """Returns an argument of the call, whether it was given by place or by name; None if it was not given."""
+        """Returns an argument of the call, passed by position or by name; None if it was not passed."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name)
 
     def labels_of(self, value: Any) -> Labels | None:
@@ -184,12 +184,12 @@ class CallSite:
         return [(self.labels_of(v), tuple(np.shape(v))) for v in given]
 
     def keep_some(self, ids: np.ndarray, count: int) -> np.ndarray:
-        """Freezes the first `count` of some channels, because the operation would change its nature without them."""
+        """Freezes the first `count` of some channels: without them, the operation would become a different one."""
         self.recorder.freeze(ids[:count], f"{self.name} needs at least {count} of the channels it takes together")
         return ids
 
     def tie_runs(self, ids: np.ndarray, runs: int) -> np.ndarray:
-        """Ties `runs` equal runs of ids, one behind the other, and returns the first one."""
+        """Ties `runs` runs of ids of equal length, one after the other, and returns the first one."""
         table = ids.reshape(runs, -1)
         for row in table[1:]:
             self.tie(table[0], row)
@@ -197,15 +197,21 @@ class CallSite:
 
 
 def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
-    """Registers the channel rule of Keras layer classes, your own included.
+    """Registers the channel rule of Keras layer classes, custom ones included.
 
-    A subclass uses its parent's rule only if it does not override `call`; otherwise it needs a rule of its own.
+    A subclass uses the rule of its parent only if it overrides neither `call` nor `build`; otherwise it needs its own rule.
 
-    A rule accounts for every weight of the layer. Say `site.follow(weight, axis, ids, part)` of a weight with a value for
-    each channel, `site.consume(weight, axis, ids)` of a kernel that reads channels, `site.produce((weight, axis, part))` of
-    one that makes them, `site.independent(weight)` of what stays as it is; `site.macs(weight, uses)` of every weight with
-    several axes; and `site.width(attribute, ids)` of a number in the layer's config that is a width. Building a graph is an
-    error if a weight is left out. `keras_pcp.testing.check_rule` tries a rule on a tiny model.
+    A rule accounts for every weight of the layer:
+
+    - `site.follow(weight, axis, ids, part)` for a weight with a value for each channel;
+    - `site.consume(weight, axis, ids)` for a kernel that reads channels;
+    - `site.produce((weight, axis, part))` for a kernel that makes channels;
+    - `site.independent(weight)` for a weight that stays as it is;
+    - `site.macs(weight, uses)` for every weight with several axes;
+    - `site.width(attribute, ids)` for a number in the layer's config that is a width.
+
+    If a rule leaves out a weight, building a graph raises an error. `keras_pcp.testing.check_rule` tries a rule on a tiny
+    model.
 
     Args:
         *layer_classes: classes of Keras layers.
@@ -240,8 +246,8 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
     """Registers the channel rule of operations that have no public class, by name.
 
-    A bare class name means a raw `keras.ops` operation. A name with its module, such as
-    `"keras.src.applications.convnext.LayerScale"`, means that class wherever it is met, without importing it here.
+    A class name alone means a raw `keras.ops` operation. A name with its module, such as
+    `"keras.src.applications.convnext.LayerScale"`, means that class, without importing it here.
     """
 
     def register(rule: Rule) -> Rule:
@@ -252,10 +258,10 @@ def register_operation(*class_names: str) -> Callable[[Rule], Rule]:
 
 
 def labels_of_outputs(site: CallSite, outputs: Outputs) -> Sequence[Labels | None]:
-    """Returns what a rule gave as one entry for each output of the call.
+    """Returns the result of a rule as one entry for each output of the call.
 
     Raises:
-        UnsupportedModelError: it is something else than labels that fit the outputs.
+        UnsupportedModelError: the rule returned something else than labels that fit the outputs.
     """
     shapes = site.output_shapes
     listed = [outputs] if len(shapes) == 1 and (outputs is None or isinstance(outputs, Labels)) else outputs
@@ -284,7 +290,7 @@ def _are_labels(labels: Labels, shape: Shape) -> bool:
 
 
 def find_rule(operation: Any) -> Rule | None:
-    """Returns the rule of a layer or raw operation, or None if there is none that is certain to hold."""
+    """Returns the rule of a layer or raw operation, or None if no rule is certain to apply."""
     cls = type(operation)
     for base in cls.__mro__:
         if base in _LAYER_RULES:

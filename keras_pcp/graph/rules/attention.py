@@ -1,4 +1,4 @@
-"""Rules of attention with its own projections: MultiHeadAttention, whose heads are channels, and the grouped one."""
+"""Rules for attention with projections: MultiHeadAttention, whose heads are channels, and GroupQueryAttention."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from keras_pcp.graph.rules import CallSite, Outputs, register_rule, spatial_size
 
 @register_rule(keras.layers.MultiHeadAttention)
 def multi_head_attention(site: CallSite) -> Outputs:
-    """Removing a head equals zeroing its rows of the output projection, so it is exact."""
+    """Heads are channels: removing one equals zeroing its rows of the output projection, so this is exact."""
     layer, tensors = site.operation, sources(site)
     count(site, tensors, layer.attention_axes)
     kernels, biases = _weights(layer, "kernel"), _weights(layer, "bias")
@@ -39,7 +39,7 @@ if hasattr(keras.layers, "GroupQueryAttention"):
 
     @register_rule(keras.layers.GroupQueryAttention)
     def group_query_attention(site: CallSite) -> Outputs:
-        """Keeps its heads. Query, key, value and output have one width, so their channels can only go together."""
+        """Keeps all heads. Query, key, value and output share one width, so their channels are removed together."""
         layer, tensors = site.operation, sources(site)
         count(site, tensors, (1,))
         kernels, biases = _weights(layer, "kernel"), _weights(layer, "bias")
@@ -51,7 +51,7 @@ if hasattr(keras.layers, "GroupQueryAttention"):
         inputs = [site.labels_of(tensor) for tensor in tensors.values()]
         if any(labels is None or labels.axis != out.axis for labels in inputs):
             for labels in (out, *inputs):
-                site.freeze(labels, "needs as many of query, key, value and output, and some are fixed")
+                site.freeze(labels, "needs the same number for query, key, value and output, and some are fixed")
         else:
             for labels in inputs:
                 site.tie(out.ids, labels.ids)
@@ -81,7 +81,7 @@ def _weights(layer: Any, kind: str) -> dict[str, Any]:
 
 
 def sources(site: CallSite) -> dict[str, Any]:
-    """Returns the tensors of which query, key and value are made."""
+    """Returns the tensors that query, key and value are made from."""
     given = dict(zip(("query", "value", "key"), site.args, strict=False)) | site.kwargs
     return {n: given.get(n) if given.get(n) is not None else given["value"] for n in ("query", "key", "value")}
 
@@ -97,7 +97,7 @@ def count(site: CallSite, tensors: dict[str, Any], axes: Sequence[int]) -> None:
     attended = [value[a] for a in axes]
     pairs = spatial_size(query) * (math.nan if None in attended else math.prod(attended))
     site.macs_product(pairs, kernels["query"], (1, 2))
-    # Every head of the query sums values, also where several heads share them.
+    # Every head of the query sums values, even if several heads share them.
     width = kernels["value"].shape[2]
     if kernels["value"].shape[1] == kernels["query"].shape[1]:
         site.macs_product(pairs, kernels["value"], (1, 2))

@@ -1,4 +1,4 @@
-"""Rules of sums of products over named axes: einsum, the einsum layer, matrix multiplication."""
+"""Rules for sums of products over named axes: einsum, the einsum layer, matrix multiplication."""
 
 import string
 
@@ -13,9 +13,9 @@ L = keras.layers
 
 
 def parse_equation(equation: str, ranks: list[int]) -> tuple[list[str], str] | None:
-    """Returns one letter per axis of each factor and of the result; None for an equation without `->`.
+    """Returns one letter for each axis of each factor and of the result; None for an equation without `->`.
 
-    The axes behind an ellipsis get unused letters, the same ones in every term.
+    The axes of an ellipsis get unused letters, the same ones in every term.
     """
     if "->" not in equation:
         return None
@@ -65,7 +65,7 @@ def einsum(site: CallSite) -> Outputs:
 
 @register_operation("Matmul")
 def matmul(site: CallSite) -> Outputs:
-    """Rows of the first and columns of the second factor pass through; contracted channels stay."""
+    """Passes on rows of the first and columns of the second factor; freezes channels that are contracted."""
     out = None
     for place, labels in enumerate(site.inputs):
         if labels is None:
@@ -81,7 +81,7 @@ def matmul(site: CallSite) -> Outputs:
 
 @register_rule(L.EinsumDense)
 def einsum_dense(site: CallSite) -> Outputs:
-    """A kernel axis is read (summed over), follows the input (in the result too), or makes channels (in it alone)."""
+    """Treats each kernel axis: summed over, it reads channels; in input and result, it follows; else it makes channels."""
     layer, labels = site.operation, site.inputs[0]
     (read, kernel), result = parse_equation(layer.equation, [len(site.input_shapes[0]), len(layer.kernel.shape)])
     others = [d for d, letter in zip(site.input_shapes[0][1:], read[1:], strict=True) if letter not in kernel]
@@ -108,7 +108,7 @@ def einsum_dense(site: CallSite) -> Outputs:
         if _bias(layer, result[out.axis], result)[0] is None:
             site.independent(layer.bias)
         if layer.bias is not None and len(layer.bias.shape) > 1:
-            # Keras adds a bias with one axis longer than 1 along whichever axis of the input has that length.
+            # Keras adds a bias with one axis longer than 1 along any axis of the input that has this length.
             site.keep_some(out.ids, 2 if out.axis == len(result) - 1 else len(out))
         place = out.axis - len(result) + len(layer.partial_output_shape) if layer.equation[0] == "." else out.axis - 1
         if layer.partial_output_shape[place] is not None:
@@ -117,6 +117,6 @@ def einsum_dense(site: CallSite) -> Outputs:
 
 
 def _bias(layer: L.EinsumDense, letter: str, result: str) -> tuple[keras.Variable | None, int]:
-    """Returns the bias, which is aligned to the end of the result, and its axis for a letter, if it has one."""
+    """Returns (bias, its axis for a letter), or (None, 0). The bias is aligned to the end of the result."""
     has = layer.bias is not None and letter in layer.bias_axes
     return (layer.bias, result.index(letter) - len(result) + len(layer.bias.shape)) if has else (None, 0)

@@ -1,4 +1,4 @@
-"""Rules of what works element by element: activations, dropout, merging, arithmetic; broadcasting included."""
+"""Rules for element-wise operations: activations, dropout, merging, arithmetic, with broadcasting."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ _MIXING_FUNCTIONS = {"softmax", "log_softmax", "sparsemax"}
 
 
 def activated(site: CallSite, labels: Labels | None, function: Callable | None) -> Labels | None:
-    """Returns the labels after an activation function; raises on a function that is not known to be element-wise."""
+    """Returns the labels after an activation function; raises if it is not known to be element-wise."""
     if labels is None or function is None:
         return labels
     name = getattr(function, "__name__", None) or getattr(function, "name", "")
@@ -44,7 +44,7 @@ def activated(site: CallSite, labels: Labels | None, function: Callable | None) 
 
 
 def _runs_element_by_element(function: Callable) -> bool:
-    """Lists the operations that a function runs on a symbolic tensor, and returns whether all are element-wise."""
+    """Returns whether all operations that a function runs on a symbolic tensor are element-wise."""
     x = keras.KerasTensor((None, 5, 3))
     try:
         with undone() as journal:
@@ -103,7 +103,7 @@ register_operation(
 
 @register_operation("Clip")
 def clip(site: CallSite) -> Outputs:
-    """Passes every channel on; bounds for each of them freeze them."""
+    """Passes every channel on; freezes them if each has its own bounds."""
     if np.size(site.operation.x_min) > 1 or np.size(site.operation.x_max) > 1:
         site.freeze(site.inputs[0], "holds limits for each of them")
         return None
@@ -112,7 +112,7 @@ def clip(site: CallSite) -> Outputs:
 
 @register_rule(L.Activation)
 def activation(site: CallSite) -> Outputs:
-    """Passes channels on where the function works element by element."""
+    """Passes channels on if the function works element by element."""
     return activated(site, site.inputs[0], site.operation.activation)
 
 
@@ -135,7 +135,7 @@ def softmax(site: CallSite) -> Outputs:
     "BitwiseLeftShift LeftShift BitwiseRightShift RightShift Select Polar FullLike".split()
 )
 def merge(site: CallSite) -> Outputs:
-    """Element-wise with broadcasting. An axis of extent 1 is broadcast and ties nothing."""
+    """Works element by element, with broadcasting. An axis of extent 1 is broadcast and ties nothing."""
     rank = len(site.output_shapes[0])
     operands = site.operands()
     live = []
@@ -158,10 +158,10 @@ def merge(site: CallSite) -> Outputs:
 
 
 def _taken_for_bias(site: CallSite, labels: Labels, others: list) -> str | None:
-    """Returns why channels stay where Keras could take a constant for their bias.
+    """Returns why channels stay if Keras could mistake a constant for their bias, or None.
 
     On TensorFlow, `keras.ops.add` adds a constant with one axis longer than 1 along whichever of the channel axes has that
-    length, even if the constant lies along another axis; a pruned width could come to have it.
+    length, even if the constant lies along another axis. A pruned width could come to have that length.
     """
     for other, shape in others:
         long = [a for a, size in enumerate(shape) if size != 1]
@@ -172,7 +172,7 @@ def _taken_for_bias(site: CallSite, labels: Labels, others: list) -> str | None:
 
 
 def _why_fixed(labels: Labels, axis: int, shape: tuple, others: list, rank: int) -> str | None:
-    """Returns why labelled positions cannot be removed given the other operands, or None."""
+    """Returns why the other operands do not allow labelled positions to be removed, or None."""
     size = shape[labels.axis]
     for other, other_shape in others:
         other_axis = axis - rank + len(other_shape)

@@ -1,4 +1,4 @@
-"""Rules of KerasHub layers that own weights; its blocks need none, they are opened. KerasHub is not imported for this."""
+"""Rules for KerasHub layers that own weights. KerasHub is not imported, and its blocks are opened, so they need no rules."""
 
 from keras_pcp.graph.rules import CallSite, Outputs, register_operation
 from keras_pcp.graph.rules.elementwise import same

@@ -1,4 +1,4 @@
-"""Rules of what moves values to other places without changing them: reshapes, transposes, padding, repetition."""
+"""Rules for operations that move values without changing them: reshapes, transposes, padding, repetition."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def flatten(site: CallSite) -> Outputs:
 
 @register_rule(L.Reshape)
 def reshape(site: CallSite) -> Outputs:
-    """Moves channels to where NumPy's reshape puts their labels."""
+    """Moves channels to the place where NumPy's reshape puts their labels."""
     return reshaped(site, (2, *site.operation.target_shape), ("target_shape", 1))
 
 
@@ -35,10 +35,10 @@ def raw_reshape(site: CallSite) -> Outputs:
 
 
 def reshaped(site: CallSite, target: tuple, width: tuple[str, int] | None) -> Outputs:
-    """Reshapes an array of labels and reads off where the channels went.
+    """Reshapes an array of labels to see where the channels go.
 
-    Unknown sizes get stand-ins (batch 2, others 3), and labels must not vary along them afterwards. `width` names the
-    attribute that holds the target shape and the axis at which it starts.
+    Unknown sizes get stand-ins (batch 2, others 3), and labels must not vary along them afterwards. `width` gives the
+    attribute that holds the target shape, and the axis at which that shape starts.
     """
     labels, in_shape, out_shape = site.inputs[0], site.input_shapes[0], site.output_shapes[0]
     if labels is None:
@@ -145,7 +145,7 @@ def repeat_vector(site: CallSite) -> Outputs:
 
 @register_operation("Pad")
 def pad(site: CallSite) -> Outputs:
-    """Passes channels on; constant padding of their own axis adds positions that stay, other padding freezes them."""
+    """Passes channels on. Constant padding of their axis adds positions that stay; other padding freezes them."""
     labels, operation = site.inputs[0], site.operation
     if labels is None:
         return None
@@ -160,7 +160,7 @@ def pad(site: CallSite) -> Outputs:
 
 @register_operation("Flip", "Fliplr", "Flipud")
 def flip(site: CallSite) -> Outputs:
-    """Turns the order of the channels round if it is their axis."""
+    """Reverses the order of the channels if it flips their axis."""
     labels, axis = site.inputs[0], {"Fliplr": 1, "Flipud": 0}.get(type(site.operation).__name__)
     axis = getattr(site.operation, "axis", None) if axis is None else axis
     if labels is None or (axis is not None and labels.axis not in site.axes(axis)):

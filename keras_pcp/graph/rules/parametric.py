@@ -1,4 +1,4 @@
-"""Rules of layers with weights: convolutions, dense, embedding, normalization, PReLU."""
+"""Rules for layers with weights: convolutions, dense, embedding, normalization, PReLU."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def _channels_last(site: CallSite) -> None:
 
 @register_rule(L.Conv1D, L.Conv2D, L.Conv3D)
 def convolution(site: CallSite) -> Outputs:
-    """Reads all input channels and makes new ones; with groups, within each group."""
+    """Reads all input channels and makes new ones, with groups inside each group."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     site.macs(layer.kernel, spatial_size(site.output_shapes[0]))
@@ -41,7 +41,7 @@ def _grouped(site: CallSite, ids: np.ndarray | None) -> Labels | None:
             site, ids, filters_per_group, layer.kernel, -1, layer.bias, filters="filters", groups="groups"
         )
     if ids is not None:
-        # With one input per group it would be a depthwise convolution, whose groups are its channels.
+        # With one input per group it would be a depthwise convolution, in which each channel is a group.
         site.consume(layer.kernel, -2, site.keep_some(site.tie_runs(ids, layer.groups), 2))
     out = site.produce((layer.kernel, -1, "kernel"), (layer.bias, 0, "bias"), repeat=layer.groups)
     site.width("filters", out.ids)
@@ -49,7 +49,7 @@ def _grouped(site: CallSite, ids: np.ndarray | None) -> Labels | None:
 
 
 def _per_channel(site, ids, multiplier, kernel, axis, bias, filters=None, groups=None) -> Labels | None:
-    """A convolution that treats every input channel on its own and makes `multiplier` outputs of each."""
+    """Treats every input channel separately and makes `multiplier` outputs from each."""
     if ids is None:
         return None
     out = np.repeat(ids, multiplier)
@@ -63,7 +63,7 @@ def _per_channel(site, ids, multiplier, kernel, axis, bias, filters=None, groups
 
 @register_rule(L.DepthwiseConv1D, L.DepthwiseConv2D)
 def depthwise(site: CallSite) -> Outputs:
-    """Passes every channel on, several times over if the multiplier says so."""
+    """Passes every channel on, as many times as the multiplier says."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     site.macs(layer.kernel, spatial_size(site.output_shapes[0]))
@@ -73,7 +73,7 @@ def depthwise(site: CallSite) -> Outputs:
 
 @register_rule(L.SeparableConv1D, L.SeparableConv2D)
 def separable(site: CallSite) -> Outputs:
-    """A depthwise convolution, then one that reads all channels and makes new ones."""
+    """Runs a depthwise convolution, then one that reads all channels and makes new ones."""
     _channels_last(site)
     layer, ids = site.operation, site.channels(site.inputs[0])
     for kernel in (layer.depthwise_kernel, layer.pointwise_kernel):
@@ -157,7 +157,7 @@ def layer_normalization(site: CallSite) -> Outputs:
 
 @register_rule(L.GroupNormalization)
 def group_normalization(site: CallSite) -> Outputs:
-    """Passes channels on and keeps groups of equal size; exact where every channel is its own group."""
+    """Passes channels on and keeps groups of equal size. Exact if every channel is its own group."""
     layer, labels = site.operation, site.inputs[0]
     ids = site.channels(labels, layer.axis)
     if ids is None:
@@ -166,7 +166,7 @@ def group_normalization(site: CallSite) -> Outputs:
     if alone:
         site.width("groups", ids)
     else:
-        # With one channel per group it would be instance normalization, whose groups are its channels.
+        # With one channel per group it would be instance normalization, in which each channel is a group.
         site.keep_some(site.tie_runs(ids, layer.groups), 2)
     return _over_axes(site, [layer.axis], exact=alone)
 
@@ -208,7 +208,7 @@ def layer_scale(site: CallSite) -> Outputs:
 
 @register_rule(L.Normalization)
 def normalization(site: CallSite) -> Outputs:
-    """Freezes what it reads: it holds constants for each channel."""
+    """Freezes the channels that it reads, because it holds constants for each of them."""
     site.freeze(site.inputs[0], "holds constants for each of them")
     for weight in site.operation.weights:
         site.macs(weight, 0)
@@ -217,7 +217,7 @@ def normalization(site: CallSite) -> Outputs:
 
 @register_rule(L.Rescaling)
 def rescaling(site: CallSite) -> Outputs:
-    """Passes channels on; freezes them if it holds constants for each."""
+    """Passes channels on; freezes them if it holds constants for each of them."""
     if np.size(site.operation.scale) > 1 or np.size(site.operation.offset) > 1:
         site.freeze(site.inputs[0], "holds constants for each of them")
         return None

@@ -1,4 +1,4 @@
-"""Rules of what takes a part of a tensor: indexing, slices, splits."""
+"""Rules for operations that take a part of a tensor: indexing, slices, splits."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from keras_pcp.graph.rules import CallSite, Outputs, register_operation
 
 @register_operation("GetItem")
 def get_item(site: CallSite) -> Outputs:
-    """`x[key]` with integers, slices, None and Ellipsis; the channels' own slice is rewritten with them."""
+    """`x[key]` with integers, slices, None and Ellipsis; the slice of the channel axis is rewritten when channels go."""
     labels, shape = site.inputs[0], site.input_shapes[0]
     if labels is None:
         return None
@@ -98,7 +98,7 @@ def split(site: CallSite) -> Outputs:
 
 @register_operation("Unstack")
 def unstack(site: CallSite) -> Outputs:
-    """Passes channels on without the axis that goes; freezes them if it is theirs."""
+    """Passes channels on without the axis that is removed; freezes them if it is their axis."""
     (axis,), labels = site.axes(site.operation.axis), site.inputs[0]
     out = None
     if labels is not None and labels.axis == axis:
@@ -110,7 +110,7 @@ def unstack(site: CallSite) -> Outputs:
 
 @register_operation("Take")
 def take(site: CallSite) -> Outputs:
-    """Whole slices are taken along one axis; channels along that axis stay, because indices are no widths."""
+    """Takes whole slices along one axis. Channels along that axis stay, because indices are not widths."""
     x, indices = site.argument(0, "x"), site.argument(1, "indices")
     site.freeze(site.labels_of(indices), "uses them as indices")
     labels, axis = site.labels_of(x), site.operation.axis

@@ -1,4 +1,4 @@
-"""Rules of what works along axes: pooling, reductions, sorting, joining."""
+"""Rules for operations along axes: pooling, reductions, sorting, joining."""
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def _layers(*names: str) -> list[type]:
     "GaussianBlur",
 )
 def spatial(site: CallSite) -> Outputs:
-    """Works on the axes between batch and channels, on each channel alone."""
+    """Works on the axes between batch and channels, on each channel separately."""
     for labels in site.inputs[1:]:
         site.freeze(labels, "takes them as settings")
     ids = site.channels_last(site.inputs[0])
@@ -117,7 +117,7 @@ def _reduced(site: CallSite, axis: int | tuple[int, ...] | None) -> Labels | Non
 
 @register_operation(*"Sort Argsort Argpartition Cumsum Cumprod Nancumsum Nancumprod Roll Diff TopK Rot90".split())
 def along(site: CallSite) -> Outputs:
-    """Works along some axes, on everything else alone; what it does with channels on those axes is not followed."""
+    """Works along some axes, separately for all others; channels on the axes that it works along are frozen."""
     labels, operation = site.inputs[0], site.operation
     axis = operation.axes if hasattr(operation, "axes") else getattr(operation, "axis", -1)
     if labels is not None and labels.axis in site.axes(axis):
@@ -204,7 +204,7 @@ def normalize(site: CallSite) -> Outputs:
     "ScaleAndTranslate SobelEdges SSIM PSNR Cholesky Det Eig Eigh Inv LuFactor Qr Solve SolveTriangular SVD Lstsq".split()
 )
 def refused(site: CallSite) -> Outputs:
-    """Keeps the channels of everything that contracts, mixes or looks up values in ways that are not followed."""
+    """Freezes the channels of operations that contract, mix or look up values in a way that is not followed."""
     for labels in site.inputs:
         site.freeze(labels, "contracts, mixes or looks them up in a way that is not followed")
     return [None] * len(site.output_shapes)
