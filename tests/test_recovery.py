@@ -69,7 +69,7 @@ def test_a_fit_that_fails_leaves_no_teacher_behind(monkeypatch):
     callback.on_train_end()
     assert "compute_loss" not in vars(model)
 
-    def fail(self, target):
+    def fail(self, at, fresh):
         raise RuntimeError("attempts failed")
 
     monkeypatch.setattr(Run, "ask", fail)

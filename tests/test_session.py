@@ -166,7 +166,7 @@ def test_results_that_are_not_finite_put_pruning_off_too():
         calls.append(1)
         return 1.0 if len(calls) == 1 else np.nan
 
-    callback = pruning(monitor=evaluate)
+    callback = pruning(measuring=keras_pcp.Measuring(monitor=evaluate))
     with pytest.warns(UserWarning, match="diverged.*evaluate .* nan"):
         fit(model, callback)
     assert model.count_params() == 129

@@ -138,7 +138,9 @@ class Pruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Checks everything and builds the graph, before the first step."""
-        self.beside = [one for one in internals.list_that_calls(self) if one is not self]
+        self.beside = internals.list_that_calls(self)
+        if self in self.beside:
+            self.beside.remove(self)  # it may be in the list twice
         rivals = [one for one in self.beside if isinstance(one, Pruning)]
         if rivals:
             raise InvalidArgumentError(

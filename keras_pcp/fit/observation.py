@@ -57,8 +57,9 @@ class Samples:
 
     def _draw(self) -> None:
         data = self.source() if callable(self.source) else self.source
-        self.evaluator = Evaluator(self.model, data, self.measuring, self.judge, self.measure)
-        self.evaluator.check()
+        evaluator = Evaluator(self.model, data, self.measuring, self.judge, self.measure)
+        evaluator.check()
+        self.evaluator = evaluator
 
 
 class Observed:
