@@ -271,3 +271,7 @@ def test_the_litert_file_computes_what_keras_computes(name, tmp_path):
     file = keras_pcp.export_litert(pruned, tmp_path / "small.tflite", representative_data=inputs_for(pruned))
     assert file.max_error <= 1e-4
     assert file.bytes == (tmp_path / "small.tflite").stat().st_size
+
+
+def test_the_zoo_is_large_enough():
+    assert len(ZOO) >= 18
