@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -26,3 +27,27 @@ def doubles():
         keras.config.set_dtype_policy(name)
         if name == "float64":
             yield
+
+
+_blocks = 0  # of memory, after graphs were freed last
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_leftovers_of_other_modules():
+    yield
+    _free_graphs()
+
+
+@pytest.fixture(autouse=True)
+def _without_leftovers_of_many_tests():
+    yield
+    if sys.getallocatedblocks() > _blocks + 500_000:
+        _free_graphs()
+
+
+def _free_graphs():
+    from leftovers import free_graphs
+
+    global _blocks
+    free_graphs()
+    _blocks = sys.getallocatedblocks()

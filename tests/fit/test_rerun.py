@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from zoo import ZOO, build, inputs_for, random_selection
+from zoo import ZOO, build, each, inputs_for, random_selection
 
 import keras_pcp
 from keras_pcp.fit.rerun import Recording, Rerun
@@ -11,7 +11,7 @@ from keras_pcp.graph.trace import arrange_inputs, trace
 from keras_pcp.surgery.masks import masked
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", each(ZOO))
 def test_a_rerun_with_some_weights_changed_equals_a_whole_run(name):
     model = build(name)
     x = inputs_for(model)
