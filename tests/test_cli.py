@@ -8,8 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from full_disks import full_disk
 from keras import layers as L
-from test_files import full_disk
 from zoo import build, inputs_for
 
 import keras_pcp

@@ -1,119 +1,23 @@
-"""Criteria and what they read, against slow loops, finite differences and numbers worked out by hand."""
+"""Criteria, against slow loops, finite differences and numbers worked out by hand."""
 
 import math
 
 import keras
 import numpy as np
 import pytest
-from zoo import build, inputs_for, outputs_of
+from by_hand import chain, features_model
+from slopes import kernel_index, problem, rows_of, slope, slow_gates, slow_gradients, small
+from zoo import build, inputs_for
 
 import keras_pcp
 from keras_pcp.criteria import BY_NAME, Chip, GroupFisher, TaylorGate
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.selection import Selection
-from keras_pcp.statistics import Statistics, needs_data
-from keras_pcp.statistics.statistics import SAMPLES
+from keras_pcp.statistics import needs_data
 from keras_pcp.testing import check_criterion
 
 L = keras.layers
 NEED_DATA = sorted(name for name, criterion in BY_NAME.items() if getattr(criterion, "needs_data", False))
-
-
-def chain():
-    i = keras.Input((4, 4, 2))
-    x = L.BatchNormalization(name="bn")(L.Conv2D(5, 3, name="conv")(i))
-    return keras.Model(i, L.Dense(3, name="head")(L.Flatten()(x)))
-
-
-class Penalty(keras.regularizers.Regularizer):
-    """L2, which in Keras 3.8 does not work in float64."""
-
-    def __call__(self, weight):
-        return 0.1 * keras.ops.sum(keras.ops.square(weight))
-
-
-def small():
-    """A residual sum with penalties on its weights, behind a smooth activation."""
-    keras.utils.set_random_seed(3)
-    i = keras.Input((4, 4, 2))
-    x = L.Conv2D(4, 1, name="stem", activation="softplus", kernel_regularizer=Penalty())(i)
-    y = L.BatchNormalization()(L.Conv2D(3, 3, padding="same", name="inner", kernel_regularizer=Penalty())(x))
-    y = L.Conv2D(4, 1, name="outer")(L.Activation("softplus")(y))
-    x = L.Activation("softplus", name="sum")(L.Add()([x, y]))
-    return keras.Model(i, L.Dense(2)(L.Flatten()(x)))
-
-
-@pytest.fixture
-def doubles():
-    """Models made in the test compute in float64, so that finite differences are exact enough."""
-    for name in ("float64", "float32"):
-        keras.config.set_floatx(name)
-        keras.config.set_dtype_policy(name)
-        if name == "float64":
-            yield
-
-
-def problem(model, samples=5, seed=2):
-    """Compiles a model and returns data for it and the loss of each sample, computed without Keras's losses."""
-    rng = np.random.default_rng(seed)
-    x = inputs_for(model, samples)
-    y = [rng.normal(size=o.shape) for o in outputs_of(model, x)]
-    model.compile("sgd", ["mse"] * len(y) if len(y) > 1 else "mse")
-
-    def losses():
-        squares = [np.square(o - t) for o, t in zip(outputs_of(model, x), y, strict=True)]
-        return sum(s.reshape(samples, -1).mean(axis=1) for s in squares)
-
-    return (x, y if len(y) > 1 else y[0]), losses
-
-
-def slope(variable, where, losses, eps=1e-4):
-    """Derivative of each sample's loss when the marked elements of a weight are multiplied by 1 + eps."""
-    value = variable.numpy()
-    found = []
-    for sign in (1, -1):
-        variable.assign(np.where(where, value * (1 + sign * eps), value))
-        found.append(losses())
-    variable.assign(value)
-    return (found[0] - found[1]) / (2 * eps)
-
-
-def rows_of(model, s, channel):
-    """Marks the elements of a weight that belong to a channel."""
-    where = np.zeros(model.weights[s.weight].shape, bool)
-    np.moveaxis(where, s.axis, 0)[s.positions[s.channels == channel]] = True
-    return where
-
-
-def slow_gates(model, group, losses):
-    """Derivatives of each sample's loss by a gate where the channels are read, by finite differences."""
-    columns = []
-    for c in range(group.num_channels):
-        columns.append(
-            sum(slope(model.weights[s.weight], rows_of(model, s, c), losses) for s in group.slices_of("consume"))
-        )
-    return np.stack(columns, axis=1)
-
-
-def slow_gradients(model, index, losses, eps=1e-5):
-    """Gradient of each sample's loss by every element of a weight, by finite differences: (samples, *shape)."""
-    variable = model.weights[index]
-    value = variable.numpy()
-    columns = []
-    for place in np.ndindex(value.shape):
-        found = []
-        for sign in (1, -1):
-            moved = value.copy()
-            moved[place] += sign * eps
-            variable.assign(moved)
-            found.append(losses())
-        columns.append((found[0] - found[1]) / (2 * eps))
-    variable.assign(value)
-    return np.stack(columns, axis=1).reshape(-1, *value.shape)
-
-
-def kernel_index(model, name):
-    return [w.path for w in model.weights].index(model.get_layer(name).kernel.path)
 
 
 @pytest.mark.parametrize("name", [n for n in BY_NAME if n != "random"])
@@ -171,41 +75,6 @@ def test_the_public_checks_pass_a_good_criterion_of_the_user():
     check_criterion(lambda group, statistics: np.zeros(group.num_channels), data=False)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "residual",
-        "concat",
-        "depthwise",
-        "plain_flatten",
-        "shared_layers",
-        "two_in_two_out",
-        "nested",
-        "attention_exact",
-        "grouped",
-        "conv_1d",
-    ],
-)
-def test_gate_gradients_are_the_slopes_of_the_loss_when_what_reads_a_channel_is_scaled(name, doubles):
-    model = build(name)
-    graph = keras_pcp.build_graph(model)
-    data, losses = problem(model, samples=3)
-    found = Statistics(model, graph, data).gate_gradients
-    for group in list(graph)[:3]:
-        slow = slow_gates(model, group, losses)
-        np.testing.assert_allclose(found[group.name], slow, rtol=1e-3, atol=1e-5 * np.abs(slow).max() + 1e-9)
-
-
-def test_gradients_are_slopes_of_the_mean_loss_without_penalties(doubles):
-    model = small()
-    data, losses = problem(model)
-    statistics = Statistics(model, keras_pcp.build_graph(model), data)
-    for index in (kernel_index(model, "stem"), kernel_index(model, "outer")):
-        slow = slow_gradients(model, index, losses)
-        np.testing.assert_allclose(statistics.gradients[index], slow.mean(axis=0), rtol=1e-4, atol=1e-7)
-        np.testing.assert_allclose(statistics.squared_gradients[index], np.square(slow).mean(axis=0), rtol=1e-4)
-
-
 @pytest.mark.parametrize("criterion", ["group_fisher", "obd", TaylorGate(1)])
 def test_a_sample_of_weight_2_counts_as_two_samples(criterion, doubles):
     model = small()
@@ -216,40 +85,6 @@ def test_a_sample_of_weight_2_counts_as_two_samples(criterion, doubles):
     repeated = keras_pcp.score_channels(model, graph, criterion, data=twice)
     for name, scores in repeated.items():
         np.testing.assert_allclose(weighted[name] / weighted[name].sum(), scores / scores.sum(), rtol=1e-6)
-
-
-def test_gate_gradients_tell_how_outputs_of_one_sample_compare():
-    model = build("two_in_two_out")
-    data, _ = problem(model, samples=4)
-    graph = keras_pcp.build_graph(model)
-    alone = Statistics(model, graph, (*data, [np.array([1.0, 1, 1, 1]), np.zeros(4)]))
-    scaled = Statistics(model, graph, (*data, [np.array([2.0, 3, 0, 5]), np.zeros(4)]))
-    assert scaled.sample_weights.tolist() == [2, 3, 0, 5]
-    for name, gates in alone.gate_gradients.items():
-        np.testing.assert_allclose(scaled.gate_gradients[name][[0, 1, 3]], gates[[0, 1, 3]], rtol=1e-5, atol=1e-9)
-        assert not scaled.gate_gradients[name][2].any()
-
-
-def test_gradients_are_weighted_like_the_loss_and_none_where_the_loss_does_not_reach():
-    i = keras.Input((3,))
-    used, unused = L.Dense(4, name="used"), L.Dense(2)
-    unused(i)
-    model = keras.Model(i, L.Dense(1)(used(i)))
-    both = keras.Model(i, [model.output, unused(i)])
-    both.compile("sgd", ["mse", None])
-    rng = np.random.default_rng(0)
-    x, y, weight = rng.normal(size=(70, 3)), rng.normal(size=(70, 1)), rng.uniform(0, 2, 70)
-    model.compile("sgd", "mse")
-    found = Statistics(model, keras_pcp.build_graph(model), (x, y, weight)).gradients
-    repeated = Statistics(model, keras_pcp.build_graph(model), (x, y)).gradients
-    error = weight[:, None] * (model(x).numpy() - y)
-    np.testing.assert_allclose(found[3], 2 * error.mean(axis=0), rtol=1e-4)
-    assert not np.allclose(found[3], repeated[3])
-    graph = keras_pcp.build_graph(both)
-    partial = Statistics(both, graph, (x, [y, y])).gradients
-    missing = {w.path.split("/")[0] for w, g in zip(both.weights, partial, strict=True) if g is None}
-    assert missing == {unused.name}
-    assert np.isfinite(keras_pcp.score_channels(both, graph, "taylor", data=(x, [y, y]))["used"]).all()
 
 
 def test_taylor_scores_are_the_squared_slopes_when_the_filters_of_a_channel_are_scaled(doubles):
@@ -434,25 +269,6 @@ def test_similarities_are_defined_for_one_channel_and_for_filters_of_zeros():
         assert np.isfinite(scores["one"]).all()
 
 
-def features_model():
-    i = keras.Input((5, 4, 2))
-    x = L.ReLU(name="first_relu")(L.BatchNormalization()(L.Conv2D(6, 3, padding="same", name="first")(i)))
-    y = L.Conv2D(3, 1, activation="relu", name="second")(L.MaxPooling2D()(x))
-    model = keras.Model(i, L.Dense(2)(L.Concatenate()([L.Flatten()(y), L.GlobalAveragePooling2D()(x)])))
-    rng = np.random.default_rng(0)
-    maps = {n: keras.Model(i, model.get_layer(layer).output) for n, layer in (("first", "first_relu"), ("second",) * 2)}
-    x = rng.normal(size=(7, 5, 4, 2))
-    return model, keras_pcp.build_graph(model), (x, np.zeros((7, 2))), {n: m(x).numpy() for n, m in maps.items()}
-
-
-def test_features_are_taken_behind_the_activation_and_before_pooling():
-    model, graph, data, maps = features_model()
-    found = Statistics(model, graph, data).features
-    assert maps.keys() == graph.groups.keys()
-    for name in maps:
-        np.testing.assert_allclose(found[name], maps[name], rtol=1e-5, atol=1e-6)
-
-
 def test_criteria_of_features_are_those_of_slow_loops():
     model, graph, data, maps = features_model()
     scores = {n: keras_pcp.score_channels(model, graph, n, data=data) for n in ("hrank", "mean_activation", "apoz")}
@@ -474,40 +290,11 @@ def test_criteria_of_features_are_those_of_slow_loops():
             assert chip[name][c] == pytest.approx(np.mean(falls), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nested", "two_in_two_out", "conv_1d", "repetition", "stacked", "mixer"])
-def test_features_of_a_model_are_those_that_pruning_takes_away(name):
-    """Zeroing all that makes a channel zeroes its features and those of no other channel of the group."""
-    model = build(name)
-    graph = keras_pcp.build_graph(model)
-    data = inputs_for(model, 4), np.zeros(4)
-    group = next(iter(graph))
-    whole = Statistics(model, graph, data).features[group.name]
-    c = int(np.argmax(np.abs(whole).reshape(-1, group.num_channels).max(axis=0)))
-    for s in group.slices:
-        if s.role != "consume":
-            value = model.weights[s.weight].numpy()
-            np.moveaxis(value, s.axis, 0)[s.positions[s.channels == c]] = 0
-            model.weights[s.weight].assign(value)
-    changed = Statistics(model, graph, data).features[group.name]
-    others = np.arange(group.num_channels) != c
-    assert not np.allclose(changed[..., c], whole[..., c])
-    np.testing.assert_allclose(changed[..., others], whole[..., others], rtol=1e-5, atol=1e-6)
-
-
 def test_features_that_cannot_be_told_apart_are_an_error_that_names_the_group():
     model = build("unused_branch")
     graph = keras_pcp.build_graph(model)
     with pytest.raises(InvalidArgumentError, match=f"group {next(iter(graph)).name!r}"):
         keras_pcp.score_channels(model, graph, "hrank", data=(inputs_for(model), np.zeros(3)))
-
-
-def test_features_find_the_inputs_of_a_model_by_name():
-    a, b = keras.Input((3,), name="b"), keras.Input((3,), name="a")
-    model = keras.Model([a, b], L.Dense(1)(L.Dense(4, name="hidden")(L.Subtract()([a, b]))))
-    graph = keras_pcp.build_graph(model)
-    x = {"a": np.ones((2, 3)), "b": np.full((2, 3), 3.0)}
-    found = Statistics(model, graph, (x, np.zeros((2, 1)))).features["hidden"]
-    np.testing.assert_allclose(found, np.full((2, 3), 2.0) @ model.get_layer("hidden").kernel.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", NEED_DATA)
@@ -531,14 +318,6 @@ def test_bad_data_and_models_without_a_loss_are_refused():
     for make in (lambda: GroupFisher("bytes"), lambda: TaylorGate(0), lambda: Chip(-1)):
         with pytest.raises(InvalidArgumentError, match="must be"):
             make()
-
-
-def test_no_more_samples_are_used_than_documented():
-    model = chain()
-    model.compile("sgd", "mse")
-    data = np.zeros((SAMPLES + 50, 4, 4, 2)), np.zeros((SAMPLES + 50, 3))
-    statistics = Statistics(model, keras_pcp.build_graph(model), data)
-    assert len(statistics.features["conv"]) == len(statistics.samples[1]) == SAMPLES
 
 
 def test_models_of_mixed_precision_are_scored():

@@ -11,7 +11,7 @@ from zoo import assert_close, inputs_for, outputs_of
 import keras_pcp
 
 
-@pytest.mark.parametrize("first", range(0, 100, 10))
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(10, 100, 10))])
 def test_random_graphs_obey_the_equations(first):
     for seed in range(first, first + 10):
         check_seed(seed)

@@ -8,6 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "keras_pcp"
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
+MIRRORED = sorted(TESTS.glob("*/**/test_*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -36,3 +38,9 @@ def test_every_private_name_is_in_the_table_of_internals():
     table = ast.get_docstring(tree)
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and re.match(r"_[a-z]", n.attr)}
     assert {name for name in used if f"`{name}`" not in table and f".{name}`" not in table} == set()
+
+
+@pytest.mark.parametrize("path", MIRRORED, ids=lambda p: str(p.relative_to(TESTS)))
+def test_a_test_in_a_folder_stands_where_the_module_does_that_it_names(path):
+    module = PACKAGE / path.relative_to(TESTS).with_name(path.stem.removeprefix("test_"))
+    assert module.with_suffix(".py").exists() or (module / "__init__.py").exists()

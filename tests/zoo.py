@@ -1,9 +1,10 @@
 """A zoo of tiny models, one for each way in which channels can be coupled. All weights are random, statistics too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
+import pytest
 from keras import layers as L
 from keras import ops
 
@@ -30,11 +31,19 @@ class Odd(L.Layer):
 ZOO: dict[str, Callable[[], keras.Model]] = {}
 # Models with layers that mix channels statistically: pruned and masked differ by design.
 INEXACT = {"layer_norm", "group_norm", "attention", "channel_softmax", "unit_length"}
+# One model for each family; tests run on these by default, and on all with `-m ""`.
+TYPICAL = {"plain_flatten", "residual", "concat", "depthwise", "grouped", "transposed", "shared_layers", "nested"}
+TYPICAL |= {"two_in_two_out", "slicing", "layer_norm", "attention_exact", "einsum_dense", "two_domains"}
 
 
 def zoo(function):
     ZOO[function.__name__] = function
     return function
+
+
+def each(names: Iterable[str]) -> list:
+    """Names of models as parameters of a test; it is slow on those that are not typical."""
+    return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def build(name: str, seed: int = 0) -> keras.Model:

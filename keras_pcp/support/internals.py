@@ -22,7 +22,7 @@
 | `keras.src.backend.common.global_state`        | leave no half-initialized variables behind                   |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
-`tests/test_internals.py` is the contract: it fails with a Keras version in which one of these changed its meaning.
+`tests/support/test_internals.py` is the contract: it fails with a Keras version in which one of these changed its meaning.
 """
 
 import inspect

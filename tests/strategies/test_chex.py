@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from test_protocol import network, samples
+from tiny_fits import network, samples
 
 import keras_pcp
 from keras_pcp.select.problem import Limits, Problem

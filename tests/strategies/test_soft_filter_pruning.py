@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from test_protocol import network, samples
+from tiny_fits import network, samples
 
 import keras_pcp
 from keras_pcp.strategies import SoftFilterPruning

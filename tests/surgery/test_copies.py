@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from zoo import outputs_of, random_selection
+from zoo import build, inputs_for, outputs_of, random_selection
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
@@ -218,3 +218,23 @@ def test_a_shrink_is_offered_only_where_it_works():
     with pytest.raises(UnsupportedModelError) as error:
         keras_pcp.prune_model(model, freezing_graph(model), keras_pcp.Selection())
     assert "shrink" not in str(error.value)
+
+
+def test_widening_refuses_a_model_that_does_not_fit():
+    model = build("residual")
+    graph = keras_pcp.build_graph(model)
+    pruned = keras_pcp.prune_model(model, graph, random_selection(graph, 0))
+    with pytest.raises(InvalidArgumentError, match="has shape"):
+        keras_pcp.widen_model(pruned, model, graph, random_selection(graph, 1))
+
+
+def test_pruning_leaves_the_original_untouched():
+    for name in ("nested", "channel_shuffle", "slicing"):
+        model = build(name)
+        graph = keras_pcp.build_graph(model)
+        before, config, x = model.get_weights(), model.to_json(), inputs_for(model)
+        expected = outputs_of(model, x)
+        keras_pcp.prune_model(model, graph, random_selection(graph, 0))
+        assert model.to_json() == config
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model, x), strict=True))

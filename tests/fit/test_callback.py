@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_fits import compiled, data, network, same_state, state_of
 from zoo import Odd, WithoutTraining, conv_bn
 
 import keras_pcp
@@ -14,48 +15,9 @@ from keras_pcp.errors import InvalidArgumentError, LimitError, UnsupportedModelE
 L = keras.layers
 
 
-def network(filters=12, classes=4):
-    i = keras.Input((8, 8, 1))
-    x = conv_bn(i, filters)
-    x = L.Add()([x, conv_bn(conv_bn(x, filters), filters, activation=None)])
-    x = conv_bn(L.ReLU()(x), 2 * filters, strides=2)
-    return keras.Model(i, L.Dense(classes, name="logits")(L.GlobalAveragePooling2D()(x)))
-
-
-def data(count=256, seed=0):
-    """Images with one bright quadrant; the label says which."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 4, count)
-    x = rng.normal(0, 0.3, (count, 8, 8, 1)).astype("float32")
-    for k in range(count):
-        x[k, 4 * (y[k] // 2) : 4 * (y[k] // 2) + 4, 4 * (y[k] % 2) : 4 * (y[k] % 2) + 4] += 1
-        x[k, :, :, 0] += np.linspace(0, y[k], 8)  # quadrants vanish in a global average; slopes do not
-    return x, y
-
-
-def compiled(model=None, **kwargs):
-    keras.utils.set_random_seed(0)
-    model = model or network()
-    model.compile(
-        kwargs.pop("optimizer", "adam"),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=kwargs.pop("metrics", ["accuracy"]),
-        **kwargs,
-    )
-    return model
-
-
 def pruning(**kwargs):
     options = {"max_macs": 0.5, "validation_data": data(64, 1)} | kwargs
     return keras_pcp.ProgressivePruning(**options)
-
-
-def state_of(model):
-    return model.get_weights(), json.dumps(model.get_config(), default=str)
-
-
-def same_state(a, b):
-    return a[1] == b[1] and all(np.array_equal(x, y) for x, y in zip(a[0], b[0], strict=True))
 
 
 def test_after_fit_the_same_object_is_at_or_below_the_limit(tmp_path):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_progressive_pruning import compiled, data
+from small_fits import compiled, data
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, PruningError

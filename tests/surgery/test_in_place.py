@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import ZOO, assert_close, build, inputs_for, outputs_of, random_selection
+from zoo import ZOO, assert_close, build, each, inputs_for, outputs_of, random_selection
 
 import keras_pcp
 from keras_pcp.support import internals
@@ -44,7 +44,7 @@ def slices_by_hand(graph, selection, index, shape):
     return [sorted(axis) for axis in stay]
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", each(sorted(ZOO)))
 def test_shrinking_in_place_gives_what_prune_model_gives(name):
     model = build(name)
     graph = keras_pcp.build_graph(model)
@@ -64,7 +64,7 @@ def test_shrinking_in_place_gives_what_prune_model_gives(name):
     assert [t.shape for t in keras.tree.flatten(model.outputs)] == [t.shape for t in pruned.outputs]
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", each(sorted(ZOO)))
 def test_a_model_shrunk_in_training_trains_on_like_a_small_model_with_sliced_slots(name):
     model = build(name)
     model.compile(keras.optimizers.Adam(0.01), "mse")

@@ -1,127 +1,18 @@
-"""Gradient reversal, two-headed networks, pseudo-labels, and pruning by two domains."""
+"""Two-headed networks that learn from two domains, and their pruning."""
 
-import math
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from domains import dann, domains, features, operations
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph.delivered import delivered_graph
 
 L = keras.layers
-
-
-def features(width=8):
-    x = keras.Input((8, 8, 1))
-    y = L.Conv2D(width, 3, activation="relu", name="first")(x)
-    y = L.Conv2D(width, 3, activation="relu", name="second")(y)
-    return keras.Model(x, L.GlobalAveragePooling2D()(y))
-
-
-def dann(width=8, **options):
-    keras.utils.set_random_seed(0)
-    domain_head = options.pop("domain_head", None) or keras.Sequential([L.Dense(6, activation="relu"), L.Dense(1)])
-    found = keras_pcp.adaptation.DANN(features(width), L.Dense(3, name="logits"), domain_head, **options)
-    found.compile(keras.optimizers.SGD(0.05, momentum=0.9))
-    return found
-
-
-def domains(count=96):
-    """Stripes of three directions; in the target, brighter and noisier."""
-    rng = np.random.default_rng(0)
-    y = np.arange(count) % 3
-    i, j = np.mgrid[:8, :8]
-    waves = np.stack([np.sin(i * 2.0), np.sin(j * 2.0), np.sin(i + j)])[y][..., None]
-    return (waves.astype("float32"), y), (waves + 0.5 + rng.normal(0, 0.3, waves.shape)).astype("float32")
-
-
-@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
-def test_the_gradient_is_minus_the_weight_times_that_of_finite_differences(how):
-    rng = np.random.default_rng(0)
-    x, matrix = rng.normal(size=(5, 4)), rng.normal(size=(4, 3))
-    reverse = keras_pcp.GradientReversal(0.7, dtype="float64")
-
-    def loss(v, layer):
-        return tf.reduce_sum(tf.sin(layer(v) @ matrix) ** 2)
-
-    def gradient(v):
-        with tf.GradientTape() as tape:
-            tape.watch(v)
-            found = loss(v, reverse)
-        return found, tape.gradient(found, v)
-
-    run = {"eager": gradient, "graph": tf.function(gradient), "xla": tf.function(gradient, jit_compile=True)}[how]
-    value, found = run(tf.constant(x))
-    assert float(value) == pytest.approx(float(loss(tf.constant(x), lambda v: v)), rel=1e-12)
-    numeric = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[place] = 1e-6
-        up, down = (float(loss(tf.constant(x + sign * step), lambda v: v)) for sign in (1, -1))
-        numeric[place] = (up - down) / 2e-6
-    assert found.numpy() == pytest.approx(-0.7 * numeric, rel=1e-6, abs=1e-8)
-
-
-def test_reversal_in_mixed_precision_and_after_saving(tmp_path):
-    x = keras.Input((4,))
-    model = keras.Model(x, L.Dense(2)(keras_pcp.GradientReversal(0.5, dtype="mixed_float16", name="reverse")(x)))
-    layer = model.get_layer("reverse")
-    assert layer(np.ones((1, 4), "float32")).dtype == "float16"
-    layer.weight.assign(0.25)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert float(loaded.get_layer("reverse").weight) == 0.25
-    with tf.GradientTape() as tape:
-        v = tf.Variable(np.ones((1, 4), "float32"))
-        y = tf.reduce_sum(tf.cast(loaded.get_layer("reverse")(v), "float32"))
-    assert tape.gradient(y, v).numpy().tolist() == [[-0.25] * 4]
-
-
-def test_a_functional_model_with_reversal_is_pruned_and_exported_without_it(tmp_path):
-    x = keras.Input((8, 8, 1))
-    y = keras_pcp.GradientReversal(0.5)(L.Conv2D(6, 3, name="conv")(x))
-    model = keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
-    graph = keras_pcp.build_graph(model)
-    assert [g.name for g in graph] == ["conv"]
-    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection({"conv": np.arange(6) < 4}))
-    assert keras_pcp.export_litert(small, tmp_path / "small.tflite").max_error < 1e-5
-    assert operations(tmp_path / "small.tflite") == ["CONV_2D", "MEAN", "FULLY_CONNECTED"]
-
-
-def operations(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path))
-    return [detail["op_name"] for detail in interpreter._get_ops_details() if detail["op_name"] != "DELEGATE"]
-
-
-@pytest.mark.parametrize("weight", [-1, math.inf, math.nan])
-def test_bad_reversal_weights_are_refused(weight):
-    with pytest.raises(InvalidArgumentError, match="weight"):
-        keras_pcp.GradientReversal(weight)
-
-
-def test_the_schedules_follow_the_paper():
-    network = dann()
-    seen = []
-    (x, y), target = domains()
-    schedule = keras_pcp.adaptation.ReversalSchedule()
-    note = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda b, logs: seen.append(float(network.model.get_layer("reversal").weight))
-    )
-    network.fit((x, y), target, batch_size=32, epochs=2, verbose=0, callbacks=[schedule, note])
-    p = np.arange(12) / 12
-    assert seen == pytest.approx(2 / (1 + np.exp(-10 * p)) - 1, abs=1e-6)
-    rate = keras_pcp.adaptation.AnnealedLearningRate(0.01, 100)
-    assert [float(rate(s)) for s in (0, 50, 100, 200)] == pytest.approx([0.01, 0.01 / 6**0.75, *[0.01 / 11**0.75] * 2])
-    assert keras_pcp.adaptation.AnnealedLearningRate.from_config(rate.get_config()).get_config() == rate.get_config()
-    network.classifier.compile("sgd", "mse")
-    with pytest.raises(InvalidArgumentError, match="no GradientReversal"):
-        network.classifier.fit(x, np.zeros((len(x), 3)), verbose=0, callbacks=[keras_pcp.adaptation.ReversalSchedule()])
 
 
 def test_the_loss_is_that_of_source_labels_pseudo_labels_and_domains():
@@ -219,51 +110,6 @@ def test_criteria_do_not_see_the_domain_head(criterion):
         assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-5, abs=1e-9)
 
 
-def test_pseudo_labels():
-    logits = np.log([[0.95, 0.03, 0.02], [0.01, 0.97, 0.02], [0.92, 0.04, 0.04], [0.5, 0.3, 0.2]])
-    labels, weights = keras_pcp.PseudoLabels(0.9).assign(logits)
-    assert (labels.tolist(), weights.tolist()) == ([0, 1, 0, 0], [1, 1, 1, 0])
-    assert keras_pcp.PseudoLabels(0.9).assign(np.exp(logits))[1].tolist() == [1, 1, 1, 0]
-    _, balanced = keras_pcp.PseudoLabels(0.9, balanced=True).assign(logits)
-    assert balanced == pytest.approx([0.75, 1.5, 0.75, 0])
-    rare = np.repeat([[5.0, 0.0], [0.0, 5.0]], [99, 1], axis=0)
-    _, capped = keras_pcp.PseudoLabels(0.9, balanced=True).assign(rare)
-    assert capped[-1] == pytest.approx(10 * capped[0])
-    assert capped.mean() == pytest.approx(1)
-    told = keras_pcp.PseudoLabels(0.9, true_labels=[0, 1, 2, 0])
-    assert told.judged(labels, weights) == {"passed": 0.75, "right": pytest.approx(2 / 3)}
-    assert told.judged(labels[2:], weights[2:], [2, 3]) == {"passed": 0.5, "right": 0.0}
-    nothing = keras_pcp.PseudoLabels(0.9, balanced=True, true_labels=[0]).assign(np.zeros((1, 3)))
-    assert nothing[1].tolist() == [0]
-
-
-def test_pseudo_labels_are_renewed_while_training():
-    network = dann()
-    (x, y), target = domains()
-    labels = keras_pcp.PseudoLabels(0.5, refresh_every=2, true_labels=y)
-    network.fit((x, y), target, batch_size=32, epochs=5, verbose=0, pseudo_labels=labels)
-    assert len(labels.history) == 3
-    assert all(("right" in entry) == (entry["passed"] > 0) for entry in labels.history)
-
-
-def test_new_pseudo_labels_are_trained_on():
-    """Labels that change after the first epoch move the weights otherwise than labels that stay."""
-    (x, y), target = domains()
-
-    class Fixed(keras_pcp.PseudoLabels):
-        def assign(self, outputs):
-            return (np.arange(96) + self.turn * len(self.history)) % 3, np.ones(96, "float32")
-
-    found = []
-    for turn in (0, 0, 1):
-        network, labels = dann(), Fixed()
-        labels.turn = turn
-        network.fit((x, y), target, batch_size=32, epochs=2, verbose=0, pseudo_labels=labels)
-        found.append(network.classifier.get_weights())
-    assert all(np.array_equal(a, b) for a, b in zip(found[0], found[1], strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(found[0], found[2], strict=True))
-
-
 def test_fit_validates_on_labelled_samples_and_goes_on_where_it_was():
     (x, y), target = domains()
     network = dann()
@@ -309,34 +155,6 @@ def test_features_may_have_batch_normalization_and_a_list_of_one_input():
     pairs = tf.data.Dataset.from_tensor_slices((target, y)).batch(16)  # its labels are not looked at
     network.fit((x, y), pairs, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
     assert pruning.report.reached
-
-
-def test_the_discrepancy_is_that_of_its_formula():
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(0, 1, (6, 4)), rng.normal(1, 2, (6, 4))])
-    distances = ((x[:, None] - x[None]) ** 2).sum(-1)
-    kernel = np.mean([np.exp(-distances / (s * distances.mean())) for s in (0.25, 0.5, 1, 2, 4)], axis=0)
-    expected = kernel[:6, :6].mean() + kernel[6:, 6:].mean() - 2 * kernel[:6, 6:].mean()
-    domain = np.repeat([[0.0], [1.0]], 6, axis=0)
-    found = keras_pcp.adaptation.discrepancy_loss(domain, keras_pcp.adaptation.MeanDiscrepancy()(x.astype("float32")))
-    assert float(np.mean(found)) == pytest.approx(expected, abs=1e-5)
-
-
-def test_training_with_the_discrepancy_prunes_too(tmp_path):
-    network = dann(domain_head=keras_pcp.adaptation.MeanDiscrepancy())
-    (x, y), target = domains()
-    pruning = keras_pcp.ProgressivePruning(
-        max_macs=0.5, deliver=network.classifier, validation_data=network.validation_data((x, y), target)
-    )
-    history = network.fit((x, y), target, batch_size=32, epochs=4, verbose=0, callbacks=[pruning])
-    assert pruning.report.reached
-    network.model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert np.allclose(loaded.predict(x, verbose=0)["label"], network.classifier.predict(x, verbose=0))
-    alone = dann(domain_head=keras_pcp.adaptation.MeanDiscrepancy())
-    alone.compile(keras.optimizers.SGD(0.05, momentum=0.9), domain_weight=0.0)
-    without = alone.fit((x, y), target, batch_size=32, epochs=4, verbose=0)
-    assert history.history["domain_loss"][-1] < without.history["domain_loss"][-1]
 
 
 def test_bad_networks_and_data_are_refused():

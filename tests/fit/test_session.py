@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
-from keras_pcp.fit.preflight import beside
 from keras_pcp.support.data import take_samples
+from keras_pcp.support.internals import list_that_calls
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
@@ -105,13 +105,13 @@ def test_callbacks_that_save_weights_only_are_warned_of_before_training(kind, tm
     assert "load_model, and give limits as ints: max_params=64" in message
 
 
-def test_the_callbacks_beside_one_are_those_of_the_fit_that_runs_now():
+def test_the_callbacks_of_the_list_that_calls_one_are_those_of_the_fit_that_runs_now():
     stale = keras.callbacks.History()
     found = []
 
     class Watch(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            found.append(beside(self))
+            found.append(list_that_calls(self))
 
     watch, other = Watch(), keras.callbacks.TerminateOnNaN()
     left = keras.callbacks.CallbackList([stale, watch], model=compiled(), epochs=1)
@@ -119,8 +119,8 @@ def test_the_callbacks_beside_one_are_those_of_the_fit_that_runs_now():
     assert left.callbacks == [stale, watch]
     assert other in found[0]
     assert stale not in found[0]
-    assert watch not in found[0]
-    assert beside(keras.callbacks.Callback()) == []
+    assert watch in found[0]
+    assert list_that_calls(keras.callbacks.Callback()) == []
 
 
 class Poison(keras.callbacks.Callback):

@@ -1,27 +1,15 @@
 """Files are whole or as they were, with the mode and the links that they had."""
 
 import os
-import resource
 import stat
-from contextlib import contextmanager
 
 import pytest
+from full_disks import full_disk
 
 from keras_pcp.deliver.report import PruningReport
 from keras_pcp.errors import FileError, InvalidArgumentError, PruningError
 from keras_pcp.graph.selection import Selection
 from keras_pcp.support.files import check_target, replacing, write
-
-
-@contextmanager
-def full_disk(limit: int = 100):
-    """Lets no file grow beyond some bytes; Python gets an error from the system then, as from a full disk."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.fixture

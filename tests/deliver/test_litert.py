@@ -1,10 +1,6 @@
 """Files are verified before they are written; their figures are right."""
 
-import importlib.util
 import os
-import signal
-import subprocess
-import sys
 
 import fuzz_export
 import keras
@@ -14,7 +10,6 @@ from keras import layers as L
 from zoo import build, inputs_for
 
 import keras_pcp
-from keras_pcp.deliver import conversion
 from keras_pcp.errors import ExportError, InvalidArgumentError
 
 
@@ -191,77 +186,7 @@ def test_samples_in_a_dict_go_by_the_names_of_the_inputs():
         keras_pcp.deliver.litert._samples(model, {"a": data["a"], "x": data["b"]})
 
 
-def program(tmp_path, monkeypatch, text):
-    """Lets the process run something else than the conversion."""
-    (tmp_path / "program.py").write_text(text)
-    monkeypatch.setattr(conversion, "__file__", str(tmp_path / "program.py"))
-    return conversion.Converter()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("import os; os.kill(os.getpid(), 11)", "crashed \\(SIGSEGV\\)"),
-        ("import os; os.kill(os.getpid(), 9)", "crashed \\(SIGKILL, usually because memory ran out\\)"),
-        ("import sys; sys.exit(3)", "ended with exit code 3"),
-        ("input(); print('\"no such operation\"')", "no such operation"),
-    ],
-)
-def test_how_the_process_ended_is_said(text, message, tmp_path, monkeypatch):
-    converter = program(tmp_path, monkeypatch, text)
-    with pytest.raises(RuntimeError, match=message):
-        converter.convert("folder", "int8")
-    converter.stop()
-
-
-def test_a_process_that_has_ended_itself_is_started_again(tmp_path, monkeypatch):
-    converter = program(tmp_path, monkeypatch, "input(); print('null')")  # as one that has been idle
-    processes = []
-    for _ in range(2):
-        converter.convert("folder", "int8")
-        processes.append(converter.process.pid)
-        converter.process.wait()
-    converter.stop()
-    assert processes[0] != processes[1]
-
-
 def test_a_file_that_kills_the_runtime_is_an_error_and_the_next_export_works(tmp_path):
     found = fuzz_export.check_seed(150, tmp_path)  # XNNPACK aborts on this one
     assert found.startswith("ExportError: LiteRT cannot run its own file of")
     assert keras_pcp.export_litert(build("plain_flatten"), tmp_path / "next.tflite").max_error < 1e-4
-
-
-def test_an_interrupt_ends_the_process(tmp_path, monkeypatch):
-    converter = program(tmp_path, monkeypatch, "import time; time.sleep(60)")
-
-    def interrupt(*args):
-        process.append(converter.process)
-        raise KeyboardInterrupt
-
-    process, old = [], signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            converter.convert("folder", "int8")
-    finally:
-        signal.signal(signal.SIGALRM, old)
-    assert process[0].returncode == -signal.SIGKILL
-    assert converter.process is None
-
-
-def test_the_main_module_is_not_run_again_and_no_process_is_left(tmp_path):
-    path = importlib.util.find_spec("keras_pcp.deliver.conversion").origin
-    (tmp_path / "program.py").write_text("import os\nfor _ in iter(input, ''): print(os.getpid(), flush=True)")
-    (tmp_path / "script.py").write_text(
-        "import runpy\n"
-        "print('once')\n"
-        f"module = runpy.run_path({path!r})\n"
-        f"module['Converter'].convert.__globals__['__file__'] = {str(tmp_path / 'program.py')!r}\n"
-        "try: module['Converter']().convert('folder', 'int8')\n"
-        "except RuntimeError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    once, pid = done.stdout.split()
-    assert (once, done.stderr) == ("once", "")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)

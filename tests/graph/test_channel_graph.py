@@ -13,7 +13,7 @@ import keras_pcp
 from keras_pcp.graph.channel_graph import inspect_graph
 from keras_pcp.graph.widths import smallest
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def inspected(model, **options):

@@ -5,8 +5,8 @@ import gc
 import keras
 import numpy as np
 import pytest
+from custom_blocks import ConvBlock, TwoBlocks
 from keras import ops
-from test_blocks import ConvBlock, TwoBlocks
 from zoo import random_selection
 
 import keras_pcp

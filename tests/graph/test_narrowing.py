@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from zoo import ZOO, assert_close, build, inputs_for, outputs_of, random_selection
+from zoo import ZOO, assert_close, build, each, inputs_for, outputs_of, random_selection
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError
@@ -12,7 +12,7 @@ from keras_pcp.graph.narrowing import narrowed
 L = keras.layers
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", each(sorted(ZOO)))
 def test_a_second_selection_on_the_narrowed_graph_is_the_combined_one_on_the_whole_graph(name):
     model = build(name)
     graph = keras_pcp.build_graph(model)

@@ -1,0 +1,46 @@
+"""Compensation of what pruning takes, by one ridge regression for each reader."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pcp.repair.closed_form import Compensation
+
+L = keras.layers
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["conv", "grouped", "dense"])
+def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
+    """Against the normal equations of the kept rows, solved anew."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3, 3, 6)).astype("float32") + 1
+    x[..., 1] = 0.9 * x[..., 0] + 0.1 * x[..., 1]
+    layer = {
+        "conv": L.Conv2D(5, 3, use_bias=bias),
+        "grouped": L.Conv2D(4, 3, groups=2, use_bias=bias),
+        "dense": L.Dense(5, use_bias=bias),
+    }[kind]
+    i = keras.Input((3, 3, 6))
+    model = keras.Model(i, layer(i))
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    mask = np.arange(layer.kernel.shape[-2]) != 1
+    found = Compensation(model, [0], x, ridge=0.2).values({0: mask[:, None]})
+    assert set(found) == ({0, 1} if bias else {0})
+    groups = 2 if kind == "grouped" else 1
+    kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1]).astype(float)
+    kept = np.tile(mask, len(kernel) // len(mask))
+    wide = x.reshape(40, 9, groups, -1) if kind != "dense" else x.reshape(360, 1, 1, 6)
+    for group in range(groups):
+        read = wide[:, :, group].reshape(len(wide), -1).astype(float)
+        old = np.split(kernel, groups, axis=1)[group]
+        mean = read.mean(axis=0) * bias
+        gram = (read - mean).T @ (read - mean)
+        gram += 0.2 * np.trace(gram) / len(read) * np.eye(len(gram))
+        expected = np.zeros_like(old)
+        expected[kept] = old[kept] + np.linalg.solve(gram[kept][:, kept], gram[kept][:, ~kept] @ old[~kept])
+        new = np.split(found[0].reshape(kernel.shape), groups, axis=1)[group]
+        assert new == pytest.approx(expected, abs=1e-8)
+        if bias:
+            shift = np.split(found[1] - layer.bias.numpy(), groups)[group]
+            assert shift == pytest.approx(mean @ (old - new), abs=1e-5)

@@ -1,0 +1,69 @@
+"""Attempts race: the worse ones drop out after some of the samples."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from keras_pcp.strategies.racing import race
+
+
+def test_what_was_measured_in_earlier_rounds_counts_as_far_as_it_tells():
+    rng = np.random.default_rng(1)
+    truth = {"a": 0.10 + rng.normal(0, 0.3, 64), "b": 0.12 + rng.normal(0, 0.3, 64)}  # unclear without memory
+    parts = [slice(i, i + 8) for i in range(0, 64, 8)]
+
+    def compare(names, part):
+        asked.extend(names)
+        return {n: np.stack([truth[n][part], np.zeros(8)], axis=1) for n in names}
+
+    asked = []
+    first = race({"a": (1,), "b": (2,)}, {}, compare, parts, 1, 3.0)
+    assert {m.share for m in first.values()} == {1}
+    assert first["a"].mean()[0] == pytest.approx(truth["a"].mean())
+    asked.clear()
+    again = race({"a": (1,), "b": (2,)}, first, compare, parts, 1, 3.0)
+    assert len(asked) == 2  # one part each: nothing has changed
+    assert again["b"].mean()[0] == pytest.approx(truth["b"].mean())
+    old, spent = truth["b"], {}
+    for kind, drops in {"alike": 2 * old, "unlike": 0.12 + rng.normal(0, 0.3, 64)}.items():
+        asked.clear()
+        truth["b"] = drops
+        other = race({"a": (1,), "b": (3, 4)}, first, compare, parts, 1, 3.0)
+        spent[kind] = asked.count("b")
+        assert other["b"].removed == (3, 4)
+        assert spent["alike"] < 8 or other["b"].mean()[0] == pytest.approx(drops.mean())
+    assert spent["alike"] < spent["unlike"]
+
+
+def test_what_was_only_expected_in_earlier_rounds_does_not_count_as_measured():
+    """An attempt that dropped out after one part is not clear because that part gives the same again."""
+    noise = np.zeros(64)
+    noise[:8], noise[8:] = -7.0, 1.0  # the first part is far off the mean
+    truth = {"a": 0.3 + 0.01 * noise, "b": np.full(64, 0.32), "c": np.zeros(64)}
+    parts = [slice(i, i + 8) for i in range(0, 64, 8)]
+
+    def compare(names, part):
+        return {n: np.stack([truth[n][part], np.zeros(8)], axis=1) for n in names}
+
+    candidates = {"a": (1,), "b": (2,), "c": (3,)}
+    first = race(candidates, {}, compare, parts, 1, 0.0)
+    assert first["a"].mean()[0] == pytest.approx(0.23)  # as far as the first part tells
+    early = {n: replace(m, error=0.05) for n, m in first.items()}
+    again = race(candidates, early, compare, parts, 2, 3.0)
+    assert again["a"].share == again["b"].share == 1
+    assert again["a"].mean()[0] == pytest.approx(truth["a"].mean())
+
+
+def test_an_attempt_that_ruins_the_model_does_not_stop_the_race():
+    rng = np.random.default_rng(0)
+    truth = {n: rng.normal(m, 0.1, 64) for n, m in {"a": 0.10, "b": 0.11, "c": np.inf}.items()}
+    parts = [slice(i, i + 8) for i in range(0, 64, 8)]
+
+    def compare(names, part):
+        return {n: np.stack([truth[n][part], np.zeros(8)], axis=1) for n in names}
+
+    found = race(dict.fromkeys(truth, (0,)), {}, compare, parts, 1, 3.0)
+    assert found["a"].share > 1 / 8
+    assert max(found, key=lambda n: found[n].value()) == "c"
+    assert found["c"].share < 1
