@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import keras_pcp
-from keras_pcp.errors import LimitError, UnsupportedModelError
+from keras_pcp.errors import InvalidArgumentError, LimitError, UnsupportedModelError
 from keras_pcp.graph.counting import _COUNTS
 from keras_pcp.graph.delivered import delivered_graph
 from keras_pcp.graph.rules import _LAYER_RULES
@@ -306,14 +306,30 @@ def between(layer):
 
 
 def test_a_rule_that_forgets_a_weight_is_an_error_that_says_how_to_account_for_it():
-    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0])
+    keras_pcp.register_rule(Scaled, replace=True)(lambda site: site.inputs[0])
     message = r"rule of 'scaled' \(Scaled\).*'scaled/factor' of shape \(4,\).*site.follow.*site.independent"
     with pytest.raises(UnsupportedModelError, match=message):
         keras_pcp.build_graph(between(Scaled(name="scaled")))
     # where nothing can be removed, nothing is lost
     assert len(keras_pcp.build_graph(between(Scaled()), frozen_layers=["conv"])) == 0
-    keras_pcp.register_rule(Scaled)(follows)
+    keras_pcp.register_rule(Scaled, replace=True)(follows)
     assert list(keras_pcp.build_graph(between(Scaled())).groups) == ["conv"]
+
+
+def test_a_second_rule_for_a_class_is_an_error_unless_it_is_to_replace_the_first():
+    class Doubled(L.Layer):
+        def call(self, x):
+            return 2 * x
+
+    @keras_pcp.register_rule(Doubled)
+    def doubled(site):
+        return site.inputs[0]
+
+    with pytest.raises(InvalidArgumentError, match=r"Doubled has a rule already, .*doubled of .*replace=True"):
+        keras_pcp.register_rule(Doubled)(lambda site: None)
+    keras_pcp.register_rule(Doubled, replace=True)(lambda site: None)
+    with pytest.raises(InvalidArgumentError, match="Dense has a rule already"):
+        keras_pcp.register_rule(L.Dense)(doubled)
 
 
 def test_a_weight_may_be_declared_independent_of_channels():
@@ -355,7 +371,7 @@ def test_a_rule_that_counts_nothing_of_a_kernel_leaves_the_cost_unknown():
 
 
 def test_a_rule_that_fails_is_an_error_that_names_the_layer():
-    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0].ids)
+    keras_pcp.register_rule(Scaled, replace=True)(lambda site: site.inputs[0].ids)
     i = keras.Input((4,))
     model = keras.Model(i, L.Dense(2)(Scaled(name="scaled")(i)))
     with pytest.raises(
@@ -370,7 +386,7 @@ def test_a_wrapped_layer_of_unknown_cost_has_an_unknown_cost():
             return *shape[:-1], 4
 
     assert list(cost_of(L.TimeDistributed(Shaped(), name="wrapped"), (5, 3)).uncounted) == ["wrapped"]
-    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0].ids)
+    keras_pcp.register_rule(Scaled, replace=True)(lambda site: site.inputs[0].ids)
     shaped = type("Shaped", (Scaled,), {"compute_output_shape": lambda self, shape: shape})
     assert cost_of(L.TimeDistributed(shaped()), (5, 3)).macs == 0  # one axis only, no kernel
 
@@ -400,23 +416,25 @@ class Told(Scaled):
 
 
 def test_check_rule_passes_right_rules():
-    keras_pcp.register_rule(Scaled)(follows)
+    keras_pcp.register_rule(Scaled, replace=True)(follows)
     check_rule(Scaled, (3, 3, 4))
     check_rule(L.Conv2D(5, 2, activation="relu"), (3, 3, 4))
     check_rule(L.LayerNormalization, (6,))  # statistics over channels
     check_rule(L.Add, [(3, 4), (3, 4)])
-    keras_pcp.register_rule(Told)(lambda site: (site.width("width", site.channels(site.inputs[0])), follows(site))[1])
+    keras_pcp.register_rule(Told, replace=True)(
+        lambda site: (site.width("width", site.channels(site.inputs[0])), follows(site))[1]
+    )
     check_rule(Told(4), (3, 4))
 
 
 def test_check_rule_says_what_is_wrong():
-    keras_pcp.register_rule(Scaled)(lambda site: site.inputs[0])
+    keras_pcp.register_rule(Scaled, replace=True)(lambda site: site.inputs[0])
     with pytest.raises(AssertionError, match="says nothing of the layer's weight"):
         check_rule(Scaled, (3, 4))
-    keras_pcp.register_rule(Flipped)(follows)
+    keras_pcp.register_rule(Flipped, replace=True)(follows)
     with pytest.raises(AssertionError, match="computes different outputs than with these channels set to 0"):
         check_rule(Flipped, (3, 4))
-    keras_pcp.register_rule(Told)(follows)
+    keras_pcp.register_rule(Told, replace=True)(follows)
     with pytest.raises(AssertionError, match=r"site\.width"):
         check_rule(Told(4), (3, 4))
     with pytest.raises(AssertionError, match="has no rule"):

@@ -196,7 +196,7 @@ class CallSite:
         return table[0]
 
 
-def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
+def register_rule(*layer_classes: type, replace: bool = False) -> Callable[[Rule], Rule]:
     """Registers the channel rule of Keras layer classes, custom ones included.
 
     A subclass uses the rule of its parent only if it overrides neither `call` nor `build`; otherwise it needs its own rule.
@@ -215,9 +215,10 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
 
     Args:
         *layer_classes: classes of Keras layers.
+        replace: True to replace a rule that a class already has.
 
     Raises:
-        InvalidArgumentError: something else is given.
+        InvalidArgumentError: something else is given, or a class has a rule and `replace` is False.
 
     Example:
         >>> import keras, keras_pcp
@@ -234,6 +235,11 @@ def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
     for cls in layer_classes:
         if not (isinstance(cls, type) and issubclass(cls, keras.Operation)):
             raise InvalidArgumentError(f"register_rule takes classes of Keras layers, got {checks.shown(cls)}")
+        if cls in _LAYER_RULES and not checks.flag("replace", replace):
+            raise InvalidArgumentError(
+                f"{cls.__name__} has a rule already, {_LAYER_RULES[cls].__qualname__} of {_LAYER_RULES[cls].__module__}; "
+                "pass replace=True to replace it"
+            )
 
     def register(rule: Rule) -> Rule:
         checks.function("the rule", rule, "a function of one CallSite", takes=1)

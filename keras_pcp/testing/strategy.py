@@ -1,0 +1,96 @@
+"""Checks a strategy."""
+
+import json
+from contextlib import nullcontext
+
+import keras
+
+from keras_pcp.fit.metric import Measuring
+from keras_pcp.fit.moments import Steps, moments
+from keras_pcp.fit.observation import Moment
+from keras_pcp.fit.run import Run
+from keras_pcp.graph.build import build_graph
+from keras_pcp.graph.model_cost import count_cost
+from keras_pcp.repair.loss_terms import LossTerms
+from keras_pcp.schedules import linear
+from keras_pcp.select.problem import Limits, Problem
+from keras_pcp.strategies.protocol import Action, FitLength, Strategy
+from keras_pcp.testing.networks import SEED, networks, require, samples_for
+
+
+def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool = True) -> None:
+    """Checks that a strategy does what the rest of keras_pcp relies on, in short training runs of tiny models of its own.
+
+    On a residual network, a concatenation with two outputs, a depthwise convolution and a dense layer behind a flatten: the
+    steps at which it wants to be asked rise; it comes to an end at each of them; what it answers can be done and leaves
+    every group a channel; after the last moment the model is at or below the limit; its state survives JSON; and the same
+    seed gives the same actions.
+
+    Args:
+        strategy: the strategy.
+        max_macs: the limit, a fraction.
+        reaches: False for a strategy that is not meant to reach the limit, such as one that only watches.
+
+    Raises:
+        AssertionError: what does not hold, in a sentence.
+
+    Example:
+        >>> import keras_pcp.testing
+        >>> keras_pcp.testing.check_strategy(keras_pcp.strategies.OneShot())
+    """
+    for (what, model), (_, again) in zip(networks(), networks(), strict=True):
+        done = _trained_with(what, model, strategy, max_macs, through_json=True)
+        other = _trained_with(what, again, strategy, max_macs, through_json=False)
+        same = [_written(action) for action in done] == [_written(action) for action in other]
+        require(
+            same,
+            f"on {what}, the strategy does something else when its state has been JSON in between, or when it runs again "
+            "with the same seed; its state must hold all that it remembers, and random draws go by seen.seed",
+        )
+        if reaches:
+            holds = count_cost(model).macs <= max_macs * count_cost(next(m for w, m in networks() if w == what)).macs
+            require(holds, f"on {what}, the model is above the limit after the last moment")
+
+
+def _written(action: Action) -> tuple:
+    """Returns an action to compare; groups by their order, since layers of two models have other names."""
+    return action.how, [mask.tolist() for mask in action.keep.keep.values()]
+
+
+_STEPS, _EPOCH, _MOST_ACTIONS = 24, 4, 1000
+
+
+def _trained_with(
+    what: str, model: keras.Model, strategy: Strategy, max_macs: float, through_json: bool
+) -> list[Action]:
+    """Trains a model for some steps while a strategy prunes it; returns its actions."""
+    keras.utils.set_random_seed(SEED)
+    samples = samples_for(model)
+    problem = Problem.of(build_graph(model), Limits(max_macs=max_macs))
+    run = Run(model, problem, strategy, "l1", samples, Measuring(seed=SEED))
+    steps = strategy.when(problem, FitLength(_STEPS, _EPOCH, 0.1, 0.9))
+    due = {moment.step: moment for moment in moments(steps, linear, _STEPS, Steps(per_epoch=_EPOCH))}
+    terms, actions = LossTerms(model, strategy.loss_terms(problem, run.state)), []
+    with terms.added() if terms.terms else nullcontext():
+        for step in range(_STEPS):
+            if step in due:
+                actions += _actions(what, run, due[step])
+                if terms.terms:
+                    terms.set(strategy.loss_terms(problem, run.state))
+            if through_json:
+                run.from_json(json.loads(json.dumps(run.to_json())))
+            model.train_on_batch(*samples)
+    return actions
+
+
+def _actions(what: str, run: Run, moment: Moment) -> list[Action]:
+    found: list[Action] = []
+    while len(found) < _MOST_ACTIONS:
+        action = run.ask(moment, fresh=not found)
+        found += [] if action is None else [action]
+        if action is not None:
+            run.carry_out(action, action.more)
+        if action is None or not action.more:
+            run.carry_out(None)
+            return found
+    raise AssertionError(f"on {what}, the strategy asks to be asked again without an end (Action.more)")
