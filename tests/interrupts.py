@@ -170,13 +170,18 @@ def every_line(name, stride=1, offset=1, use_every=1, all_of_keras=False):
         try:
             if differing:
                 assert state == new, [key for key in new if state[key] != new[key]]
-            if differing or number // stride % use_every == 0:
+            used = differing or number // stride % use_every == 0
+            if used:
                 subject.check_use()
-                subject = Subject()
         except Exception as e:
+            used = True
             torn.append((number, hit, f"{type(e).__name__}: {str(e)[:300]}"))
-            subject = Subject()
         del raised
+        if used:
+            # `shrink` looks through all living models, so those of earlier lines would add lines of their own.
+            del subject
+            keras.backend.clear_session(free_memory=True)
+            subject = Subject()
         number += stride
 
 
