@@ -18,16 +18,28 @@ def world():
 
 
 # Not shrunk: a call depends on all that was drawn before, and one is short as it is.
-@settings(
-    max_examples=200,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+def calls(count):
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@calls(40)
 @given(seed=st.integers(0, 10**9))
 def test_a_random_call_returns_or_is_refused_by_a_documented_error_and_leaves_the_model_whole(world, seed):
+    outcome = fuzz_calls.one_call(random.Random(seed), world, whole=seed % 20 == 0)
+    assert not outcome.fault, outcome
+
+
+@pytest.mark.slow
+@calls(200)
+@given(seed=st.integers(0, 10**9))
+def test_more_random_calls_return_or_are_refused_and_leave_the_model_whole(world, seed):
     outcome = fuzz_calls.one_call(random.Random(seed), world, whole=seed % 20 == 0)
     assert not outcome.fault, outcome
 

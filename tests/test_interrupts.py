@@ -8,7 +8,12 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "offset"), [("shrink", 997, 17), ("masked", 131, 5), ("reestimate_batch_norm", 239, 7)]
+    ("name", "stride", "offset"),
+    [
+        ("shrink", 997, 17),
+        pytest.param("masked", 131, 5, marks=pytest.mark.slow),
+        pytest.param("reestimate_batch_norm", 239, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupt_leaves_the_model_old_or_new(name, stride, offset):
     _, found, torn = interrupts.every_line(name, stride, offset, use_every=10)

@@ -19,6 +19,7 @@ def test_the_discrepancy_is_that_of_its_formula():
     assert float(np.mean(found)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_with_the_discrepancy_prunes_too(tmp_path):
     network = dann(domain_head=keras_pcp.adaptation.MeanDiscrepancy())
     (x, y), target = domains()
