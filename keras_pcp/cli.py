@@ -161,11 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "--on-unknown", choices=["error", "freeze"], default="error", help="what to do about layers without a rule"
     )
     analysed.add_argument(
-        "--frozen-layers",
-        type=_names,
-        default=[],
-        metavar="A,B",
-        help="layers that keep their width (they still train)",
+        "--frozen-layers", type=_names, default=[], metavar="A,B", help="layers that keep their width, but train"
     )
 
     command = commands.add_parser("inspect", parents=[loaded, analysed], help="show what can be pruned, and how far")
@@ -184,9 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=export)
 
-    command = commands.add_parser(
-        "bench", parents=[loaded], help="measure the latency of a *.tflite file or a Keras model"
-    )
+    command = commands.add_parser("bench", parents=[loaded], help="time a *.tflite file or a Keras model")
     command.add_argument("--threads", type=_positive, default=1)
     command.add_argument("--runs", type=_positive, default=50)
     command.set_defaults(run=bench)

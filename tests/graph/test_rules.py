@@ -366,7 +366,7 @@ def test_a_rule_that_counts_nothing_of_a_kernel_leaves_the_cost_unknown():
     assert (
         "its rule does not say how often it uses projected/kernel (4, 4); call site.macs" in cost.uncounted["projected"]
     )
-    with pytest.raises(AssertionError, match=r"what 'again' costs is unknown: .*site.macs"):
+    with pytest.raises(AssertionError, match=r"the cost of 'again' is unknown: .*site.macs"):
         check_rule(Projected(name="again"), (5, 5, 4))
 
 

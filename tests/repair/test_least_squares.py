@@ -211,7 +211,7 @@ def test_nothing_is_written_if_a_later_layer_fails(monkeypatch):
 def test_models_that_do_not_belong_together_are_refused():
     model, graph, data, selection = duplicated()
     pruned = keras_pcp.prune_model(model, graph, selection)
-    with pytest.raises(InvalidArgumentError, match="layers of its own"):
+    with pytest.raises(InvalidArgumentError, match="share no layers with model"):
         keras_pcp.refit(model, model, graph, selection, data)
     other = Selection({"first": np.arange(6) < 5})
     with pytest.raises(InvalidArgumentError, match="selection keeps 5 of 6 inputs"):
