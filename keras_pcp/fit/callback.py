@@ -61,7 +61,7 @@ class Pruning(keras.callbacks.Callback):
         deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
             and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
             `validation_data` gives them sample weight 0.
-        frozen_layers: names of layers whose output channels must stay.
+        frozen_layers: names of layers that keep their width; they still train.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
         begin: fraction of the training, in [0, 1), at which pruning begins.
         end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between
