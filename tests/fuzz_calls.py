@@ -692,9 +692,11 @@ def constructors(d: Draw) -> None:
         lambda: pcp.PseudoLabels(**d.options(threshold=lambda: 0.5, refresh_every=lambda: 2, balanced=lambda: True)),
         lambda: pcp.PseudoLabels(**d.options(true_labels=lambda: np.arange(4), history=list)),
         lambda: pcp.GradientReversal(**d.options(weight=lambda: 0.5)),
-        lambda: pcp.MeanDiscrepancy(**d.options(scales=lambda: d.one((1.0, 2.0), [1], (-1.0,), ("a",), (np.inf,)))),
-        lambda: pcp.ReversalSchedule(**d.options(maximum=lambda: 1.0, gamma=lambda: 5)),
-        lambda: pcp.AnnealedLearningRate(
+        lambda: pcp.adaptation.MeanDiscrepancy(
+            **d.options(scales=lambda: d.one((1.0, 2.0), [1], (-1.0,), ("a",), (np.inf,)))
+        ),
+        lambda: pcp.adaptation.ReversalSchedule(**d.options(maximum=lambda: 1.0, gamma=lambda: 5)),
+        lambda: pcp.adaptation.AnnealedLearningRate(
             **d.options(initial=lambda: 0.1, steps=lambda: 5, alpha=lambda: 1, beta=lambda: 1)
         ),
         lambda: criteria.Chip(*d.options(samples=lambda: 3).values()),

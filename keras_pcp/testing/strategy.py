@@ -57,7 +57,7 @@ def _written(action: Action) -> tuple:
     return action.how, [mask.tolist() for mask in action.keep.keep.values()]
 
 
-_STEPS, _EPOCH, _MOST_ACTIONS = 24, 4, 1000
+_STEPS, _EPOCH, _MOST_ACTIONS = 12, 2, 1000
 
 
 def _trained_with(
