@@ -6,6 +6,7 @@ import keras
 
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
+from keras_pcp.graph.grouping import grouped
 from keras_pcp.graph.program import Program, program_of
 from keras_pcp.graph.recorder import GraphRecorder
 from keras_pcp.graph.rules import (
@@ -69,11 +70,11 @@ def graph_of(program: Program, on_unknown: str = "error", frozen_layers: Iterabl
     missing = [n for n in frozen_layers if n not in names]
     if missing:
         raise InvalidArgumentError(f"frozen_layers names {missing}, which {program.model.name!r} does not have")
-    builder = GraphRecorder(program, set(frozen_layers))
-    builder.run()
-    if builder.unknown and on_unknown == "error":
-        raise UnsupportedModelError(_unknown_message(builder.unknown))
-    return builder.finish()
+    recorder = GraphRecorder(program, set(frozen_layers))
+    notes = recorder.run()
+    if notes.unknown and on_unknown == "error":
+        raise UnsupportedModelError(_unknown_message(notes.unknown))
+    return grouped(program, recorder.index, notes)
 
 
 def _unknown_message(unknown: dict[str, str]) -> str:

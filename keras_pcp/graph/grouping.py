@@ -1,0 +1,197 @@
+"""Turns what the rules said into a channel graph: connected labels become groups."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from keras_pcp.errors import UnsupportedModelError
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.channels import (
+    IDLE,
+    ChannelGroup,
+    CostTerm,
+    Extent,
+    Frozen,
+    WeightInfo,
+    WeightSlice,
+    Width,
+)
+from keras_pcp.graph.labels import Classes, connected
+from keras_pcp.graph.notes import Index, Notes
+from keras_pcp.graph.program import Program
+from keras_pcp.graph.rules import CallSite
+from keras_pcp.graph.trace import fingerprint
+
+
+def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
+    """Turns what the rules said about a program into its channel graph.
+
+    Raises:
+        UnsupportedModelError: a rule does not account for a weight of its layer.
+    """
+    classes = notes.table.resolve()
+    group_of, channel_of, names, sizes = _group_labels(notes, classes)
+    _check_weights(index, notes, group_of)
+    pieces = _Pieces(group_of, channel_of, names)
+    slices: list[list[WeightSlice]] = [[] for _ in names]
+    shapes = [[Extent(int(d)) for d in w.shape] for w in index.weights]
+    for (weight, axis), (ids, role, part) in notes.bindings.items():
+        variable = index.weights[weight]
+        layer = index.owner[id(variable)]
+        shapes[weight][axis] = Extent(len(ids), pieces.of(ids))
+        for group, channels, positions in pieces.split(ids):
+            slices[group].append(WeightSlice(weight, variable.path, layer, axis, role, part, channels, positions))
+    inexact = np.zeros(len(names), bool)
+    inexact[group_of[classes.inexact & (group_of >= 0)]] = True
+    widths = tuple(_all_widths(notes, pieces))
+    parts = _parts(widths, dict(zip(names, sizes, strict=True)))
+    unowned = "" if program.opened.blocks else IDLE
+    groups = {
+        n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i], tuple(parts.get(n, {}).values()))
+        for i, n in enumerate(names)
+    }
+    return ChannelGraph(
+        model_name=program.model.name,
+        groups=groups,
+        frozen=tuple(_frozen(program, notes, classes)),
+        weights=tuple(
+            WeightInfo(w.path, index.owner.get(id(w), unowned), _itemsize(w), tuple(shape))
+            for w, shape in zip(index.weights, shapes, strict=True)
+        ),
+        widths=widths,
+        macs=tuple(_terms(program, notes, shapes)),
+        notes=tuple(f"{text}; its channels are frozen" for text in notes.unknown.values()),
+        blocks=program.opened.blocks,
+        fingerprint=fingerprint(program.trace, index.weights),
+    )
+
+
+def _check_weights(index: Index, notes: Notes, group_of: np.ndarray) -> None:
+    """Raises if a rule lets channels that can go through its layer but does not account for one of the weights."""
+    accounted = {weight for weight, _ in notes.bindings} | notes.independent
+    for site, labels in notes.ruled:
+        weights = getattr(site.operation, "weights", ())
+        forgotten = [w for w in weights if math.prod(w.shape) > 1 and index.weight.get(id(w)) not in accounted]
+        if forgotten and any(x is not None and (group_of[x.ids] >= 0).any() for x in labels):
+            variable = forgotten[0]
+            raise UnsupportedModelError(
+                f"the rule of {site.name} lets channels be removed but says nothing of the layer's weight "
+                f"{variable.path!r} of shape {tuple(variable.shape)}. In the rule, call site.follow(weight, axis, ids, "
+                "part) if it has a value for each channel, site.consume(weight, axis, ids) if it multiplies what is "
+                "read from them, site.produce((weight, axis, part)) if it makes channels, or site.independent(weight)"
+            )
+
+
+def _terms(program: Program, notes: Notes, shapes: list[list[Extent]]) -> Iterable[CostTerm]:
+    for site, factor, weight, axes in notes.costs:
+        if factor != 0:
+            why = _why_unknown(program, site) if math.isnan(factor) else ""
+            yield CostTerm(site.layer, factor, tuple(shapes[weight][a] for a in axes), why)
+    for name, why in notes.uncounted.items():
+        yield CostTerm(name, math.nan, (), why)
+
+
+def _why_unknown(program: Program, site: CallSite) -> str:
+    """Returns why the number of positions that a call works on is not known."""
+    tensors = [program.trace.tensors[i] for i in program.trace.inputs]
+    unknown = [f"{t.name!r} of shape {tuple(t.shape)}" for t in tensors if None in t.shape[1:]]
+    if unknown:
+        return f"the size of the model's input {' and '.join(unknown)} is not known"
+    return f"{site.name} makes {' and '.join(map(str, site.output_shapes))}, of a size that is not known"
+
+
+def _group_labels(notes: Notes, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
+    """Gives every label its group and channel number; -1 where it is frozen."""
+    firsts = []
+    for _, ids in notes.sites:
+        roots = np.unique(classes.root[ids[~classes.frozen[ids]]])
+        firsts.append((roots[:1].repeat(len(roots)), roots))
+    component = connected(notes.table.count, firsts)[classes.root]
+    group_of = np.full(notes.table.count, -1)
+    channel_of = np.full(notes.table.count, -1)
+    names, sizes, seen = [], [], {}
+    for (layer, _), (first, roots) in zip(notes.sites, firsts, strict=True):
+        if len(roots) and component[first[0]] not in seen:
+            seen[component[first[0]]] = len(names)
+            names.append(_unique(layer, names))
+    free = np.flatnonzero(~classes.frozen)
+    by_component = np.full(notes.table.count, -1)
+    by_component[list(seen)] = list(seen.values())
+    group_of[free] = by_component[component[free]]
+    # Numbers within a group follow the order of the roots.
+    roots = np.flatnonzero((classes.root == np.arange(notes.table.count)) & (group_of >= 0))
+    order = roots[np.argsort(group_of[roots], kind="stable")]
+    sizes = np.bincount(group_of[roots], minlength=len(names))
+    number = np.full(notes.table.count, -1)
+    number[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    channel_of[free] = number[classes.root[free]]
+    return group_of, channel_of, names, sizes.tolist()
+
+
+def _all_widths(notes: Notes, pieces: "_Pieces") -> Iterable[Width]:
+    for (owner, index, path), (size, ids) in notes.widths.items():
+        if found := pieces.of(ids):
+            yield Width(owner, index, path, Extent(size, found))
+    for tensor, labels in notes.labels.items():
+        if labels is not None and (found := pieces.of(labels.ids)):
+            yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found))
+
+
+def _frozen(program: Program, notes: Notes, classes: Classes) -> Iterable[Frozen]:
+    for layer, ids in notes.sites:
+        reasons = Counter(classes.reason(i) for i in ids[classes.frozen[ids]])
+        for reason, number in reasons.items():
+            yield Frozen(layer, number, reason)
+    for name, text in notes.unknown.items():
+        number = sum(int(w.shape[-1]) for w in getattr(_operation(program, name), "weights", ()) if len(w.shape) > 1)
+        if number:
+            yield Frozen(name, number, f"{text}: its own weights are left alone")
+
+
+def _operation(program: Program, name: str) -> Any:
+    return next(op for op in program.trace.operations if program.name_of(op) == name)
+
+
+class _Pieces:
+    """Splits label vectors by group."""
+
+    def __init__(self, group_of: np.ndarray, channel_of: np.ndarray, names: list[str]):
+        self.group_of, self.channel_of, self.names = group_of, channel_of, names
+
+    def split(self, ids: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Returns (group, channels, positions) for each group found among `ids`."""
+        groups = self.group_of[ids]
+        found = []
+        for group in np.unique(groups[groups >= 0]):
+            positions = np.flatnonzero(groups == group)
+            found.append((int(group), self.channel_of[ids[positions]], positions))
+        return found
+
+    def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+        return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
+
+
+def _parts(widths: Iterable[Width], sizes: dict[str, int]) -> dict[str, dict[bytes, np.ndarray]]:
+    """Finds the axes that hold nothing but a part of one group: {group: {key: channels}}."""
+    found: dict[str, dict[bytes, np.ndarray]] = {}
+    for width in widths:
+        if width.owner == "tensor" and len(width.extent.pieces) == 1:
+            name, channels = width.extent.pieces[0]
+            part = np.unique(channels)
+            if len(channels) == width.extent.size and len(part) < sizes[name]:
+                found.setdefault(name, {})[part.tobytes()] = part
+    return found
+
+
+def _unique(name: str, taken: list[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}#{number}", number + 1
+    return candidate
+
+
+def _itemsize(variable: Any) -> int:
+    return 2 if variable.dtype == "bfloat16" else np.dtype(variable.dtype).itemsize
