@@ -148,7 +148,7 @@ class Pruning(keras.callbacks.Callback):
                 "one of them (max_macs, max_params and max_bytes can be combined), or prune in one fit after the other"
             )
         if self._run:  # of a fit that was interrupted
-            self._run.teaching.close()
+            self._run.close()
         limits = self.limits
         if self.report and self._pruned is self.model:  # fractions are of the model as it was in the first fit
             limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self.report.limits.items()})

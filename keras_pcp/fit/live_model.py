@@ -101,6 +101,10 @@ class LiveModel:
         """Holds channels at zero until they are asked for again."""
         all_or_nothing(lambda journal: self.gates.hold(self.here(kept), journal))
 
+    def release(self) -> None:
+        """Brings back what is held at zero."""
+        all_or_nothing(self.gates.open)
+
     def zero(self, kept: Selection) -> None:
         """Sets the weights that make channels to zero, once."""
         self._write(zeroed(self.model, self.graph, self.here(kept)))

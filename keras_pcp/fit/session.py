@@ -87,7 +87,7 @@ class Session:
             self.steps = Steps(0, 0, steps, getattr(self.callback.model, "steps_per_execution", 1))
             self.plan((params["epochs"] - epoch) * (steps or 1))
             self.teaching.begin()
-        with self.teaching_ended_by_errors():
+        with self.closed_by_errors():
             self.take_due()
         self.steps = self.steps.next_epoch()
 
@@ -106,20 +106,25 @@ class Session:
         self.clock.end_step()
         if self.steps.per_epoch:
             self.steps = self.steps.after_execution()
-            with self.teaching_ended_by_errors():
+            with self.closed_by_errors():
                 self.take_due()
 
     def end_epoch(self) -> None:
         """Counts epochs where the data does not tell its number of steps."""
         self.steps = self.steps.after_epoch()
 
+    def close(self) -> None:
+        """Gives the model its own loss back, and the channels that are held at zero."""
+        self.teaching.close()
+        self.run.live.release()
+
     @contextmanager
-    def teaching_ended_by_errors(self) -> Iterator[None]:
-        """Gives the model its own loss back if pruning fails."""
+    def closed_by_errors(self) -> Iterator[None]:
+        """Closes the session if pruning fails."""
         try:
             yield
         except BaseException:
-            self.teaching.close()
+            self.close()
             raise
 
     def take_due(self) -> None:
@@ -191,8 +196,8 @@ class Session:
         self.say(f"\npruning at step {self.steps.made}: {len(self.report.rounds)} rounds so far, {ratios}{metric}")
 
     def end_training(self) -> None:
-        """Ends distillation and warns if the limits were not reached."""
-        self.teaching.close()
+        """Closes the session and warns if the limits were not reached."""
+        self.close()
         if not self.report.reached:
             advice = "Call fit again with this callback, or let training go on longer"
             if self.diverged:

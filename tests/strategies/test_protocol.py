@@ -196,6 +196,45 @@ def test_the_loss_terms_of_a_strategy_hold_until_it_says_otherwise_and_end_with_
     assert "compute_loss" not in vars(model)
 
 
+class Stop(keras.callbacks.Callback):
+    """Ends a fit in its third epoch, as early stopping does or by an interrupt."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error, self.zeros = error, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.zeros = int((self.model.get_layer("second").kernel.numpy() == 0).sum())
+            self.model.stop_training = True
+            if self.error:
+                raise self.error
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["stopped", "interrupted"])
+def test_a_fit_that_ends_early_leaves_no_channel_held_at_zero(error):
+    model, stop = network(), Stop(error)
+    pruning = keras_pcp.Pruning(Regrowing(), max_macs=0.5, begin=0.1, end=0.8)
+
+    def run():
+        model.fit(*samples(), batch_size=8, epochs=6, verbose=0, callbacks=[pruning, stop])
+
+    if error:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        with pytest.warns(UserWarning, match="before pruning reached its limits"):
+            pruning.on_train_end()
+    else:
+        with pytest.warns(UserWarning, match="before pruning reached its limits"):
+            run()
+    kernel = model.get_layer("second").kernel
+    assert stop.zeros > 0
+    assert kernel.numpy().all()
+    assert kernel.constraint is None
+    model.fit(*samples(), verbose=0)
+    assert kernel.numpy().all()
+
+
 def test_what_a_strategy_may_not_say_is_an_error_that_names_it():
     @dataclass(frozen=True)
     class Reviving(Strategy):
