@@ -1,5 +1,8 @@
 """Channels that are held at zero over training steps, and come back."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -107,3 +110,36 @@ def test_an_optimizer_that_writes_averages_into_the_weights_is_refused():
     check_gates(network())
     with pytest.raises(UnsupportedModelError, match="use_ema"):
         check_gates(network(optimizer=keras.optimizers.SGD(0.1, use_ema=True)))
+
+
+@pytest.mark.slow
+def test_gates_hold_on_every_replica():
+    code = """
+import numpy as np, tensorflow as tf, keras, keras_pcp
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    i = keras.Input((8, 8, 1))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3)(i)))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, name="second")(x)))
+    model = keras.Model(i, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(64, 8, 8, 1)).astype("float32"), rng.integers(0, 2, 64)
+zeros = []
+
+class Look(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        kernel = self.model.get_layer("second").kernel
+        zeros.append([int((v.numpy() == 0).sum()) for v in kernel.value.values])
+
+pruning = keras_pcp.Pruning(keras_pcp.strategies.Chex(every=1), max_macs=0.6, begin=0.0, end=0.8)
+model.fit(x, y, batch_size=8, epochs=5, verbose=0, callbacks=[pruning, Look()])
+assert pruning.report.reached
+assert max(pair[0] for pair in zeros) > 0
+assert all(pair[0] == pair[1] for pair in zeros)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "done"
