@@ -203,7 +203,7 @@ def _check_needs(strategy: Strategy, criteria: Sequence[Criterion], validation_d
     name = type(strategy).__name__
     if not strategy.needs.several_criteria and len(criteria) > 1:
         raise InvalidArgumentError(
-            f"{name} uses one criterion, but {len(criteria)} are given; give one, or use Progressive, which attempts "
+            f"{name} goes by one criterion, but {len(criteria)} are given; give one, or use Progressive, which attempts "
             "each group with all of them"
         )
     if validation_data is None and strategy.needs.validation:
