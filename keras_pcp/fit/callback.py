@@ -33,10 +33,10 @@ class Pruning(keras.callbacks.Callback):
     from the first `fit` on.
 
     A new callback refuses fractions for a model that was pruned before in this process, because they could mean the
-    unpruned model or the model as it is now. Give ints. A file that Keras saves does not say what the model cost before
-    it was pruned, so a fraction is a fraction of the loaded model. A warning says so if its optimizer has made steps
-    (after a new `compile` it has not). If a script may continue from a checkpoint, give ints and save whole models.
-    `fit` warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
+    unpruned model or the current model. Give ints instead. A file that Keras saves does not say what the model cost
+    before it was pruned, so a fraction is a fraction of the loaded model. A warning says so if its optimizer has made
+    steps (after a new `compile` it has not). If a script may continue from a checkpoint, give ints and save whole
+    models. `fit` warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
 
     If the weights or the measurements are not finite at a moment of pruning, training has diverged. Nothing is pruned
     until they are finite again. `report.diverged` and a warning at the end of training say so.

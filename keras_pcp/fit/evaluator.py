@@ -80,8 +80,8 @@ class Evaluator:
                 )
             if self.as_it_is or np.isfinite(found.loss):
                 raise InvalidArgumentError(
-                    f"what pruning goes by, {self.measure.text}, is {found.metric} on validation_data; check the data, or "
-                    "use another monitor"
+                    f"what pruning compares, {self.measure.text}, is {found.metric} on validation_data; check the "
+                    "data, or use another monitor"
                 )
             raise InvalidArgumentError(
                 f"the loss on validation_data is {found.loss}; check that the labels (y: {_shapes(self.y)}, from "

@@ -84,7 +84,7 @@ class Measuring:
                 f"{self.monitor!r}"
             )
         if self.monitor is None and self.mode != "auto":
-            raise InvalidArgumentError(f"mode={self.mode!r} needs monitor=, which says what is to be so")
+            raise InvalidArgumentError(f"mode={self.mode!r} needs monitor=, the value that it applies to")
         if isinstance(self.monitor, Mapping):
             wrong = [w for w in self.monitor.values() if not (isinstance(w, Real) and 0 < w < np.inf)]
             if wrong or not self.monitor:
@@ -173,7 +173,7 @@ def _default(model: keras.Model, results: Sequence[str], outputs: Callable[[], S
     if is_own(model, "train_step") and not is_own(model, "test_step"):
         raise InvalidArgumentError(
             f"model {model.name!r} has its own train_step, so its compiled loss on (x, y) may not be what it is trained "
-            "for. Say what pruning goes by: pass monitor='loss' if that loss counts, or the name of a metric "
+            "for. Say what pruning compares: pass monitor='loss' if that loss counts, or the name of a metric "
             f"({', '.join(n for n in results if n != 'loss') or 'none is compiled'}), or a function monitor=evaluate "
             "that returns a number for the model; or give the model its own test_step"
         )
@@ -190,7 +190,7 @@ def _default(model: keras.Model, results: Sequence[str], outputs: Callable[[], S
     if "loss" not in results:
         raise InvalidArgumentError(
             f"test_step of model {model.name!r} gives no 'loss', only {', '.join(results) or 'nothing'}; say with "
-            "monitor= (and mode=) which of them pruning goes by"
+            "monitor= (and mode=) which of them pruning compares"
         )
     which = f"output {min(without[0].names)!r}" if len(owners) > 1 and without else "the model"
     why = f"{which} has no metric for which higher is better"

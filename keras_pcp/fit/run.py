@@ -96,7 +96,7 @@ class Run:
             NotFiniteError: the model has or gives NaN or infinite values. Nothing is changed then.
         """
         if self.live.refit_on is not None and self.kept != self.live.uncut:
-            raise PruningError("between two rounds with a refit the model has to be shrunk")
+            raise PruningError("between two rounds with a refit, the model must be shrunk")
         try:
             state, action = guarded(lambda: self._answer(at, fresh and bool(at.step or self.rounds)))
             self._check_finite(action.before if action else None)
@@ -195,7 +195,7 @@ class Run:
         state = self.strategy.state_from_json(data["state"])
         check_selection(self.problem.graph, kept)
         if kept.keep.keys() != self.problem.graph.groups.keys():
-            raise InvalidArgumentError("it has other channel groups than the model")
+            raise InvalidArgumentError("its channel groups are not those of the model")
         self.kept, self.how, self.rounds, self.state = kept, str(data["how"]), rounds, state
 
 

@@ -62,7 +62,7 @@ class Opened:
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
-    """Returns a plain functional model made of the same layers, with all blocks opened.
+    """Returns a plain functional model made of the same layers, in which blocks are opened.
 
     A block is a custom layer whose `call` consists of other layers and `keras.ops`. A model that is saved by the
     arguments of its constructor and not by its structure is a block, too (such as the backbones of KerasHub). The

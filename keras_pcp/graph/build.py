@@ -82,7 +82,7 @@ def _unknown_message(unknown: dict[str, str]) -> str:
     shown = "; ".join(list(unknown.values())[:5])
     more = f" (and {len(unknown) - 5} more)" if len(unknown) > 5 else ""
     return (
-        f"what these do to channels is unknown: {shown}{more}. Teach it with keras_pcp.register_rule(LayerClass), "
+        f"what these do to channels is unknown: {shown}{more}. Add a rule with keras_pcp.register_rule(LayerClass), "
         "or pass on_unknown='freeze' to keep every channel that reaches them"
     )
 
@@ -111,6 +111,6 @@ def check_fits(model: keras.Model, graph: ChannelGraph) -> Program:
     if fingerprint(program.trace, model.weights) != graph.fingerprint:
         raise InvalidArgumentError(
             f"the graph was built from another model ({graph.model_name!r}) than {model.name!r}: the weights have the same "
-            "shapes, but the layers, their settings or what they are connected with differ; call build_graph(model)"
+            "shapes, but the layers, their settings or their connections differ; call build_graph(model)"
         )
     return program

@@ -69,11 +69,11 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
     does, the answer is `INERT`. Only the result remembers the calls. The called layers do not.
     """
     if isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
-        return "it is recurrent: it runs in a loop, in which each step reads what the step before gave"
+        return "it is recurrent: it runs in a loop, and each step reads the result of the step before"
     fixed, kwargs = kwargs.get("training"), {k: v for k, v in kwargs.items() if k != "training"}
     parameter = _parameters(layer).get("training")
     if fixed or (parameter and parameter.default is True):
-        return "it is called with training=True where nothing else is said"
+        return "it is called with training=True unless the caller says otherwise"
     with undone() as journal:
         return _listed_alike(layer, args, kwargs, parameter is not None, journal)
 
@@ -145,7 +145,7 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None, has_tra
             [] if isinstance(node.operation, keras.Layer) else tree.flatten(list(_settings(node.operation).values()))
         )
         if any(callable(v) and not isinstance(v, type) for v in [*values, *settings]):
-            return f"{name} in it runs a Python function, in which anything may happen"
+            return f"{name} in it runs a Python function, which may do anything"
         if "training" in kwargs and not _follows(node.operation, kwargs["training"], training, has_training):
             return f"it calls a layer with training={kwargs['training']} at all times"
     return None

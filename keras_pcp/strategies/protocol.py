@@ -230,7 +230,7 @@ def spread(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
     first, last, removed = fit.first, fit.last, problem.largest_share
     least = 1 if fit.refit else max(1, math.ceil(removed / _LARGEST_CUT))
     if last - first < least or fit.total < 2:
-        unit = "steps" if fit.per_epoch else "epochs (the data does not tell its number of steps)"
+        unit = "steps" if fit.per_epoch else "epochs (the data does not give its number of steps)"
         need = math.ceil((least + 1) / (fit.end - fit.begin))
         raise InvalidArgumentError(
             f"this fit is too short to prune in: it has {fit.total} {unit}, of which {last - first} lie between "

@@ -98,4 +98,4 @@ def _actions(what: str, run: Run, moment: Moment) -> list[Action]:
         if action is None or not action.more:
             run.carry_out(None)
             return found
-    raise AssertionError(f"on {what}, the strategy asks to be asked again without an end (Action.more)")
+    raise AssertionError(f"on {what}, the strategy never stops asking for another turn (Action.more)")
