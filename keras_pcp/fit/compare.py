@@ -50,8 +50,8 @@ class Comparison:
             part: slice of the chunks.
 
         Returns:
-            Metric and loss of the model as it is, float array (chunks, 2). And {name: float array (chunks, 2)}: fall of
-            the metric and rise of the loss in each attempt.
+            Metric and loss of the model as it is, float array (chunks, 2), and {name: float array (chunks, 2)}, the
+            fall of the metric and the rise of the loss in each attempt.
         """
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)

@@ -70,12 +70,12 @@ def inline_blocks(model: keras.Model) -> keras.Model:
     changes in two ways only: its layers remember the calls in the result, and inner layers get new names if another
     layer has theirs.
 
-    A block stays closed
+    A block stays closed in these cases:
 
-    - if it does more than compute its outputs with its layers, for example assign to a variable, add a loss, or store a
-      value in an attribute;
-    - if it owns weights that belong to no inner layer, or computes with tensors that are not inputs;
-    - if it does not accept symbolic inputs.
+    - It does more than compute its outputs with its layers. For example, it assigns to a variable, adds a loss, or
+      stores a value in an attribute.
+    - It owns weights that belong to no inner layer, or computes with tensors that are not inputs.
+    - It does not accept symbolic inputs.
 
     Every opened block is compared with the closed one on random data.
 

@@ -134,8 +134,8 @@ class Observation(Protocol):
         """Evaluates the model as it is and as if pruned to each of the selections, on a part of the samples.
 
         Returns:
-            Metric and loss of the model as it is, float array (chunks in `part`, 2). And {name: float array (chunks in
-            `part`, 2)}: fall of the metric and rise of the loss.
+            Metric and loss of the model as it is, float array (chunks in `part`, 2), and {name: float array (chunks in
+            `part`, 2)}, the fall of the metric and the rise of the loss for each selection.
         """
 
 
