@@ -24,61 +24,62 @@ from keras_pcp.support.models import check_model
 class Pruning(keras.callbacks.Callback):
     """Prunes the model while it trains; after `fit`, the same model object is at or below the limits.
 
-    A strategy decides what goes and when, in the part of the training between `begin` and `end`. The model is made
-    physically smaller in place, so later steps are faster. `report` records every round. `ProgressivePruning` is this
-    callback with the strategy that suits most models.
+    A strategy decides which channels are removed, and when. It works in the part of training between `begin` and `end`.
+    The model is made physically smaller in place, so later steps are faster. `report` records every round.
+    `ProgressivePruning` is this callback with the strategy that suits most models.
 
-    If training stops before `end`, limits may be missed: a warning says so, and `report.reached` is False. Another `fit` of
-    the same model with the same callback goes on to the same limits, which are absolute from the first `fit` on.
+    If training stops before `end`, limits may be missed. Then a warning says so, and `report.reached` is False. To
+    continue, call `fit` of the same model again with the same callback. The limits stay the same: they are absolute
+    from the first `fit` on.
 
-    A new callback needs ints for a model that was pruned before in this process: fractions are refused, since a part of the
-    unpruned model or of the model as it is now could be meant. A file that Keras saves does not say what the model cost
-    before it was pruned. So a fraction is of the model as it is loaded; a warning says so if its optimizer has made steps
-    (after a new `compile` it has not). Give ints where a script may go on from a checkpoint, and save whole models: `fit`
-    warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
+    A new callback refuses fractions for a model that was pruned before in this process, because they could mean the
+    unpruned model or the current model. Give ints instead. A file that Keras saves does not say what the model cost
+    before it was pruned, so a fraction is a fraction of the loaded model. A warning says so if its optimizer has made
+    steps (after a new `compile` it has not). If a script may continue from a checkpoint, give ints and save whole
+    models. `fit` warns if `BackupAndRestore`, or `ModelCheckpoint` with `save_weights_only`, is among its callbacks.
 
-    Where the weights or the measurements are not finite at a moment of pruning, training has diverged: nothing is pruned
-    until they are finite again, and `report.diverged` and a warning at the end of training say so.
+    If the weights or the measurements are not finite at a moment of pruning, training has diverged. Nothing is pruned
+    until they are finite again. `report.diverged` and a warning at the end of training say so.
 
     Args:
-        strategy: one of `keras_pcp.strategies`, or your own.
-        max_macs: multiply-accumulates of one sample: a float in (0, 1) is a fraction of the unpruned model, an int is
-            absolute. At least one limit is needed; all that are given will hold.
+        strategy: one of `keras_pcp.strategies`, or a custom one.
+        max_macs: multiply-accumulates of one sample. A float in (0, 1) is a fraction of the unpruned model, an int is
+            absolute. At least one limit is needed. The pruned model meets all that are given.
         max_params: number of all weights, trainable or not, likewise.
         max_bytes: bytes of the weights in their own types, likewise.
-        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches; or
-            a function without arguments that returns them, which is called again before each moment of pruning. Keep them
-            apart from training and test data: the widths are chosen by them.
-        criterion: which channels of a group go first: a name in `keras_pcp.criteria.BY_NAME` or a callable; or several,
-            of which each attempt of `Progressive` takes the best (other strategies go by one). Criteria that read gradients
-            or features do so on `validation_data`, in every round.
+        validation_data: labelled samples for the attempts: (x, y), (x, y, sample_weight), or a dataset of such batches.
+            Or a function without arguments that returns them; it is called again before each moment of pruning. Keep
+            them apart from training and test data, because they decide the widths.
+        criterion: decides which channels of a group are removed first: a name in `keras_pcp.criteria.BY_NAME` or a
+            callable. Or several of them, of which each attempt of `Progressive` takes the best (other strategies use
+            one). Criteria that read gradients or features do so on `validation_data`, in every round.
         measuring: how the model is measured: number of validation samples, what is compared (`monitor`), seed.
         distillation: lets the unpruned model teach the pruned one in this `fit`.
-        refit_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not
-            used). If given, the layers that read pruned channels are refit by least squares after each round, see
-            `refit`, and attempts are measured with the layers that read the channels making up for them as far as
-            they can.
-        deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only what it has is counted,
-            and only its channels are removed. Outputs that it does not have take part in attempts and gradients unless
-            `validation_data` gives them sample weight 0.
-        frozen_layers: names of layers that keep their width; they still train.
+        refit_data: some samples of the training data, (x, y), or x alone if that is one array (labels are not used). If
+            given, the layers that read pruned channels are refit by least squares after each round, see `refit`. In
+            attempts, these layers make up for the missing channels as far as they can.
+        deliver: a model that shares layers with the one in `fit`, such as one of its heads. Only the layers of
+            `deliver` are counted, and only its channels are removed. Outputs that it does not have take part in
+            attempts and gradients unless `validation_data` gives them sample weight 0.
+        frozen_layers: names of layers that keep their width. They still train.
         on_unknown: `"error"` or `"freeze"`, see `build_graph`.
-        begin: fraction of the training, in [0, 1), at which pruning begins.
-        end: fraction of the training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between
-            the two there must be a step for each quarter of the model that goes (one step with `refit_data`);
-            an epoch, where the data does not tell its number of steps.
+        begin: fraction of training, in [0, 1), at which pruning begins.
+        end: fraction of training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between the
+            two there must be a step for each quarter of the model that is removed (one step with `refit_data`). If the
+            data does not give its number of steps, epochs count instead of steps.
         schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
 
     Raises:
-        InvalidArgumentError: a limit or option is out of range (at once), or the data does not fit the model, `monitor`
-            is unknown or has no default, another callback prunes too, or the training is too short (when `fit` starts,
-            before the first step).
-        LimitError: the limits cannot be reached (says what can), or MACs are limited and those of a layer are not known.
-        PruningError: in the middle of `fit`: no group can give more channels, though the limits are not reached yet.
+        InvalidArgumentError: at once if a limit or option is out of range. When `fit` starts, before the first step, if
+            the data does not fit the model, `monitor` is unknown or has no default, another callback prunes too, or
+            training is too short.
+        LimitError: the limits cannot be reached (the message says what can), or MACs are limited and those of a layer
+            are not known.
+        PruningError: in the middle of `fit`, no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
 
     `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch. After each shrink, `EarlyStopping`,
-    `ReduceLROnPlateau` and `ModelCheckpoint` start over with their best value, because it belonged to another network.
+    `ReduceLROnPlateau` and `ModelCheckpoint` forget their best value, because it belonged to another network.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -147,24 +148,24 @@ class Pruning(keras.callbacks.Callback):
                 f"this fit has {1 + len(rivals)} pruning callbacks, which would prune the same layers; give all limits to "
                 "one of them (max_macs, max_params and max_bytes can be combined), or prune in one fit after the other"
             )
-        if self._run:  # of a fit that was interrupted
+        if self._run:  # left over from a fit that was interrupted
             self._run.close()
         limits = self.limits
-        if self.report and self._pruned is self.model:  # fractions are of the model as it was in the first fit
+        if self.report and self._pruned is self.model:  # fractions mean the model as it was in the first fit
             limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self.report.limits.items()})
         self._run = Session(self, limits)
         self.report, self._pruned = self._run.report, self.model
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Lays out the moments of pruning in the first epoch; prunes if a moment has come."""
+        """Plans the moments of pruning in the first epoch; prunes if one is due."""
         self._run.begin_epoch(epoch, self.params)
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Starts the clock of a step."""
+        """Starts timing a step."""
         self._run.clock.begin_step()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Prunes if a moment has come."""
+        """Prunes if a moment of pruning is due."""
         self._run.end_execution()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -185,14 +186,14 @@ class Pruning(keras.callbacks.Callback):
 class ProgressivePruning(Pruning):
     """Prunes the model while it trains, by progressive channel pruning: `Pruning` with the strategy `Progressive`.
 
-    After `fit`, the same model object is at or below the limits. Rounds of attempting, selecting and pruning are spread over
-    the part of the training between `begin` and `end`.
+    After `fit`, the same model object is at or below the limits. Rounds of attempting, selecting and pruning are spread
+    over the part of training between `begin` and `end`.
 
     Args:
-        strategy: a `keras_pcp.strategies.Progressive` with other options than the default.
-        **options: those of `Pruning`: `max_macs`, `max_params`, `max_bytes` (at least one), `validation_data` (needed),
-            `criterion`, `measuring`, `distillation`, `refit_data`, `deliver`, `frozen_layers`, `on_unknown`, `begin`, `end`
-            and `schedule`. It raises the same errors.
+        strategy: a `keras_pcp.strategies.Progressive` with options other than the defaults.
+        **options: the options of `Pruning`: `max_macs`, `max_params`, `max_bytes` (at least one), `validation_data`
+            (required), `criterion`, `measuring`, `distillation`, `refit_data`, `deliver`, `frozen_layers`,
+            `on_unknown`, `begin`, `end` and `schedule`. The same errors are raised.
 
     Example:
         >>> import keras, numpy as np, keras_pcp

@@ -8,17 +8,17 @@ import numpy as np
 
 
 class Clock:
-    """Books the callback's own time, and what a step after a shrink takes beyond the usual step."""
+    """Adds up the time that the callback takes, and the extra time of the first step after each shrink."""
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds, self.started, self.usual, self.retrace = seconds, 0.0, [], False
 
     def begin_step(self) -> None:
-        """Notes the time."""
+        """Notes when the step begins."""
         self.started = time.perf_counter()
 
     def end_step(self) -> None:
-        """Books a step as usual, or what it took more as retracing."""
+        """Notes the time of a usual step; after a shrink, adds the time beyond the usual step to `retracing`."""
         spent = time.perf_counter() - self.started
         if self.retrace:
             self.seconds["retracing"] += max(0.0, spent - (float(np.median(self.usual)) if self.usual else 0.0))
@@ -32,7 +32,7 @@ class Clock:
 
     @contextmanager
     def measuring(self, what: str) -> Iterator[None]:
-        """Books the time spent in the block."""
+        """Adds up the time spent in the block."""
         started = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Many attempts on the same samples, each computed from where it begins to differ."""
+"""Evaluates many attempts on the same samples. Each one is computed only from where it begins to differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,10 @@ Values = Mapping[int, np.ndarray]
 
 
 class Comparison:
-    """Compares a model with what it would be if pruned; the model itself is not touched.
+    """Compares a model with what it would be if pruned. The model itself is not changed.
 
-    The values of all tensors are computed once for a part of the samples. An attempt changes the weights of some layers,
-    so only those and what follows them is computed again: half of the network on average.
+    The values of all tensors are computed once for a part of the samples. An attempt changes the weights of some
+    layers, so only these layers and the layers after them are computed again: half of the network on average.
 
     Args:
         evaluator: evaluates outputs of the model on its samples.
@@ -46,12 +46,12 @@ class Comparison:
         """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
 
         Args:
-            attempts: by name, {index of a weight: its value}.
+            attempts: {name of an attempt: {index of a weight: its value}}.
             part: slice of the chunks.
 
         Returns:
-            Metric and loss of the model as it is, float array (chunks, 2), and by name the same shape: fall of the metric
-            and rise of the loss.
+            Metric and loss of the model as it is, float array (chunks, 2), and {name: float array (chunks, 2)}, the
+            fall of the metric and the rise of the loss in each attempt.
         """
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
@@ -67,7 +67,7 @@ class Comparison:
         return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
 
     def rerun(self, changed: tuple[int, ...]) -> Rerun:
-        """Returns what computes the outputs when the weights of these numbers change."""
+        """Returns an object that computes the outputs when the weights with these indices change."""
         if changed not in self.reruns:
             weights = [self.weights[i] for i in changed]
             users = {user for w in weights for user in self.users.get(id(w), ())}

@@ -1,4 +1,4 @@
-"""Measures a model on validation samples between two training steps, and leaves no trace in it."""
+"""Measures a model on validation samples between two training steps, and leaves the model unchanged."""
 
 import itertools
 import math
@@ -28,13 +28,13 @@ REESTIMATION_SAMPLES, _REESTIMATION_BATCH = 512, 64
 
 
 class Evaluator:
-    """Evaluates a compiled model on fixed samples. Metric states and weights are put back afterwards.
+    """Evaluates a compiled model on fixed samples. Metric states and weights are restored afterwards.
 
-    The metric is what the monitor asks for, so that higher is better. Metrics that only a `train_step` of the model's own
-    brings up to date are not known here. Positions that the model masks do not count, as in Keras. The loss is without
-    regularization terms. Loss and metrics are those that `judge` was compiled with: the model itself, or the one that it is
-    a copy of. A model with its own `test_step` is evaluated by that, and a function given as monitor takes its place; both
-    are taken as they are, and the loss is minus the metric where they give none.
+    The metric is what the monitor asks for, with a sign that makes higher better. Metrics that only a custom
+    `train_step` updates are not available here. Positions that the model masks do not count, as in Keras. The loss does
+    not include regularization terms. Loss and metrics are those that `judge` was compiled with. `judge` is the model
+    itself, or the model that it is a copy of. A custom `test_step` replaces this evaluation, and a function given as
+    monitor replaces both. Their results are used unchanged. If they give no loss, the loss is minus the metric.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Evaluator:
         self.x, self.y, self.weight = _rows(arrays, order)
 
     def check(self) -> Evaluation:
-        """Evaluates once, and turns whatever goes wrong into an error about validation_data."""
+        """Evaluates once, and turns every failure into an error about validation_data."""
         if not getattr(self.judge, "compiled", False):
             raise InvalidArgumentError(
                 f"model {self.judge.name!r} is not compiled, so it has no loss to measure; call model.compile(loss=..., "
@@ -75,13 +75,13 @@ class Evaluator:
         if not np.isfinite([found.metric, found.loss]).all():
             if not all(np.isfinite(p).all() for p in tree.flatten(self._predicted())):
                 raise NotFiniteError(
-                    f"model {self.model.name!r} gives outputs that are not finite on validation_data; if its training "
-                    "has diverged, train it again with a smaller learning rate"
+                    f"model {self.model.name!r} gives outputs that are not finite on validation_data; if training has "
+                    "diverged, train it again with a smaller learning rate"
                 )
             if self.as_it_is or np.isfinite(found.loss):
                 raise InvalidArgumentError(
-                    f"what pruning goes by, {self.measure.text}, is {found.metric} on validation_data; check the data, or "
-                    "take another monitor"
+                    f"what pruning compares, {self.measure.text}, is {found.metric} on validation_data; check the "
+                    "data, or use another monitor"
                 )
             raise InvalidArgumentError(
                 f"the loss on validation_data is {found.loss}; check that the labels (y: {_shapes(self.y)}, from "
@@ -91,28 +91,28 @@ class Evaluator:
 
     @cached_property
     def measure(self) -> Measure:
-        """What pruning goes by, for this model.
+        """The quantity that is compared for this model.
 
         Raises:
-            InvalidArgumentError: the model does not have what is asked for.
+            InvalidArgumentError: the model does not have what `monitor` asks for.
         """
         if callable(self.measuring.monitor):
             return resolve(self.measuring, self.judge, (), list)
         if self.tested and self.judge is not self.model:
             raise InvalidArgumentError(
                 f"model {self.judge.name!r} has its own test_step, which cannot evaluate the copy that a search with "
-                "refit_data works on; leave that out, or give monitor= a function of the model"
+                "refit_data works on; leave out refit_data, or set monitor= to a function of the model"
             )
         return resolve(self.measuring, self.judge, self.results, self._outputs)
 
     @property
     def tested(self) -> bool:
-        """Whether the model has a `test_step` of its own."""
+        """Whether the model has a custom `test_step`."""
         return is_own(self.judge, "test_step")
 
     @property
     def as_it_is(self) -> bool:
-        """Whether the model is evaluated as a whole, by a function or its own `test_step`, not by given outputs."""
+        """Whether a function or a custom `test_step` evaluates the whole model. Otherwise its outputs are judged."""
         return self.measure.function is not None or self.tested
 
     def evaluate(self) -> Evaluation:
@@ -134,7 +134,7 @@ class Evaluator:
         return Evaluation(float(metric), float(loss))
 
     def _tested(self, rows: slice) -> dict[str, Any]:
-        """Returns what `evaluate` gives; the mean over batches where that would be of the last batch alone."""
+        """Returns the results of `evaluate`; their mean over batches if `evaluate` would give the last batch alone."""
         arrays = [_rows(a, rows) for a in (self.x, self.y, self.weight)]
         count = count_samples(arrays[0])
         starts = range(0, count, _BATCH)
@@ -155,18 +155,18 @@ class Evaluator:
         return tree.map_structure(lambda *p: np.concatenate(p), *parts)
 
     def judged(self, y: Any, predicted: Any, weight: Any) -> tuple[Any, Any]:
-        """Returns metric and loss of given outputs. Leaves them in the states of the metrics."""
+        """Returns metric and loss of given outputs. The states of the metrics are changed."""
         results = self._computed(y, predicted, weight)
         return self.measure.of(results), results["loss"]
 
     def _computed(self, y: Any, predicted: Any, weight: Any) -> dict[str, Any]:
         """Returns the loss and all metrics of given outputs, by the names that `evaluate` of Keras gives them."""
         self.judge.reset_metrics()
-        # Outside the scope `losses` holds what activity regularizers left behind while the model was traced.
+        # Outside the scope, `losses` holds what activity regularizers left there while the model was traced.
         with internals.stateless([(w, w.value) for w in self.judge.weights]) as scope:
             loss = internals.loss_of(self.judge, None, y, predicted, weight)
             loss = loss - sum(keras.ops.sum(extra) for extra in self.judge.losses)
-        for variable in self.judge.metrics_variables:  # the losses of single outputs
+        for variable in self.judge.metrics_variables:  # the losses of the outputs
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
         results = self.judge.compute_metrics(None, y, predicted, weight)
@@ -174,7 +174,7 @@ class Evaluator:
 
     @cached_property
     def masks(self) -> list[Any]:
-        """The mask of each output on all samples, or None where it has none; empty if no output has one."""
+        """The mask of each output on all samples, or None for an output without one; empty if no output has one."""
         if all(internals.mask_of(t) is None for t in self._run(slice(1))):
             return []
         parts = [[internals.mask_of(t) for t in self._run(slice(i, i + _BATCH))] for i in range(0, self.count, _BATCH)]
@@ -185,7 +185,7 @@ class Evaluator:
 
     @cached_property
     def results(self) -> list[str]:
-        """Names of what an evaluation gives; without metrics that only a `train_step` of the model's own updates."""
+        """Names of the results of an evaluation, without metrics that only a custom `train_step` updates."""
         rows = slice(_BATCH)
         if self.tested:
             return list(self._tested(rows))
@@ -212,7 +212,10 @@ class Evaluator:
         return [Output(names, bool(t or not trained.any())) for names, t in zip(named, trained, strict=True)]
 
     def _trained(self, rows: slice) -> list[bool]:
-        """Returns for each output whether the loss has a gradient there; also away from outputs that may be right."""
+        """Returns for each output whether the loss has a gradient there.
+
+        The outputs may be right already, which makes the gradient zero. So outputs of other samples are tried, too.
+        """
         own = tree.map_structure(np.asarray, self.predict(_rows(self.x, rows)))
         y, weight = _rows(self.y, rows), _rows(self.weight, rows)
         found = []
@@ -227,17 +230,18 @@ class Evaluator:
 
     @cached_property
     def chunk(self) -> int:
-        """Number of samples in a chunk; parts for attempts are made of chunks."""
+        """Number of samples in a chunk. The parts for attempts are made of chunks."""
         most = _PART_BYTES // (_LEAST_CHUNKS * self._bytes_per_sample())
         return int(max(1, min(_CHUNK, self.count // 16, most)))
 
     @cached_property
     def parts(self) -> list[slice]:
-        """Slices of the chunks, about equal and of at most 256 samples each; a rest that makes no chunk is left out.
+        """Slices of the chunks, about equal, of at most 256 samples each. Samples that do not fill a chunk are left
+        out.
 
-        Empty if metric and loss on all samples are not the means of those on the chunks: AUC and IoU, for example, and
-        whatever is weighted by sample or masked. That is found by comparing them, also on outputs that belong to other
-        samples: a perfect AUC is a mean by chance.
+        Empty if metric and loss on all samples are not the means of those on the chunks. Examples are AUC, IoU, sample
+        weights and masks. The two are compared to find this out. They are also compared on the outputs of other
+        samples, because a perfect AUC is a mean by chance.
         """
         if self.as_it_is:
             return []
@@ -267,7 +271,7 @@ class Evaluator:
         return slice(part.start * self.chunk, part.stop * self.chunk)
 
     def judge_chunks(self, predictions: list[Any], part: slice) -> np.ndarray:
-        """Returns metric and loss, on each chunk of a part, of several outputs: float array (outputs, chunks, 2)."""
+        """Returns metric and loss of several outputs on each chunk of a part: float array (outputs, chunks, 2)."""
         chunks = part.stop - part.start
         rows = self.samples(part)
 
@@ -286,8 +290,8 @@ class Evaluator:
 
     @cached_property
     def _judge_all(self) -> Callable:
-        """`judged` for each chunk, compiled. Holds the weights that a loss may read, so it is dropped with them."""
-        _ = self.measure  # finding it takes an evaluation, which is impossible while tracing
+        """`judged` for each chunk, compiled. It holds the weights that a loss may read, so it is dropped with them."""
+        _ = self.measure  # computed here, because it may need an evaluation, which is impossible while tracing
 
         @tf.function(autograph=False, reduce_retracing=True)
         def judge(y, predicted, weight):
@@ -302,27 +306,27 @@ class Evaluator:
         return lambda *arrays: judge(*arrays).numpy()
 
     def forget(self) -> None:
-        """Drops what was compiled with the model's present weights."""
+        """Drops what was compiled with the current weights of the model."""
         self.__dict__.pop("_judge_all", None)
 
     def predict(self, x: Any) -> Any:
-        """Returns the outputs for one batch. Under several replicas `predict_on_batch` would give one set for each."""
+        """Returns the outputs for one batch. With several replicas, `predict_on_batch` would return a set for each."""
         strategy = getattr(self.model, "distribute_strategy", None)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             return tree.map_structure(np.asarray, self.model(x, training=False))
         return self.model.predict_on_batch(x)
 
     def metrics_put_back(self) -> AbstractContextManager[None]:
-        """Restores the running metrics of the training in progress."""
+        """Restores the running metrics of the current `fit`."""
 
         def keep(journal: Journal) -> None:
             journal.keep(self.judge.metrics_variables)
-            journal.note(self.judge.reset_metrics)  # for those that are built inside the block
+            journal.note(self.judge.reset_metrics)  # for metrics that are built inside the block
 
         return temporarily(keep)
 
     def state_put_back(self) -> AbstractContextManager[None]:
-        """Restores whatever code that is not ours may write while it evaluates: weights, seeds, running metrics."""
+        """Restores everything that custom code may change while it evaluates: weights, seeds, running metrics."""
 
         def keep(journal: Journal) -> None:
             journal.keep({id(v): v for v in (*self.model.variables, *self.model.metrics_variables)}.values())
@@ -331,12 +335,15 @@ class Evaluator:
         return temporarily(keep)
 
     def reestimated(self) -> AbstractContextManager[None]:
-        """Inside the block, batch normalization uses mean statistics of batches of the samples; then its own again."""
+        """Inside the block, batch normalization uses the mean statistics of batches of the samples.
+
+        Afterwards its own statistics are restored.
+        """
         return reestimated(self.model, _rows(self.x, slice(REESTIMATION_SAMPLES)), _REESTIMATION_BATCH)
 
 
 def _output_names(functional: keras.Model | None) -> list[set[str]]:
-    """Returns for each output of a model what the names of its results may begin with."""
+    """Returns, for each output of a model, the possible beginnings of the names of its results."""
     if functional is None:
         return [set()]
     keys = functional.output if isinstance(functional.output, Mapping) else {}

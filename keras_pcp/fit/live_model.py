@@ -1,4 +1,4 @@
-"""A model that gets smaller in place: what has been cut from it, what is held at zero, and how it is refit."""
+"""A model that gets smaller in place: keeps track of cut channels and of channels held at zero, and refits layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from keras_pcp.surgery.copies import prune_model
 from keras_pcp.surgery.gates import Gates, zeroed
 from keras_pcp.surgery.in_place import shrinking, sliced
 
-# Samples for a refit that will be done again, and for what attempts count on.
+# Samples for a refit that will be done again, and for the refit that is estimated in attempts.
 FEW_SAMPLES = 512
 
 
 @dataclass(frozen=True, eq=False)
 class _Origin:
-    """The model as it was before some rounds: a copy, its graph, and what was left of the unpruned one."""
+    """The model as it was some rounds ago: a copy, its graph, and the channels that it had left."""
 
     model: keras.Model
     graph: ChannelGraph
@@ -33,14 +33,14 @@ class _Origin:
 
 
 class LiveModel:
-    """A model in the course of pruning. Selections are in the numbering of the unpruned model.
+    """A model that is being pruned. Selections use the channel numbers of the unpruned model.
 
     Attributes:
         model: the model.
         whole, graph: channel graph of the unpruned model, and of the model as it is now.
         uncut: channels that the model still has.
-        gates: what is held at zero.
-        refit_on: (x, y, sample_weight) to refit readers of cut channels on; None: no refit.
+        gates: hold channels at zero.
+        refit_on: (x, y, sample_weight) on which readers of cut channels are refit; None: no refit.
     """
 
     def __init__(self, model: keras.Model, graph: ChannelGraph, uncut: Selection):
@@ -50,7 +50,7 @@ class LiveModel:
         self._origin: _Origin | None = None
 
     def refit_from(self, data: Any, seed: int) -> None:
-        """Lets each cut be followed by a refit on some samples, which are drawn at once.
+        """Makes each cut be followed by a refit. The samples for it are drawn now.
 
         Raises:
             UnsupportedModelError: the model has blocks, or cannot be copied.
@@ -63,24 +63,24 @@ class LiveModel:
             )
         self.refit_on = take_samples(with_any_labels(data), REFIT_SAMPLES, seed, "refit_data")
         check_inputs(self.model, self.refit_on[0], "refit_data")
-        prune_model(self.model, self.whole, Selection())  # a refit needs copies: better fail now than later
+        prune_model(self.model, self.whole, Selection())  # a refit needs copies; if that fails, fail now
 
     def here(self, selection: Selection) -> Selection:
-        """Returns a selection in the numbering of the model as it is now."""
+        """Returns a selection in the channel numbers of the model as it is now."""
         return selection.after(self.uncut)
 
     def value(self, index: int) -> np.ndarray:
-        """Returns the value of a weight, with what is held at zero."""
+        """Returns the value of a weight; parts held at zero have the values that they would come back with."""
         return self.gates.whole(index)
 
     def cut(self, kept: Selection, more: bool, record: Callable[[Journal], None]) -> None:
-        """Makes the model physically smaller, and refits it if asked to.
+        """Makes the model physically smaller, and refits it if there is data for that.
 
         Args:
             kept: channels that stay.
-            more: whether another cut comes before the model is trained. Each refit begins from the model as it was before
-                the first of such cuts, so that errors do not add up, and the last one takes the most samples.
-            record: writes what has to be in step with the model.
+            more: whether another cut follows before the model is trained. In a series of such cuts, each refit starts
+                from the model before the first cut, so that errors do not add up. The last refit uses the most samples.
+            record: updates everything that must match the model.
         """
         origin, values = (None, None) if self.refit_on is None else self._refit(kept, more)
         graph = narrowed(self.whole, kept)
@@ -98,7 +98,7 @@ class LiveModel:
         all_or_nothing(change)
 
     def hold(self, kept: Selection) -> None:
-        """Holds channels at zero until they are asked for again."""
+        """Holds channels at zero until a later action brings them back."""
         all_or_nothing(lambda journal: self.gates.hold(self.here(kept), journal))
 
     def release(self) -> None:
@@ -110,7 +110,7 @@ class LiveModel:
         self._write(zeroed(self.model, self.graph, self.here(kept)))
 
     def write(self, values: Mapping[int, np.ndarray]) -> None:
-        """Writes weights, given in the shape of the unpruned model."""
+        """Writes weights. They are given in the shape of the unpruned model."""
         masks = weight_masks(self.whole, self.uncut)
         self._write({i: sliced(np.asarray(value), masks.get(i, {})) for i, value in values.items()})
 
@@ -118,7 +118,7 @@ class LiveModel:
         all_or_nothing(lambda journal: self.gates.write(values, journal))
 
     def _refit(self, kept: Selection, more: bool) -> tuple[_Origin | None, list[np.ndarray]]:
-        """Returns where the next refit begins, and the weights of the model after this one; nothing is changed yet."""
+        """Returns the model that the next refit starts from, and the weights after this one. Changes nothing yet."""
         origin = self._origin or _Origin(prune_model(self.model, self.graph, Selection()), self.graph, self.uncut)
         selection = kept.after(origin.uncut)
         small = prune_model(origin.model, origin.graph, selection)

@@ -1,4 +1,4 @@
-"""What pruning goes by: the loss, a metric, several of them, or a function of the model."""
+"""What pruning compares: the loss, a metric, several of them, or a function of the model."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -40,23 +40,24 @@ class Measuring:
     """How the model is measured when pruning is decided.
 
     Attributes:
-        samples: validation samples to use; None: all.
-        monitor: what is compared; where it is equal, the loss decides. A string: the name of a compiled metric or loss, as
-            `model.evaluate` gives it, with or without `val_`. `{name: weight}`: the sum of several, each with the sign that
-            makes higher better. A function `evaluate(model) -> float`: it is called for every attempt, with the model
-            masked as if pruned, and `validation_data` is then only for criteria and statistics of batch normalization.
-            None: the mean of the metrics for which higher is better, if every output that the loss depends on has one;
-            otherwise the loss. What was taken is printed when `fit` starts, and is in `report.monitor`. A model with its
-            own `test_step` is evaluated by it, on `(x, y)` or `(x, y, sample_weight)` in batches of 256. One with its own
-            `train_step` alone has no default. Functions and `test_step` always see all samples.
-        mode: `"max"` or `"min"`: whether a higher or a lower `monitor` is better; `"auto"` takes it from the metric or its
-            name, and a function as `"max"`. In reports, metrics are negative where lower is better.
-        reestimate_batch_norm: whether batch normalization gets statistics that belong to the present weights before the
-            model is measured; they are put back.
+        samples: number of validation samples to use; None: all.
+        monitor: what is compared. If two values are equal, the loss decides. A string is the name of a compiled metric
+            or loss, as `model.evaluate` gives it, with or without `val_`. `{name: weight}` is the sum of several, each
+            with the sign that makes higher better. A function `evaluate(model) -> float` is called for every attempt,
+            with the model masked as if pruned. `validation_data` is then only used for criteria and for statistics of
+            batch normalization. None is the mean of the metrics for which higher is better, if every output that the
+            loss depends on has such a metric, and otherwise the loss. The choice is printed when `fit` starts, and is
+            in `report.monitor`. A model with a custom `test_step` is evaluated by it, on `(x, y)` or `(x, y,
+            sample_weight)` in batches of 256. A model with a custom `train_step` but no custom `test_step` has no
+            default. Functions and `test_step` always see all samples.
+        mode: `"max"` if a higher `monitor` is better, `"min"` if a lower one is. `"auto"` decides by the metric or its
+            name, and takes a function as `"max"`. In reports, metrics are negative if lower is better.
+        reestimate_batch_norm: whether batch normalization gets statistics that fit the current weights before the model
+            is measured. The old ones are restored afterwards.
         seed: for the draw of samples and for random criteria.
 
     Raises:
-        InvalidArgumentError: an option is out of range or of another kind.
+        InvalidArgumentError: an option is out of range or has the wrong type.
 
     Example:
         >>> import keras_pcp
@@ -83,7 +84,7 @@ class Measuring:
                 f"{self.monitor!r}"
             )
         if self.monitor is None and self.mode != "auto":
-            raise InvalidArgumentError(f"mode={self.mode!r} needs monitor=, which says what is to be so")
+            raise InvalidArgumentError(f"mode={self.mode!r} needs monitor=, the value that it applies to")
         if isinstance(self.monitor, Mapping):
             wrong = [w for w in self.monitor.values() if not (isinstance(w, Real) and 0 < w < np.inf)]
             if wrong or not self.monitor:
@@ -94,12 +95,12 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Measure:
-    """What `monitor` means for a certain model, so that higher is better.
+    """What `monitor` means for a certain model, with signs that make higher better.
 
     Attributes:
-        text: what it is, for people.
+        text: a description for users.
         weights: {name of a result: weight in the sum, negative where lower is better}.
-        function: measures the model instead, if given.
+        function: if given, measures the model instead.
     """
 
     text: str
@@ -121,7 +122,7 @@ class Output:
     """An output of a model.
 
     Attributes:
-        names: what the names of its results may begin with.
+        names: possible beginnings of the names of its results.
         trained: whether the loss depends on it.
     """
 
@@ -130,7 +131,7 @@ class Output:
 
 
 def is_own(model: keras.Model, step: str) -> bool:
-    """Returns whether a model has a `train_step` or `test_step` other than that of Keras."""
+    """Returns whether a model has a custom `train_step` or `test_step`."""
     return getattr(getattr(model, step, None), "__func__", None) is not getattr(keras.Model, step)
 
 
@@ -140,10 +141,10 @@ def resolve(
     """Returns what a monitor means for a model.
 
     Args:
-        measuring: what is asked for.
+        measuring: the options, with the monitor.
         model: the compiled model.
-        results: names of what an evaluation gives.
-        outputs: function that returns the outputs of the model; called for the default only.
+        results: names of the results of an evaluation.
+        outputs: function that returns the outputs of the model; it is called only for the default.
 
     Raises:
         InvalidArgumentError: a name is unknown, it is not known whether higher is better, or there is no default.
@@ -168,13 +169,13 @@ def resolve(
 
 
 def _default(model: keras.Model, results: Sequence[str], outputs: Callable[[], Sequence[Output]]) -> Measure:
-    """Takes the mean of the metrics for which higher is better if every trained output has one; the loss otherwise."""
+    """Returns the mean of the metrics for which higher is better, or the loss if a trained output has none."""
     if is_own(model, "train_step") and not is_own(model, "test_step"):
         raise InvalidArgumentError(
             f"model {model.name!r} has its own train_step, so its compiled loss on (x, y) may not be what it is trained "
-            "for. Say what pruning goes by: monitor='loss' if that loss counts, the name of a metric "
-            f"({', '.join(n for n in results if n != 'loss') or 'none is compiled'}), a function monitor=evaluate that "
-            "returns a number for the model, or give the model its own test_step"
+            "for. Say what pruning compares: pass monitor='loss' if that loss counts, or the name of a metric "
+            f"({', '.join(n for n in results if n != 'loss') or 'none is compiled'}), or a function monitor=evaluate "
+            "that returns a number for the model; or give the model its own test_step"
         )
     owners = outputs()
     better = [name for name in results if direction(name, model, owners) == "up"]
@@ -189,7 +190,7 @@ def _default(model: keras.Model, results: Sequence[str], outputs: Callable[[], S
     if "loss" not in results:
         raise InvalidArgumentError(
             f"test_step of model {model.name!r} gives no 'loss', only {', '.join(results) or 'nothing'}; say with "
-            "monitor= (and mode=) which of them pruning goes by"
+            "monitor= (and mode=) which of them pruning compares"
         )
     which = f"output {min(without[0].names)!r}" if len(owners) > 1 and without else "the model"
     why = f"{which} has no metric for which higher is better"
@@ -215,7 +216,7 @@ def _prefixes(outputs: Sequence[Output]) -> list[str]:
 
 
 def _owner(name: str, outputs: Sequence[Output]) -> Output | None:
-    """Returns the output that a result belongs to: the one with the longest name that it begins with."""
+    """Returns the output that a result belongs to: of the outputs whose name it begins with, the longest name wins."""
     fitting = [(len(n), o) for o in outputs for n in o.names if name.startswith(f"{n}_")]
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
@@ -225,7 +226,7 @@ def _metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
     found = {}
     for metric in model.metrics:
         inner = getattr(metric, "metrics", None)
-        if isinstance(inner, list) and inner:  # the compiled ones
+        if isinstance(inner, list) and inner:  # the compiled metrics
             names = list(metric.result())
             found.update(zip(names, inner, strict=True) if len(names) == len(inner) else ())
         else:

@@ -1,4 +1,4 @@
-"""When pruning is due in a `fit`: moments laid over its steps, and the count of the steps made. Pure numbers."""
+"""When pruning is due in a `fit`: the steps made so far, and the moments of pruning among them. Pure numbers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from keras_pcp.fit.observation import Moment
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps made in a `fit`; epochs, where the data does not say how many steps an epoch has.
+    """The steps made in a `fit`. If the data does not give its number of steps, epochs are counted instead.
 
     Attributes:
         made: number of steps made.
-        epoch_start: number of steps made when the present epoch began.
-        per_epoch: steps of an epoch, or None.
+        epoch_start: number of steps made when the current epoch began.
+        per_epoch: steps of an epoch; None if epochs are counted.
         at_once: steps that the model runs at a time (`steps_per_execution`).
 
     Example:
@@ -31,10 +31,10 @@ class Steps:
     at_once: int = 1
 
     def after_execution(self) -> "Steps":
-        """Returns the steps after one execution; where epochs are counted, nothing changes."""
+        """Returns the steps after one execution. If epochs are counted, nothing changes."""
         if not self.per_epoch:
             return self
-        # The number that Keras gives is that of the first step (3.8) or as if the last execution had all steps.
+        # The number from Keras will not do: it is that of the first step (3.8), or counts the last execution as full.
         return replace(self, made=min(self.made + self.at_once, self.epoch_start + self.per_epoch))
 
     def after_epoch(self) -> "Steps":
@@ -46,7 +46,7 @@ class Steps:
         return replace(self, epoch_start=self.made)
 
     def carried_out(self, step: int) -> int:
-        """Returns after which step a moment is carried out: at the end of an execution."""
+        """Returns the step after which pruning can take place: the end of the execution that contains `step`."""
         if not self.per_epoch:
             return step
         epochs, rest = divmod(step, self.per_epoch)
@@ -57,7 +57,7 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
     """Returns the moments of pruning for the steps that a strategy chose.
 
     Raises:
-        InvalidArgumentError: the steps are not rising ones of this `fit`, or the last one would come too late.
+        InvalidArgumentError: the steps are not rising steps of this `fit`, or the last one would come too late.
     """
     found, count = [int(step) for step in when], len(when)
     if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] <= total:
@@ -73,5 +73,5 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
 
 
 def as_totals(cost: Any) -> Mapping[str, float]:
-    """Returns {"macs": ..., "params": ..., "bytes": ...} of a cost."""
+    """Returns a cost as {"macs": ..., "params": ..., "bytes": ...}."""
     return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}

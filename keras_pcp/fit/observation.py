@@ -1,4 +1,4 @@
-"""What a strategy sees of the model: implements `keras_pcp.strategies.Observation`."""
+"""Implements `keras_pcp.strategies.Observation`: what a strategy sees of the model."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ from keras_pcp.surgery.masks import masked, replaced
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of pruning: see `keras_pcp.strategies.Observation`."""
+    """A moment of pruning, see `keras_pcp.strategies.Observation`."""
 
     step: int = 0
     number: int = 0
@@ -32,11 +32,11 @@ class Moment:
 
 
 class Samples:
-    """The validation samples, drawn again when asked to if they come from a function.
+    """The validation samples. If they come from a function, `renew` draws others.
 
     Attributes:
-        evaluator: evaluates the model on them; None, if there are none.
-        measure: what pruning goes by.
+        evaluator: evaluates the model on the samples; None if there are none.
+        measure: what pruning compares.
         draw: number of draws so far, from 0.
     """
 
@@ -63,12 +63,12 @@ class Samples:
 
 
 class Observed:
-    """What a strategy sees of a model. The first question at a moment prepares the model for all of them.
+    """What a strategy sees of a model. The first question at a moment prepares the model for all questions.
 
     Attributes:
         live: the model.
         samples: the validation samples.
-        criteria: what the caller gave.
+        criteria: the criteria that the caller gave.
         at: the moment.
         kept: channels that the model computes with.
         macs: multiply-accumulates spent so far.
@@ -83,13 +83,13 @@ class Observed:
         self._until, self._fresh, self._ready = ExitStack(), False, False
 
     def open(self, at: Moment, kept: Selection, until: ExitStack, fresh: bool) -> None:
-        """Turns to a moment. The model is as it was when `until` is closed; `fresh` asks for other samples before."""
+        """Begins a moment. Closing `until` restores the model. `fresh` draws other samples first."""
         self.at, self.kept, self._macs = at, kept, cost_of(self.live.graph).macs
         self._fresh, self._until, self._ready = fresh, until, False
         until.callback(self._variants.forget)
 
     def forget(self) -> None:
-        """Drops what goes with the present weights and widths of the model."""
+        """Drops everything that depends on the current weights and widths of the model."""
         self._comparison = None
         if self.samples.evaluator is not None:
             self.samples.evaluator.forget()
@@ -116,13 +116,13 @@ class Observed:
         return evaluator.parts
 
     def scores(self, criterion: str | Criterion | None = None) -> Mapping[str, np.ndarray]:
-        """Scores the channels of the unpruned model; -inf for those that have been cut."""
+        """Scores the channels of the unpruned model; cut channels get -inf."""
         self._prepare()
         found = self._scores(self.criteria[0] if criterion is None else criterion)
         return {name: _at(self.uncut.keep[name], scores) for name, scores in found.items()}
 
     def check_criteria(self) -> None:
-        """Scores by every criterion, so that one that cannot fails before training."""
+        """Scores by every criterion, so that a criterion that does not work fails before training."""
         for criterion in self.criteria:
             self._scores(criterion)
 
@@ -159,13 +159,13 @@ class Observed:
         self._prepare()
         if self.samples.evaluator is None:
             raise InvalidArgumentError(
-                "the strategy evaluates the model, but says by `needs` that it needs no validation samples; let it say "
-                "needs = Needs(validation=True), and pass validation_data"
+                "the strategy evaluates the model, but says by `needs` that it needs no validation samples; set "
+                "needs = Needs(validation=True) in the strategy, and pass validation_data"
             )
         return self.samples.evaluator
 
     def _prepare(self) -> None:
-        """Lets the model compute with the kept channels alone, with statistics of batch normalization to match."""
+        """Masks all channels that are not kept, and re-estimates the statistics of batch normalization to match."""
         if self._ready:
             return
         self._ready = True

@@ -1,4 +1,4 @@
-"""What is checked before a `fit` begins: the other callbacks, and what fractions are of."""
+"""Checks before a `fit` begins: the other callbacks, and the model that fractions refer to."""
 
 import warnings
 import weakref
@@ -14,19 +14,19 @@ from keras_pcp.support import internals
 
 @dataclass(frozen=True)
 class _FirstSeen:
-    """What a model was like when a callback first met it: number of weights, the part that was counted, and its cost."""
+    """A model as a callback first saw it: its number of weights, the part that was counted, and the cost of it."""
 
     size: int
     part: weakref.ref | None
     cost: Mapping[str, float]
 
 
-# A file of Keras has no place for this: it knows weights, layers and what the model was compiled with.
+# A Keras file has no place for this. It holds weights, layers and the arguments of `compile`.
 _FIRST_SEEN: weakref.WeakKeyDictionary[keras.Model, _FirstSeen] = weakref.WeakKeyDictionary()
 
 
 def warn_of_weight_files(others: Sequence[keras.callbacks.Callback], bounds: Mapping[str, float]) -> None:
-    """Warns of other callbacks whose files cannot be loaded into the full-size model once it has been pruned."""
+    """Warns of callbacks that save weights only: these do not fit the full-size model after pruning."""
     wrong = sorted(
         {
             type(one).__name__ + ("(save_weights_only=True)" if hasattr(one, "save_weights_only") else "")
@@ -37,8 +37,9 @@ def warn_of_weight_files(others: Sequence[keras.callbacks.Callback], bounds: Map
     if wrong:
         warnings.warn(
             f"{' and '.join(wrong)} in this fit saves weights only, which do not fit the full-size model any more once it "
-            "has been pruned. To go on after a crash, save whole models with keras.callbacks.ModelCheckpoint('x.keras'), "
-            f"load the last one with keras.models.load_model, and give limits as ints: {_as_arguments(bounds)}",
+            "has been pruned. To continue after a crash, save whole models with "
+            "keras.callbacks.ModelCheckpoint('x.keras'), load the last one with keras.models.load_model, and give "
+            f"limits as ints: {_as_arguments(bounds)}",
             stacklevel=2,
         )
 
@@ -50,14 +51,14 @@ def check_fractions(
     now: Mapping[str, float],
     bounds: Mapping[str, float],
 ) -> None:
-    """Makes sure that a fraction is of the unpruned model, as far as that can be known.
+    """Makes sure that a fraction refers to the unpruned model, as far as that can be known.
 
     Args:
         model: the model in `fit`.
-        deliver: the part of it that is counted, or None.
-        limits: what is asked for.
-        now: {"macs": ..., "params": ..., "bytes": ...}: what it costs.
-        bounds: the limits as absolute numbers, with fractions of what it costs now.
+        deliver: the part of the model that is counted, or None.
+        limits: the limits that were given.
+        now: the current cost, {"macs": ..., "params": ..., "bytes": ...}.
+        bounds: the limits as absolute numbers; fractions are taken of the current cost.
 
     Raises:
         InvalidArgumentError: a limit is a fraction, and the model was pruned in this process.
@@ -73,16 +74,16 @@ def check_fractions(
             f"is a fraction of. Give ints: {_as_arguments({k: bounds[k] for k in fractions})} for that part of the model "
             "as it is now"
             + (f", {_as_arguments(were)} for that part of the unpruned one" if were else "")
-            + "; or take the callback that pruned it, which goes on to its own limits"
+            + "; or use the callback that pruned it, which continues towards its own limits"
         )
     optimizer = getattr(model, "optimizer", None)
     steps = 0 if optimizer is None else int(internals.array_of(optimizer.iterations))
     if fractions and steps and known is None:
         warnings.warn(
             f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "
-            f"{_as_arguments(fractions)} does not mean what it meant then: it is taken of the model as it is now, "
+            f"{_as_arguments(fractions)} does not mean what it meant then: it is a fraction of the model as it is now, "
             f"{', '.join(f'{now[k]:,.0f} {k}' for k in fractions)}. Give ints, which always mean the same: "
-            f"{_as_arguments({k: bounds[k] for k in fractions})} is what it comes to now",
+            f"{_as_arguments({k: bounds[k] for k in fractions})} is what it means now",
             stacklevel=2,
         )
     part = None if deliver is None else weakref.ref(deliver)

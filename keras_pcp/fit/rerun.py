@@ -1,4 +1,4 @@
-"""Runs a model with the weights of some layers changed, and computes only what that changes."""
+"""Runs a model with some weights changed, and computes only the values that this changes."""
 
 from collections.abc import Collection, Sequence
 from functools import cached_property, partial
@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_pcp.graph.trace import Trace, bound
 from keras_pcp.support import internals
 
-# Runs one by one before a rerun is compiled: tracing takes about as long as so many runs of 128 small images lose.
+# Eager runs before a rerun is compiled. Over this many runs of 128 small images, eager mode loses what tracing costs.
 _RUNS_BEFORE_COMPILING = 6
 
 
@@ -33,15 +33,16 @@ class Recording:
 
 
 class Rerun:
-    """What has to be computed again when some weights change: the layers that have them, and all that depends on those.
+    """Computes again what changes when some weights change: the layers with these weights, and all that depends on
+    them.
 
-    It goes with the present variables of the model, whose values may change between the runs.
+    It uses the current variables of the model. Their values may change between the runs.
 
     Args:
         traced: the trace.
-        changed: `id` of the operations whose weights change.
+        changed: `id`s of the operations whose weights change.
         weights: the variables that change.
-        compiling: whether it is compiled once it has been run a few times.
+        compiling: whether to compile it after a few runs.
 
     Attributes:
         calls: for each call that is made, its number and which of its inputs are computed again.
@@ -56,7 +57,7 @@ class Rerun:
                 self.calls.append((number, [i in new for i in call.inputs]))
                 new.update(call.outputs)
             else:
-                new.difference_update(call.outputs)  # of a nested model that is called again: as recorded once more
+                new.difference_update(call.outputs)  # a nested model is called again, on recorded values this time
         self.is_new = [i in new for i in traced.outputs]
 
     def run(self, recording: Recording, values: Sequence[Any]) -> list[Any]:
@@ -73,7 +74,7 @@ class Rerun:
         return [next(found) if new else old for new, old in zip(self.is_new, recording.outputs, strict=True)]
 
     def compute(self, recorded: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-        """Computes the outputs that change from the recorded values that they depend on."""
+        """Computes the outputs that change, from the recorded values that they depend on."""
         recorded, found = iter(recorded), {}
         with internals.stateless(list(zip(self.weights, values, strict=True))):
             for number, new in self.calls:

@@ -1,4 +1,4 @@
-"""A strategy at work on a model: it is asked at some moments, and what it answers is done."""
+"""Runs a strategy on a model: asks it at some moments, and carries out its answers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -35,7 +35,7 @@ def criteria_of(criterion: Criteria) -> list[Criterion]:
 
 
 class Run:
-    """Runs a strategy on a model. Selections are in the numbering of the unpruned model.
+    """Runs a strategy on a model. Selections use the channel numbers of the unpruned model.
 
     Args:
         model: the model.
@@ -44,14 +44,14 @@ class Run:
         criteria: the criteria that the strategy may score by.
         validation_data: samples, or a function that returns them; None only if the strategy needs none.
         measuring: how the model is measured.
-        refit_data: samples to refit readers of cut channels on; None: no refit.
+        refit_data: samples on which readers of cut channels are refit; None: no refit.
         judge: the compiled model, if `model` is an uncompiled copy of it.
 
     Attributes:
         state: state of the strategy.
         kept: channels that the model computes with; the others are cut, will be cut, or are held at zero.
         how: what the latest action does to the channels that it does not keep.
-        rounds: what has been done so far.
+        rounds: the actions so far.
         live: the model.
         seen: what the strategy sees.
     """
@@ -85,18 +85,18 @@ class Run:
         return self.problem.progress(self.kept)
 
     def ask(self, at: Moment, fresh: bool = False) -> Action | None:
-        """Asks the strategy once. What it answers is decided then, and done by `carry_out`.
+        """Asks the strategy once and notes its decision. `carry_out` changes the model.
 
         Args:
             at: the moment.
-            fresh: whether this is the first question of a moment, for which validation samples are drawn again.
+            fresh: whether this is the first question at a moment, for which validation samples are drawn again.
 
         Raises:
-            PruningError: the answer is to cut, but cuts nothing.
-            NotFiniteError: the model has or gives NaN or infinite values; nothing is changed then.
+            PruningError: the answer is to cut, but it cuts nothing.
+            NotFiniteError: the model has or gives NaN or infinite values. Nothing is changed then.
         """
         if self.live.refit_on is not None and self.kept != self.live.uncut:
-            raise PruningError("between two rounds with a refit the model has to be shrunk")
+            raise PruningError("between two rounds with a refit, the model must be shrunk")
         try:
             state, action = guarded(lambda: self._answer(at, fresh and bool(at.step or self.rounds)))
             self._check_finite(action.before if action else None)
@@ -117,7 +117,7 @@ class Run:
             return self.strategy.update(self.problem, self.state, self.seen)
 
     def _decide(self, action: Action, step: int) -> None:
-        """Notes what an action decides, after checking that it can be done."""
+        """Checks that an action is possible, and notes what it decides."""
         keep, name = self._whole(action.keep), type(self.strategy).__name__
         check_selection(self.problem.graph, keep)
         for group, mask in keep.keep.items():
@@ -146,12 +146,12 @@ class Run:
     def carry_out(
         self, action: Action | None, more: bool = False, record: Callable[[Journal], None] = lambda journal: None
     ) -> bool:
-        """Does to the model what has been decided; returns whether it has become smaller.
+        """Changes the model as decided, and returns whether it has become smaller.
 
         Args:
-            action: the latest action, for what it does apart from `kept`.
-            more: whether another action comes before the model is trained.
-            record: writes what has to be in step with the model.
+            action: the latest action, for what it does beyond `kept`.
+            more: whether another action follows before the model is trained.
+            record: updates everything that must match the model.
         """
         smaller = self.how == "cut" and self.kept != self.live.uncut
         if smaller:
@@ -170,7 +170,7 @@ class Run:
         check_finite(self.live.model)
 
     def _check_finite(self, found: Evaluation | None, cause: Exception | None = None) -> None:
-        """Raises NotFiniteError if what was found for the model as it is, or any of its weights, is not finite."""
+        """Raises NotFiniteError if the evaluation of the model as it is, or one of its weights, is not finite."""
         model = self.live.model
         check_finite(model)
         if found and not np.isfinite([found.metric, found.loss]).all():
@@ -180,7 +180,7 @@ class Run:
             ) from cause
 
     def to_json(self) -> dict[str, Any]:
-        """Returns where the run stands, as JSON-ready data."""
+        """Returns the state of the run as JSON-ready data."""
         return {
             "selection": self.kept.to_json(),
             "how": self.how,
@@ -189,13 +189,13 @@ class Run:
         }
 
     def from_json(self, data: Any) -> None:
-        """Goes on from where another run stood."""
+        """Continues from the state of another run."""
         kept = Selection.from_json(data["selection"])
         rounds = tuple(map(Round.from_json, data["rounds"]))
         state = self.strategy.state_from_json(data["state"])
         check_selection(self.problem.graph, kept)
         if kept.keep.keys() != self.problem.graph.groups.keys():
-            raise InvalidArgumentError("it has other channel groups than the model")
+            raise InvalidArgumentError("its channel groups are not those of the model")
         self.kept, self.how, self.rounds, self.state = kept, str(data["how"]), rounds, state
 
 

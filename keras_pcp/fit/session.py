@@ -1,4 +1,4 @@
-"""A pruning strategy in one `fit`: when it is asked, and what its answers do to the model."""
+"""Runs a pruning strategy in one `fit`: decides when to ask it, and carries out its answers."""
 
 import time
 import warnings
@@ -27,16 +27,16 @@ from keras_pcp.surgery.in_place import check_live
 
 
 class Session:
-    """The state of one `fit`: made when it starts, dropped when it ends.
+    """The state of one `fit`. It is made when `fit` starts and dropped when `fit` ends.
 
     Attributes:
         callback: the callback, with its options and its model.
-        run: the strategy at work.
-        report: the record.
-        clock: where the time goes.
+        run: runs the strategy.
+        report: records what happens.
+        clock: measures how long pruning takes.
         steps: the steps made so far.
-        due: moments that are still to come; None before the length of the `fit` is known.
-        teaching: what changes the loss.
+        due: moments that are still to come; None until the length of the `fit` is known.
+        teaching: changes the loss.
     """
 
     def __init__(self, callback: Any, limits: Limits):
@@ -72,15 +72,15 @@ class Session:
         self.say("\n".join([*compared, *self.report.notes]))
 
     def say(self, text: str) -> None:
-        """Prints something, unless `fit` is silent."""
+        """Prints a text, unless `fit` is silent."""
         if text and (self.callback.params or {}).get("verbose", 0):
             print(text, flush=True)
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
-        """Lays out the moments of pruning once the length of the training is known; prunes if one has come.
+        """Plans the moments of pruning as soon as the length of training is known; prunes if one is due.
 
-        Where the data does not tell its number of steps that is the only place for it: at the end of an epoch other
-        callbacks would take what was measured before for that of the pruned model.
+        If the data does not give its number of steps, this is the only place where the model is pruned. At the end of
+        an epoch, other callbacks would take earlier measurements for those of the pruned model.
         """
         if self.due is None:
             steps = params.get("steps")
@@ -92,7 +92,7 @@ class Session:
         self.steps = self.steps.next_epoch()
 
     def plan(self, total: int) -> None:
-        """Lays the moments of pruning over the training; in epochs where the number of steps is not known."""
+        """Plans the moments of pruning, in steps; in epochs if the number of steps is not known."""
         run, callback = self.run, self.callback
         if run.progress >= 1:
             self.due = []
@@ -102,7 +102,7 @@ class Session:
         self.due = moments(run.strategy.when(run.problem, fit), callback.schedule, total, self.steps)
 
     def end_execution(self) -> None:
-        """Prunes after one step, or as many as the model runs at a time, if a moment has come."""
+        """Prunes if a moment is due. Called after each step, or after as many steps as the model runs at a time."""
         self.clock.end_step()
         if self.steps.per_epoch:
             self.steps = self.steps.after_execution()
@@ -110,11 +110,11 @@ class Session:
                 self.take_due()
 
     def end_epoch(self) -> None:
-        """Counts epochs where the data does not tell its number of steps."""
+        """Counts epochs if the data does not give its number of steps."""
         self.steps = self.steps.after_epoch()
 
     def close(self) -> None:
-        """Gives the model its own loss back, and the channels that are held at zero."""
+        """Restores the loss of the model, and the channels that are held at zero."""
         self.teaching.close()
         self.run.live.release()
 
@@ -128,9 +128,9 @@ class Session:
             raise
 
     def take_due(self) -> None:
-        """Asks the strategy if a moment has come: some rounds under masks, then one cut.
+        """Asks the strategy if a moment is due: some rounds under masks, then one cut.
 
-        Where training has diverged nothing is pruned; the moment comes again after the next step.
+        If training has diverged, nothing is pruned, and the moment is due again after the next step.
         """
         come = [m for m in self.due if m.step <= self.steps.made]
         if not come:
@@ -155,7 +155,7 @@ class Session:
             self.tell()
 
     def ask(self, moment: Moment) -> None:
-        """Asks the strategy until it has done with a moment; raises NotFiniteError where training has diverged."""
+        """Asks the strategy until it has finished a moment; raises NotFiniteError if training has diverged."""
         run, fresh = self.run, True
         at = Moment(self.steps.made, moment.number, moment.count, moment.target)
         run.check_finite()
@@ -172,14 +172,14 @@ class Session:
                 return
 
     def carry_out(self, action: Any = None, more: bool = False) -> None:
-        """Does to the model what has been decided, and brings the report and the loss up to date."""
+        """Changes the model as decided, and updates the report and the loss."""
         with self.clock.measuring("surgery"):
             if self.run.carry_out(action, more, self.record):
                 _start_over(self.callback)
         self.teaching.refresh()
 
     def record(self, journal: Journal) -> None:
-        """Brings the report up to date with the model."""
+        """Updates the report to match the model."""
         live, report = self.run.live, self.report
         if self.steps.made not in report.shrinks:
             journal.set(report, "shrinks", [*report.shrinks, self.steps.made])
@@ -199,11 +199,11 @@ class Session:
         """Closes the session and warns if the limits were not reached."""
         self.close()
         if not self.report.reached:
-            advice = "Call fit again with this callback, or let training go on longer"
+            advice = "Call fit again with this callback, or train for longer"
             if self.diverged:
                 advice = (
                     f"Training diverged, so nothing was pruned from step {self.report.diverged} on: {self.diverged}. Lower "
-                    "the learning rate or clip gradients, and start again with the weights of a time before"
+                    "the learning rate or clip gradients, and start again from earlier weights"
                 )
             warnings.warn(
                 f"training ended at step {self.steps.made}, before pruning reached its limits "
@@ -226,7 +226,7 @@ def _new_report(model: keras.Model, problem: Problem) -> PruningReport:
 
 
 def _start_over(callback: Any) -> None:
-    """Lets callbacks that remember a best value start over: it belonged to a network that no longer exists."""
+    """Makes callbacks forget their best value, because it belonged to a network that no longer exists."""
     for other in callback.beside:
         if isinstance(other, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau):
             other.on_train_begin()

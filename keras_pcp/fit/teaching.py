@@ -1,4 +1,4 @@
-"""What changes the loss while a `fit` prunes: distillation, and the terms of the strategy."""
+"""Changes the loss while a `fit` prunes: adds distillation, and the terms of the strategy."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -21,7 +21,7 @@ class Teaching:
         self.stack = ExitStack()
 
     def begin(self) -> None:
-        """Changes the loss, if there is anything that does."""
+        """Changes the loss, if there are terms."""
         model, distillation = self.callback.model, self.callback.distillation
         if distillation:
             self.taught = [distillation.term(model)]
@@ -30,12 +30,12 @@ class Teaching:
             self.stack.enter_context(self.terms.added(partial(internals.in_training, self.callback)))
 
     def refresh(self) -> None:
-        """Brings the terms in step with the state of the strategy."""
+        """Updates the terms to match the state of the strategy."""
         if self.terms is not None and self.own:
             self.terms.set(self._all())
 
     def close(self) -> None:
-        """Gives the model its own loss back."""
+        """Restores the loss of the model."""
         self.stack.close()
 
     def _all(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The weights of a model as if it were pruned in some other way."""
+"""Finds the weights that a model would have if it were pruned differently."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from keras_pcp.surgery.masks import with_zeros
 
 
 class Variants:
-    """Weights that differ from those of the model as it is now, found once for each selection until they are forgotten.
+    """Weights that differ from the current ones. They are found once for each selection and remembered until `forget`.
 
     Attributes:
         samples: number of samples that were run to find them.
@@ -28,12 +28,12 @@ class Variants:
         self._compensation: Compensation | None = None
 
     def forget(self) -> None:
-        """Forgets all, since the model changes."""
+        """Forgets all weights, because the model changes."""
         self._found.clear()
         self._compensation = None
 
     def values(self, selection: Selection, kept: Selection) -> Values:
-        """Returns {weight index: value} for a model that computes with `kept` now, as if with `selection`."""
+        """Returns {weight index: value} that makes a model which computes with `kept` compute with `selection`."""
         if id(selection) not in self._found:
             self._found[id(selection)] = selection, self._values(selection, kept)
         return self._found[id(selection)][1]

@@ -1,8 +1,8 @@
-"""Opens layers that hide other layers, so that what they hide can be analysed, pruned and saved.
+"""Opens layers that hide other layers, so that the hidden layers can be analysed, pruned and saved.
 
-A custom layer that calls other layers in its `call` is opaque: its config tells the widths with which it was made, and no
-rule can know what it does. But calling `call` on KerasTensors lists the layers and operations it runs. Where that list is
-all there is to the layer, the layer can be replaced by it.
+A custom layer that calls other layers in its `call` is opaque: its config holds the widths that it was made with, and
+no rule can know what it does. But a `call` on KerasTensors lists the layers and operations that it runs. If the layer
+does nothing else, the list can replace it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from keras_pcp.support import internals
 from keras_pcp.support.changes import Journal, undone
 from keras_pcp.support.models import check_model
 
-# What a class may do in its own way when it trains, evaluates and predicts.
+# Methods that a class may override to train, evaluate and predict differently.
 _TRAINING = (
     "train_step",
     "test_step",
@@ -40,15 +40,15 @@ class Opened:
     """A model with its blocks opened.
 
     Attributes:
-        model: the plain model; the model itself if nothing was to be opened.
-        blocks: names of the layers and nested models that were replaced by what they hide.
+        model: the plain model; the model itself if there was nothing to open.
+        blocks: names of the layers and nested models that were replaced by their contents.
         closed: {`id` of a layer without a rule: why it could not be opened}.
-        inert: `id`s of layers without weights that return their input as it is, except in training.
-        hiding: those of the blocks that have to be opened before widths in them change: nested models and what owns
-            weights. The others can stay where they are if they follow the widths of their inputs.
-        staying: (call, what it runs) for the calls of these others.
-        tensors: {`id` of a tensor of the model, or of what a block runs: what has taken its place}.
-        names: {`id` of an inner operation: its name in the plain model}, where another operation has its own name.
+        inert: `id`s of layers without weights that return their input unchanged, except in training.
+        hiding: the blocks that have to be opened before widths in them change: nested models, and layers with weights.
+            The other blocks can stay in the model if they follow the widths of their inputs.
+        staying: (call, what it runs) for each call of these other blocks.
+        tensors: {`id` of a tensor of the model or of the contents of a block: the tensor that replaces it}.
+        names: {`id` of an inner operation: its name in the plain model}, for operations whose name was taken.
     """
 
     model: keras.Model
@@ -62,22 +62,27 @@ class Opened:
 
 
 def inline_blocks(model: keras.Model) -> keras.Model:
-    """Returns a plain functional model made of the same layers, in which blocks that hide layers are opened.
+    """Returns a plain functional model made of the same layers, in which blocks are opened.
 
-    Blocks are custom layers whose `call` consists of other layers and `keras.ops`, and models that are saved by the
-    arguments of their constructor (such as the backbones of KerasHub) rather than by their structure. The result computes
-    the same, in training too, and shares layers and weights with `model`. It is not compiled. The layers know of the calls
-    in it, and inner layers get other names where another layer has theirs; else `model` is left as it is.
+    A block is a custom layer whose `call` consists of other layers and `keras.ops`. A model that is saved by the
+    arguments of its constructor and not by its structure is a block, too (such as the backbones of KerasHub). The
+    result computes the same, in training too, and shares layers and weights with `model`. It is not compiled. `model`
+    changes in two ways only: its layers remember the calls in the result, and inner layers get new names if another
+    layer has theirs.
 
-    A block stays closed if it does anything besides computing its outputs with its layers, for example assign to a
-    variable, add a loss, or keep a value in an attribute; if it owns weights that belong to no inner layer or computes with
-    tensors that are no inputs; or if it does not accept symbolic inputs. Whatever is opened is compared with the closed
-    block on random data.
+    A block stays closed in these cases:
 
-    A functional model whose class can be made from inputs and outputs (no `__init__` of its own, or one that hands
-    `*args, **kwargs` on) keeps its class, and with it its own `train_step` and the like.
+    - It does more than compute its outputs with its layers. For example, it assigns to a variable, adds a loss, or
+      stores a value in an attribute.
+    - It owns weights that belong to no inner layer, or computes with tensors that are not inputs.
+    - It does not accept symbolic inputs.
 
-    Prune, train and save the plain model: the config of a block tells nothing of pruned widths, so a block that has been
+    Every opened block is compared with the closed one on random data.
+
+    A functional model keeps its class, with a custom `train_step` and the like, if the class can be made from inputs
+    and outputs. That is so if it has no custom `__init__`, or one that passes `*args, **kwargs` on.
+
+    Prune, train and save the plain model. The config of a block does not hold pruned widths, so a block that has been
     pruned inside could be saved but not loaded.
 
     Args:
@@ -87,8 +92,8 @@ def inline_blocks(model: keras.Model) -> keras.Model:
         The plain model, or `model` itself if it holds no blocks.
 
     Raises:
-        UnsupportedModelError: the model has no functional graph, or its class has training methods of its own and cannot
-            be made from a graph.
+        UnsupportedModelError: the model has no functional graph, or its class has custom training methods and cannot be
+            made from a graph.
 
     Example:
         >>> import keras, keras_pcp
@@ -113,9 +118,9 @@ def inline_blocks(model: keras.Model) -> keras.Model:
 
 
 def inlined(model: keras.Model, journal: Journal) -> keras.Model:
-    """Returns what `inline_blocks` returns; undoing the journal gives the layers their names and calls back.
+    """Does what `inline_blocks` does. Undoing the journal restores the names and calls of the layers.
 
-    The plain model can be run afterwards, but not be saved or copied.
+    After that, the plain model can be run, but not saved or copied.
     """
     plain = _open(model, trace(model), journal).model
     if plain is not model and type(plain) is not type(model):
@@ -124,23 +129,23 @@ def inlined(model: keras.Model, journal: Journal) -> keras.Model:
 
 
 def check_nothing_lost(model: keras.Model) -> None:
-    """Raises UnsupportedModelError if a model of the same layers, but not of the same class, trains in another way."""
+    """Raises UnsupportedModelError if a model has custom training methods, which a plain keras.Model would lose."""
     lost = internals.own_methods(model, _TRAINING)
     if lost:
         cls = type(model).__name__
         raise UnsupportedModelError(
             f"model {model.name!r} is of class {cls}, which cannot be made from a graph of layers, so its own methods "
-            f"{', '.join(lost)} would be lost. If you do not need them, take keras.Model(model.inputs, model.outputs). If "
-            f"you do, derive {cls} from keras.Model without an __init__ of its own, make it as "
-            f"{cls}(inputs, outputs), and set what its methods need as attributes afterwards"
+            f"{', '.join(lost)} would be lost. If you do not need them, use keras.Model(model.inputs, model.outputs). "
+            f"If you do, derive {cls} from keras.Model without a custom __init__, make it as {cls}(inputs, outputs), "
+            "and afterwards set the attributes that its methods need"
         )
 
 
 def open_blocks(model: keras.Model, traced: Trace) -> Opened:
-    """Opens every block of a model that can be opened, and tells which could not and why.
+    """Opens every block of a model that can be opened. The result says which blocks could not be opened, and why.
 
-    The model and its layers are left as they are: no layer knows of the calls in the plain model, or of its name there. So
-    the plain model can be run and traced, but not be saved or copied.
+    The model and its layers are unchanged afterwards. The layers do not remember the calls in the plain model, or their
+    names there. So the plain model can be run and traced, but not saved or copied.
     """
     with undone() as journal:
         return _open(model, traced, journal)
@@ -177,7 +182,7 @@ def _is_input(operation: Any) -> bool:
 
 
 class _Inliner:
-    """Rebuilds a graph call by call; calls that nothing has changed for are left as they are."""
+    """Rebuilds a graph call by call. Calls whose operation and inputs have not changed are kept."""
 
     def __init__(self, names: dict[str, Any], journal: Journal):
         self.names, self.journal = names, journal
@@ -190,7 +195,7 @@ class _Inliner:
         self.models: dict[int, keras.Model] = {}
 
     def convert(self, model: keras.Model) -> keras.Model:
-        """Returns a plain model for a model whose blocks can be opened."""
+        """Returns a plain model; the model itself if nothing in it was opened."""
         functional = internals.functional_of(model)
         for node in internals.nodes(functional):
             self.replay(node)
@@ -207,23 +212,23 @@ class _Inliner:
         return plain
 
     def current(self, value: Any) -> Any:
-        """Returns what has taken the place of a tensor."""
+        """Returns the tensor that has replaced a tensor, or the tensor itself."""
         return self.replaced[id(value)][1] if id(value) in self.replaced else value
 
     def put(self, old: list, new: Any) -> None:
-        """Lets new tensors take the place of old ones."""
+        """Replaces old tensors by new ones."""
         for before, after in zip(old, tree.flatten(new), strict=True):
             self.replaced[id(before)] = (before, after)
 
     def replay(self, node: Any, block: str | None = None) -> None:
-        """Runs a call again on the new tensors, opened if it is a block."""
+        """Runs a call again on the new tensors, and opens its layer if that is a block."""
         operation = node.operation
         if isinstance(operation, keras.Model) and internals.functional_of(operation) is not None:
             if id(operation) not in self.models:
                 self.models[id(operation)] = self.convert(operation)
             operation = self.models[id(operation)]
         args, kwargs = tree.map_structure(self.current, internals.call_arguments(node))
-        # Inside a block, a layer that cannot be saved on its own is replaced by what it runs, even if it has a rule.
+        # Inside a block, a layer that cannot be saved on its own is replaced by its contents, even if it has a rule.
         stands_alone = block is None or saveable(operation)
         if (_to_replace(operation) or not stands_alone) and self.open(node, args, kwargs, block is None):
             return
@@ -238,7 +243,7 @@ class _Inliner:
             self.put(node.outputs, operation(*args, **kwargs))
 
     def open(self, node: Any, args: tuple, kwargs: dict, outermost: bool) -> bool:
-        """Runs what a block runs in its place; tells whether that was possible."""
+        """Runs the contents of a block in its place, and returns whether that was possible."""
         layer = node.operation
         inside = look_inside(layer, args, kwargs)
         if inside is INERT:
@@ -270,7 +275,7 @@ class _Inliner:
         return True
 
     def claim_name(self, operation: Any, block: str) -> None:
-        """Renames an inner operation if another one of the model has its name: names are unique within a model."""
+        """Renames an inner operation if another one has its name, because names are unique within a model."""
         name, number = operation.name, 1
         while self.names.setdefault(name, operation) is not operation:
             name = f"{block}_{operation.name}" if number == 1 else f"{block}_{operation.name}_{number}"
@@ -285,7 +290,7 @@ class _StaysClosed(Exception):
 
 
 def _check_the_same(layer: keras.Layer, args: tuple, kwargs: dict, outputs: list[keras.KerasTensor]) -> None:
-    """Compares a closed block with all that takes its place, inner blocks opened too."""
+    """Compares a closed block with everything that replaces it, including opened inner blocks."""
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
     given = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
     opened = Inside(given, nodes_before(outputs, given), outputs)

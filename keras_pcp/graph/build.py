@@ -1,4 +1,4 @@
-"""Model -> ChannelGraph: runs the rules over the trace and turns labels into groups."""
+"""Builds the channel graph of a model: runs the rules over its calls, and turns labels into groups."""
 
 from collections.abc import Iterable
 
@@ -28,22 +28,23 @@ _RULE_MODULES = (parametric, contraction, structural, movement, slicing, element
 
 
 def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
-    """Finds out which channels of a model can be pruned, and which are coupled.
+    """Finds out which channels of a model can be pruned, and which of them are coupled.
 
-    The model's outputs are always frozen. The model is not changed.
+    The outputs of the model always keep their width. The model is not changed.
 
     Args:
-        model: a built Functional or Sequential model; nested models are opened up.
-        on_unknown: what to do about a layer or operation without a rule: `"error"`, or `"freeze"` every channel that
-            reaches it, with a recorded reason.
-        frozen_layers: names of layers that keep their width. They still train, unlike frozen layers of Keras, which have
-            `trainable=False`.
+        model: a built Functional or Sequential model. Nested models are analysed, too.
+        on_unknown: what to do about a layer or operation without a rule. `"error"` raises an error. `"freeze"` freezes
+            every channel that reaches it, and records the reason.
+        frozen_layers: names of layers that keep their width. They still train, unlike layers that are frozen in Keras,
+            which have `trainable=False`.
 
     Returns:
-        A `ChannelGraph`; `print` it to see groups and frozen layers.
+        A `ChannelGraph`. `print` it to see the groups and the frozen layers.
 
     Raises:
-        UnsupportedModelError: no functional graph, channels_first, or an unknown layer under `on_unknown="error"`.
+        UnsupportedModelError: the model has no functional graph, uses channels_first, or has an unknown layer and
+            `on_unknown` is `"error"`.
         InvalidArgumentError: `on_unknown` or a name in `frozen_layers` is not valid.
 
     Example:
@@ -81,16 +82,16 @@ def _unknown_message(unknown: dict[str, str]) -> str:
     shown = "; ".join(list(unknown.values())[:5])
     more = f" (and {len(unknown) - 5} more)" if len(unknown) > 5 else ""
     return (
-        f"what these do to channels is unknown: {shown}{more}. Teach it with keras_pcp.register_rule(LayerClass), "
+        f"what these do to channels is unknown: {shown}{more}. Add a rule with keras_pcp.register_rule(LayerClass), "
         "or pass on_unknown='freeze' to keep every channel that reaches them"
     )
 
 
 def check_fits(model: keras.Model, graph: ChannelGraph) -> Program:
-    """Raises InvalidArgumentError unless `graph` can be the graph of `model`: the same weights, calls and blocks.
+    """Raises InvalidArgumentError unless weights, calls and blocks of `graph` are those of `model`.
 
     Returns:
-        The program of the model, on which the graph is one.
+        The program of the model, with blocks opened as in the graph.
     """
     check_model("model", model)
     check_graph(graph)
@@ -110,6 +111,6 @@ def check_fits(model: keras.Model, graph: ChannelGraph) -> Program:
     if fingerprint(program.trace, model.weights) != graph.fingerprint:
         raise InvalidArgumentError(
             f"the graph was built from another model ({graph.model_name!r}) than {model.name!r}: the weights have the same "
-            "shapes, but the layers, their settings or what they are connected with differ; call build_graph(model)"
+            "shapes, but the layers, their settings or their connections differ; call build_graph(model)"
         )
     return program

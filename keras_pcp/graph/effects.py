@@ -1,4 +1,4 @@
-"""What a call does beyond its outputs: found by observing the call, and by comparing it with what is to replace it."""
+"""Finds side effects of a call: observes the call, and compares a layer with its replacement."""
 
 import traceback
 import warnings
@@ -27,17 +27,17 @@ _BY_NAME = {
 
 
 class SideEffect(Exception):
-    """A call does more than compute its outputs; the text says what, as in "it ..."."""
+    """A call does more than compute its outputs. The text says what, and begins with "it" or "its"."""
 
 
 def observed(layer: keras.Layer, call: Callable[[], Any]) -> Any:
-    """Runs a layer's own `call` on symbolic tensors, and puts back what it changes.
+    """Runs the `call` of a layer on symbolic tensors, and restores everything that it changes.
 
-    Nothing that it does to variables reaches them: it only becomes an operation of a graph that is thrown away. The layers
-    that it calls run apart from that graph, so what they do in training is theirs and remains.
+    The call cannot change variables: an assignment only becomes an operation of a graph that is thrown away. The layers
+    that it calls run outside this graph, so their own effects in training do not count.
 
     Raises:
-        SideEffect: the call does something that is not in its outputs.
+        SideEffect: the call does something beyond its outputs.
     """
     before = _noted(layer)
     try:
@@ -73,14 +73,14 @@ def _noted(layer: keras.Layer) -> dict[str, tuple[Any, Any]]:
 
 
 def keep_attributes(model: keras.Model, journal: Journal) -> None:
-    """Undoing the journal puts back what calls change of the layers of a model. Layers that they build stay built."""
+    """Makes the journal restore layer attributes that calls change. Layers that are built meanwhile stay built."""
     for layer in internals.layers_of(model):
         if layer.built:
             journal.note(partial(_put_back, layer, _noted(layer)))
 
 
 def _content(value: Any) -> Any:
-    """Returns what an attribute holds, to be compared later."""
+    """Returns the content of an attribute, to compare it later."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, list | set):
@@ -89,7 +89,7 @@ def _content(value: Any) -> Any:
 
 
 def _put_back(layer: keras.Layer, before: dict[str, tuple[Any, Any]]) -> list[str]:
-    """Gives the attributes of a layer the values they had, and returns the names of those that had others."""
+    """Restores the attributes of a layer, and returns the names of those that had changed."""
     after = _own_attributes(layer)
     changed = [n for n in after if n not in before]
     for name, (value, content) in before.items():
@@ -129,7 +129,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 class _Caller(keras.Layer):
-    """Calls a function as a model calls its layers: whether it trains is known to all that are called in it."""
+    """Calls a function as a model calls its layers, so that inner layers know whether they are in training."""
 
     def __init__(self, function: Callable):
         super().__init__(autocast=False, name="caller")
@@ -145,17 +145,18 @@ _COMPARED: WeakKeyDictionary[type, dict[tuple, str | None]] = WeakKeyDictionary(
 def why_not_the_same(
     layer: keras.Layer, other: Callable[..., list[Any]], structure: tuple, args: tuple, kwargs: dict
 ) -> str | None:
-    """Compares a layer with what is to replace it on random data, and returns how they differ.
+    """Compares a layer with its replacement on random data, and returns how they differ.
 
-    Compared are outputs with their masks, losses, the new values of all variables and, in training, gradients. Nothing
-    about the layer is changed. A layer that does not run on such data is not compared, and of layers of one class that run
-    the same, in whatever widths, only the first one is.
+    The comparison covers outputs with their masks, losses, the new values of all variables and, in training, gradients.
+    The layer is not changed. A layer that does not run on random data is not compared. Of layers of one class with the
+    same structure, whatever their widths, only the first one is compared.
 
     Args:
         layer: a built layer.
-        other: called as `other(tensors, training)`, with the tensors among the arguments; returns the flat outputs.
-        structure: what `other` runs.
-        args, kwargs: the arguments of the layer; symbolic tensors in them are replaced by random ones.
+        other: the replacement. It is called as `other(tensors, training)`, with the tensors among the arguments, and
+            returns the flat outputs.
+        structure: the structure of the replacement, see `Inside.structure`.
+        args, kwargs: the arguments of the layer. Symbolic tensors in them are replaced by random ones.
     """
     known = _COMPARED.setdefault(type(layer), {})
     tensors = [t for t in tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
@@ -163,7 +164,7 @@ def why_not_the_same(
     key = (structure, inputs, layer.dtype_policy.name, layer.trainable, layer.supports_masking)
     if key not in known:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are those of the layer's own code, and come again when it is used
+            warnings.simplefilter("ignore")  # the layer's code raises them; they appear again when the layer is used
             known[key] = _compare(layer, other, args, kwargs, tensors)
     return known[key]
 
@@ -180,7 +181,7 @@ def _compare(layer, other, args, kwargs, tensors) -> str | None:
         try:
             arrays = [random_tensor(t, rng) for t in tensors]
             expected = _effects(layer, closed, arrays, training)
-        except Exception:  # whatever the layer's own code raises on data that it is not made for
+        except Exception:  # whatever the layer's code raises on data that it is not made for
             return None
         try:
             found = _effects(layer, other, arrays, training)
@@ -193,7 +194,7 @@ def _compare(layer, other, args, kwargs, tensors) -> str | None:
 
 
 def _effects(layer: keras.Layer, call: Callable, arrays: Sequence[Any], training: bool) -> dict[str, list[Any]]:
-    """Runs a call without any effect on variables and returns all that would have come of it."""
+    """Runs a call without changing any variable, and returns all effects that it would have had."""
     variables = layer.variables
     values = [(v, tf.convert_to_tensor(v.value)) for v in variables]
     trained = {id(v) for v in layer.trainable_variables}
@@ -218,5 +219,5 @@ def _effects(layer: keras.Layer, call: Callable, arrays: Sequence[Any], training
 
 
 def first_line(error: Exception) -> str:
-    """Returns class and first line of an error."""
+    """Returns the class and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"

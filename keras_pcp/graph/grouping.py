@@ -1,4 +1,4 @@
-"""Turns what the rules said into a channel graph: connected labels become groups."""
+"""Turns the notes of the rules into a channel graph. Connected labels become groups."""
 
 import math
 from collections import Counter
@@ -27,10 +27,10 @@ from keras_pcp.graph.trace import fingerprint
 
 
 def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
-    """Turns what the rules said about a program into its channel graph.
+    """Returns the channel graph of a program, given the notes of the rules.
 
     Raises:
-        UnsupportedModelError: a rule does not account for a weight of its layer.
+        UnsupportedModelError: a rule does not mention a weight of its layer.
     """
     classes = notes.table.resolve()
     group_of, channel_of, names, sizes = _group_labels(notes, classes)
@@ -70,7 +70,7 @@ def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
 
 
 def _check_weights(index: Index, notes: Notes, group_of: np.ndarray) -> None:
-    """Raises if a rule lets channels that can go through its layer but does not account for one of the weights."""
+    """Raises UnsupportedModelError if removable channels pass a layer whose rule does not mention all its weights."""
     accounted = {weight for weight, _ in notes.bindings} | notes.independent
     for site, labels in notes.ruled:
         weights = getattr(site.operation, "weights", ())
@@ -95,7 +95,7 @@ def _terms(program: Program, notes: Notes, shapes: list[list[Extent]]) -> Iterab
 
 
 def _why_unknown(program: Program, site: CallSite) -> str:
-    """Returns why the number of positions that a call works on is not known."""
+    """Returns why it is not known how many positions a call works on."""
     tensors = [program.trace.tensors[i] for i in program.trace.inputs]
     unknown = [f"{t.name!r} of shape {tuple(t.shape)}" for t in tensors if None in t.shape[1:]]
     if unknown:
@@ -104,7 +104,7 @@ def _why_unknown(program: Program, site: CallSite) -> str:
 
 
 def _group_labels(notes: Notes, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
-    """Gives every label its group and channel number; -1 where it is frozen."""
+    """Returns group and channel number of every label (-1 if it is frozen), and names and sizes of the groups."""
     firsts = []
     for _, ids in notes.sites:
         roots = np.unique(classes.root[ids[~classes.frozen[ids]]])
@@ -175,7 +175,7 @@ class _Pieces:
 
 
 def _parts(widths: Iterable[Width], sizes: dict[str, int]) -> dict[str, dict[bytes, np.ndarray]]:
-    """Finds the axes that hold nothing but a part of one group: {group: {key: channels}}."""
+    """Finds axes that hold only a part of one group, and nothing else: {group: {key: channels}}."""
     found: dict[str, dict[bytes, np.ndarray]] = {}
     for width in widths:
         if width.owner == "tensor" and len(width.extent.pieces) == 1:

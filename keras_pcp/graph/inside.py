@@ -1,4 +1,4 @@
-"""What a layer runs: the calls that its own `call` makes, and whether they are all there is to it."""
+"""Lists the calls that a layer makes in its `call`, and finds out whether the layer does anything else."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ def saveable(operation: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """What a layer runs: its calls in order, from stand-ins for the inputs to the outputs."""
+    """The calls that a layer makes, in order. They lead from stand-ins for its inputs to its outputs."""
 
     inputs: list[keras.KerasTensor]
     nodes: list[Any]
@@ -48,7 +48,7 @@ class Inside:
         return [values[id(t)] for t in self.outputs]
 
     def structure(self) -> tuple:
-        """Returns the classes of the operations that are called, and how tensors run from one to the other."""
+        """Returns the classes of the called operations, and how tensors connect them."""
         number = {id(t): i for i, t in enumerate(self.inputs)}
         calls = []
         for node in self.nodes:
@@ -62,24 +62,24 @@ INERT = "it does nothing, except in training"
 
 
 def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
-    """Lists what a layer runs when it is called with these arguments, or says why that is not all there is to it.
+    """Lists the calls that a layer makes for these arguments, or says why they cannot replace the layer.
 
-    The call is observed, so whatever it does besides computing its outputs is a reason. A layer that is run in training
-    in another way is not listed, but if it owns no weights and returns its only input otherwise, as stochastic depth does,
-    the answer is `INERT`. The calls are known to the result only, not to the layers that are called.
+    The call is observed. If it does more than compute its outputs, that is a reason. Another reason is a layer that
+    works differently in training. But if it owns no weights and otherwise returns its only input, as stochastic depth
+    does, the answer is `INERT`. Only the result remembers the calls. The called layers do not.
     """
     if isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
-        return "it is recurrent: it runs in a loop, in which each step reads what the step before gave"
+        return "it is recurrent: it runs in a loop, and each step reads the result of the step before"
     fixed, kwargs = kwargs.get("training"), {k: v for k, v in kwargs.items() if k != "training"}
     parameter = _parameters(layer).get("training")
     if fixed or (parameter and parameter.default is True):
-        return "it is called with training=True where nothing else is said"
+        return "it is called with training=True unless the caller says otherwise"
     with undone() as journal:
         return _listed_alike(layer, args, kwargs, parameter is not None, journal)
 
 
 def _listed_alike(layer: keras.Layer, args: tuple, kwargs: dict, has_training: bool, journal: Journal) -> Inside | str:
-    """Lists what a layer runs as often as it takes to see that it is the same each time, in training too."""
+    """Lists the calls of a layer several times, to see that they are the same each time, in training too."""
     first = None
     for training in (None, False, True) if has_training else (None, None):
         try:
@@ -125,7 +125,7 @@ def _run(layer: keras.Layer, args: tuple, kwargs: dict, extra: dict, journal: Jo
 
 
 def _why_more(layer: keras.Layer, inside: Inside, training: bool | None, has_training: bool) -> str | None:
-    """Returns what a layer does beyond the calls it makes, or None."""
+    """Returns what a layer does beyond its calls, or None."""
     if layer.activity_regularizer is not None:
         return "it has an activity regularizer"
     if type(layer).__call__ is not keras.Layer.__call__:
@@ -145,16 +145,16 @@ def _why_more(layer: keras.Layer, inside: Inside, training: bool | None, has_tra
             [] if isinstance(node.operation, keras.Layer) else tree.flatten(list(_settings(node.operation).values()))
         )
         if any(callable(v) and not isinstance(v, type) for v in [*values, *settings]):
-            return f"{name} in it runs a Python function, in which anything may happen"
+            return f"{name} in it runs a Python function, which may do anything"
         if "training" in kwargs and not _follows(node.operation, kwargs["training"], training, has_training):
             return f"it calls a layer with training={kwargs['training']} at all times"
     return None
 
 
 def _follows(operation: Any, given: bool | None, training: bool | None, has_training: bool) -> bool:
-    """Returns whether a layer in a block may be run in training when the block is; what is not sure is compared later.
+    """Returns whether an inner layer may be in training whenever the block is. Doubtful cases are compared later.
 
-    Keras lists the default of an argument as if it had been given.
+    Keras lists the default of an argument as if it had been passed.
     """
     if given is None or (has_training and given == training) or given is _parameters(operation)["training"].default:
         return True
@@ -162,7 +162,7 @@ def _follows(operation: Any, given: bool | None, training: bool | None, has_trai
 
 
 def _why_not_theirs(layer: keras.Layer, layers: list[keras.Layer]) -> str | None:
-    """Returns how the weights of a layer and those of the layers that it calls are not the same, or None."""
+    """Returns how the weights of a layer differ from those of the layers that it calls, or None."""
     called = {id(w) for inner in layers for w in inner.weights}
     own = {id(w) for w in layer.weights}
     if own - called:
@@ -179,7 +179,7 @@ def _settings(operation: Any) -> dict[str, Any]:
 
 
 def unknown_settings(operation: Any) -> list[tuple[str, int]]:
-    """Returns the places in the settings of a raw operation where a size is unknown."""
+    """Returns the (setting, index) pairs of a raw operation where a size is unknown."""
     settings = {} if isinstance(operation, keras.Layer) else _settings(operation)
     shapes = {k: v for k, v in settings.items() if isinstance(v, list | tuple)}
     return [(k, i) for k, shape in shapes.items() for i, size in enumerate(shape) if size is None]
@@ -190,7 +190,7 @@ def _parameters(layer: keras.Layer) -> Any:
 
 
 def signature(inside: Inside) -> list[tuple]:
-    """Returns the calls as comparable values: operations, and arguments with tensors numbered."""
+    """Returns the calls as values that can be compared: operations, and arguments with numbers for tensors."""
     number = {id(t): i for i, t in enumerate(inside.inputs)}
 
     def comparable(value: Any) -> str:
@@ -218,9 +218,9 @@ def _identity(operation: Any) -> Any:
 
 
 def leave_batch_open(operation: Any, shape: tuple) -> bool:
-    """Gives a reshape to (batch size, ...) the target (-1, ...), because symbolic inputs do not tell the batch size.
+    """Changes the target of a reshape from (batch size, ...) to (-1, ...): symbolic inputs do not have a batch size.
 
-    Returns whether the target is certain then.
+    Returns whether the new target is unambiguous.
     """
     sample, target = shape[1:], operation.newshape[1:]
     if -1 in target and None not in sample:

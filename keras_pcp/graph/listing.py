@@ -1,4 +1,4 @@
-"""Lists the calls that lead to symbolic tensors, and takes calls back, so that no layer remembers them."""
+"""Lists the calls that lead to symbolic tensors, and makes layers forget calls."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from keras_pcp.support.changes import Journal
 
 
 def listed(function: Callable[[], Any], inputs: Sequence[keras.KerasTensor], journal: Journal) -> tuple[Any, list[Any]]:
-    """Runs a function of new symbolic tensors and lists its calls; undoing the journal takes all of them back.
+    """Runs a function on new symbolic tensors and lists its calls. Undoing the journal makes the layers forget them.
 
     Returns:
-        What the function returns, and the nodes that lead from `inputs` to it.
+        The result of the function, and the nodes that lead from `inputs` to it.
     """
     _Source(inputs).symbolic_call()
     note_calls(inputs, journal)
@@ -23,7 +23,7 @@ def listed(function: Callable[[], Any], inputs: Sequence[keras.KerasTensor], jou
 
 
 class _Source(keras.Operation):
-    """Makes new tensors, which remember by it on what they are called."""
+    """Makes new tensors. It remembers the calls on them, because Keras stores calls with the maker of a tensor."""
 
     def __init__(self, tensors: Sequence[keras.KerasTensor]):
         super().__init__(name="source")
@@ -34,12 +34,12 @@ class _Source(keras.Operation):
 
 
 def note_calls(values: Any, journal: Journal) -> None:
-    """Undoing the journal takes back all later calls on the symbolic tensors in a structure, and on what comes of them."""
+    """Makes the journal undo all later calls on the symbolic tensors in a structure, and on tensors that follow."""
     tensors = [t for t in tree.flatten(values) if isinstance(t, keras.KerasTensor)]
     known, gone = {id(node) for node in _calls_on(tensors)}, []
 
     def take_back() -> None:
-        gone[:] = gone or _new_calls(tensors, known)  # found once: if this is interrupted, some are missing next time
+        gone[:] = gone or _new_calls(tensors, known)  # found once; after an interruption, some could not be found again
         ids = {id(node) for node in gone}
         for node in gone:
             for calls in _where_remembered(node):
@@ -49,13 +49,13 @@ def note_calls(values: Any, journal: Journal) -> None:
 
 
 def _calls_on(tensors: Iterable[keras.KerasTensor]) -> list[Any]:
-    """Returns the calls on what some operations gave, those that made the tensors."""
+    """Returns the calls on the outputs of the operations that made the tensors."""
     makers = {id(maker): maker for maker in map(internals.producing_operation, tensors) if maker is not None}
     return [node for maker in makers.values() for node in internals.remembered(maker)[1]]
 
 
 def _new_calls(tensors: Sequence[keras.KerasTensor], known: set[int]) -> list[Any]:
-    """Returns the calls that are not known on some tensors, and all calls on what comes of them."""
+    """Returns calls on some tensors that are not in `known`, and all calls on the tensors that follow from these."""
     found, waiting = {}, [node for node in _calls_on(tensors) if id(node) not in known]
     while waiting:
         node = waiting.pop()
@@ -72,7 +72,7 @@ def _where_remembered(node: Any) -> list[list[Any]]:
 
 
 def nodes_before(outputs: list[keras.KerasTensor], inputs: Iterable[keras.KerasTensor] = ()) -> list[Any]:
-    """Returns the nodes that lead to some tensors, in an order of execution, back to inputs or without a history."""
+    """Returns the nodes that lead from `inputs`, or from tensors without a history, to some tensors, in call order."""
     ends = {id(t) for t in inputs}
     found, seen, stack = [], set(), [(internals.node_of(t), False) for t in reversed(outputs) if id(t) not in ends]
     while stack:

@@ -1,4 +1,4 @@
-"""What the rules say about the calls of a program, and the numbers by which they say it."""
+"""Records what the rules say about the calls of a program, and numbers the weights and operations that it mentions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from keras_pcp.graph.rules import CallSite
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Numbers of weights and operations, by their `id`.
+    """Numbers of the weights and operations of a program.
 
     Attributes:
         weights: the weights of the model.
@@ -30,7 +30,7 @@ class Index:
 
     @classmethod
     def of(cls, program: Program) -> "Index":
-        """Returns the numbers for a program."""
+        """Numbers the weights and operations of a program."""
         weights, operations = program.model.weights, program.trace.operations
         owner = {
             id(w): program.name_of(op)
@@ -47,16 +47,16 @@ class Notes:
     """What the rules have said so far.
 
     Attributes:
-        table: ties between labels, and which are frozen or inexact.
+        table: ties between labels, and which labels are frozen or inexact.
         labels: {number of a tensor: its labels}.
-        sites: (layer, labels) of everything that makes channels.
+        sites: (layer, labels) for everything that makes channels.
         bindings: {(weight, axis): (labels, role, part)}.
         widths: {(owner, number, path): (size, labels)}.
-        independent: numbers of the weights that follow no channels.
+        independent: numbers of the weights that do not depend on channels.
         ruled: calls that a rule was run for, with the labels of their inputs and outputs.
-        costs: (call, factor, weight, axes): the factor times the product of the axes of the weight.
+        costs: (call, factor, weight, axes): the cost is the factor times the sizes of these axes of the weight.
         uncounted: {layer: why its MACs are unknown}.
-        unknown: {layer: why nothing is known of what it does to channels}.
+        unknown: {layer: why it is not known what it does to channels}.
     """
 
     table: LabelTable = field(default_factory=LabelTable)

@@ -1,4 +1,4 @@
-"""What a model runs, seen through its blocks: the calls that are analysed, counted, measured and rewritten."""
+"""Lists the calls of a model, with its blocks opened. These calls are analysed, counted, measured and rewritten."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from keras_pcp.graph.trace import Trace, trace
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A model as its flat list of calls, with its blocks opened. The model is left as it is.
+    """A model as a flat list of calls, with its blocks opened. The model is not changed.
 
     Attributes:
         model: the model.
-        opened: the plain model that was traced, which shares the layers, and what was opened to get it.
+        opened: the plain model that was traced (it shares the layers), and what was opened to get it.
         trace: the calls.
-        names: {`id` of an operation: its name in the plain model}; inner layers of blocks may go by other names there.
+        names: {`id` of an operation: its name in the plain model}. Inner layers of blocks may have other names there.
     """
 
     model: keras.Model
@@ -27,12 +27,12 @@ class Program:
     names: Mapping[int, str]
 
     def name_of(self, operation: Any) -> str:
-        """Returns the name that an operation has in the plain model, also if it is only called in another model."""
+        """Returns the name of an operation in the plain model. If it is not called there, returns its usual name."""
         return self.names.get(id(operation), operation.name)
 
 
 def program_of(model: keras.Model, opening: bool = True) -> Program:
-    """Opens the blocks of a model and lists its calls; without `opening`, lists them with the blocks closed.
+    """Opens the blocks of a model and lists its calls. With `opening=False`, the blocks stay closed.
 
     Raises:
         UnsupportedModelError: if `model` is not a built Functional or Sequential model.

@@ -1,4 +1,4 @@
-"""Runs the rules over a program and notes what they say."""
+"""Runs the rules over a program and records what they say."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from keras_pcp.graph.trace import Call
 
 
 class GraphRecorder:
-    """Implements `rules.Recorder`: writes down what the rules say."""
+    """Implements `rules.Recorder`: records what the rules say."""
 
     def __init__(self, program: Program, frozen_layers: set[str]):
         self.program, self.frozen_layers = program, frozen_layers
@@ -30,7 +30,7 @@ class GraphRecorder:
         self.named: dict[tuple, tuple[np.ndarray, dict[int, CallSite]]] = {}
 
     def run(self) -> Notes:
-        """Runs the rules of all calls, in order, and returns what they said."""
+        """Runs the rules of all calls, in order, and returns the notes."""
         for index, call in enumerate(self.program.trace.calls):
             inputs = tuple(self.notes.labels.get(i) for i in call.inputs)
             outputs = inputs if call.operation is None else self.apply(call, index, inputs)
@@ -44,7 +44,7 @@ class GraphRecorder:
         return self.notes
 
     def freeze_half_shared(self) -> None:
-        """Freezes what only some calls of a shared layer named: to the other calls these positions are fixed."""
+        """Freezes channels that only some calls of a shared layer named. The other calls need them to stay."""
         calls = Counter(id(call.operation) for call in self.program.trace.calls)
         for ids, sites in self.named.values():
             users = {id(site.operation): site for site in sites.values()}
@@ -54,7 +54,7 @@ class GraphRecorder:
                 )
 
     def name(self, site: CallSite, key: tuple, ids: np.ndarray) -> None:
-        """Notes that a call named the channels of a weight axis or a width; several calls must name the same ones."""
+        """Records that a call named the channels of a weight axis or a width. All calls must name the same ones."""
         known, sites = self.named.setdefault(key, (ids, {}))
         sites[site.index] = site
         reason = f"{site.name} is shared with a call on fixed channels"
@@ -64,7 +64,7 @@ class GraphRecorder:
             self.freeze(np.concatenate([known, ids]), reason)
 
     def set_labels(self, tensor: int, labels: Labels | None) -> None:
-        """Labels a tensor; a tensor inside a nested model that is called again gets both sets, tied."""
+        """Labels a tensor. If a nested model is called again, its tensors get both sets of labels, tied."""
         if labels is not None and len(labels) != self.program.trace.tensors[tensor].shape[labels.axis]:
             raise UnsupportedModelError(
                 f"a rule gave {len(labels)} channels on axis {labels.axis} to a tensor of shape "
@@ -116,7 +116,7 @@ class GraphRecorder:
             except Exception as error:  # whatever a custom rule raises
                 raise UnsupportedModelError(
                     f"the rule of {site.name} fails with {type(error).__name__}: {error} (site.inputs holds None for an "
-                    "input without channels that can go; keras_pcp.testing.check_rule tries a rule)"
+                    "input without removable channels; keras_pcp.testing.check_rule checks a rule)"
                 ) from error
         elif all(labels is None for labels in inputs) and not getattr(call.operation, "weights", ()):
             outputs = [None] * len(shapes)
@@ -124,7 +124,7 @@ class GraphRecorder:
         return self.kept(site, why) if outputs is None else outputs
 
     def kept(self, site: CallSite, why: str) -> list[None]:
-        """Freezes what a call reads and makes that no rule follows."""
+        """Freezes all channels that a call without a rule reads or makes."""
         self.notes.unknown.setdefault(site.layer, f"{site.name} {why}")
         for labels in site.inputs:
             site.freeze(labels, f"{why}, so what it does with them is unknown")
@@ -134,10 +134,10 @@ class GraphRecorder:
         return [None] * len(site.output_shapes)
 
     def complete_cost(self, site: CallSite, before: int, why: str | None) -> None:
-        """Completes what a rule has said of the cost of a call since `before`; `why` there is no rule, if so.
+        """Completes the cost of a call, which a rule has recorded from index `before` on.
 
-        A cost is that of the sizes that the call is made with. What has a kernel has a cost: if none is known for it, the
-        cost of the layer is unknown, not 0.
+        `why` says why there is no rule, or is None. The cost is that of the sizes that the call is made with. A layer
+        with a kernel has a cost: if none is known for the kernel, the cost of the layer is unknown, not 0.
         """
         sized = self.sized.get(site.index)
         if sized is not None or why is not None:

@@ -1,4 +1,4 @@
-"""Model -> the flat list of its calls and tensors, nested models opened up."""
+"""Turns a model into a flat list of its calls and tensors, including those of nested models."""
 
 import hashlib
 import math
@@ -16,13 +16,13 @@ from keras_pcp.support import internals
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of an operation, or (operation None) the hand-over of tensors into or out of a nested model.
+    """One call of an operation. If the operation is None, it hands tensors over into or out of a nested model.
 
     Attributes:
         operation: the Keras layer or raw operation; None for a hand-over.
         node: the Keras node of the call; None for a hand-over.
         inputs: indices in `Trace.tensors`.
-        outputs: indices in `Trace.tensors`; for a hand-over, as many as inputs.
+        outputs: indices in `Trace.tensors`; a hand-over has as many outputs as inputs.
     """
 
     operation: Any
@@ -47,10 +47,10 @@ class Trace:
 
     Attributes:
         calls: the calls.
-        operations: every operation once, in order of first appearance; nested models and input layers included.
+        operations: every operation once, in order of first appearance, including nested models and input layers.
         tensors: every KerasTensor once, in order of first appearance.
-        inputs, outputs: indices in `tensors` of the model's own inputs and outputs.
-        names: keys of the inputs, for a model that takes a dict.
+        inputs, outputs: indices in `tensors` of the inputs and outputs of the model.
+        names: keys of the inputs, if the model takes a dict.
     """
 
     calls: tuple[Call, ...]
@@ -71,10 +71,10 @@ def trace(model: keras.Model) -> Trace:
 
 
 def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Runs the calls of a trace on arrays and yields (index in `Trace.tensors`, value) as the values are computed.
+    """Runs the calls of a trace on arrays, and yields (index in `Trace.tensors`, value) as soon as a value is computed.
 
-    A tensor inside a nested model that is called several times is yielded each time. Values are dropped after their
-    last use.
+    If a nested model is called several times, its tensors are yielded each time. Values are dropped after their last
+    use.
     """
     for step in replay_calls(traced, inputs):
         yield from zip(step.call.outputs, step.run(), strict=True)
@@ -82,11 +82,12 @@ def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 
 @dataclass(eq=False)
 class Step:
-    """A call of a trace with arrays for its tensors, about to be run.
+    """A call of a trace with arrays for its tensors, before it is run.
 
     Attributes:
         call: the call.
-        args, kwargs: its arguments, arrays included; those of a hand-over are the tensors it hands over.
+        args, kwargs: its arguments, including arrays. The arguments of a hand-over are the arrays that it hands over.
+        outputs: its outputs, once it has been run.
     """
 
     call: Call
@@ -100,7 +101,7 @@ class Step:
         return tree.flatten((self.args, self.kwargs))[0]
 
     def run(self) -> list[Any]:
-        """Runs the call, unless that is done, and returns its outputs."""
+        """Runs the call, unless it has been run, and returns its outputs."""
         if self.outputs is None:
             operation = self.call.operation
             found = self.args if operation is None else operation(*self.args, **self.kwargs)
@@ -109,9 +110,9 @@ class Step:
 
 
 def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
-    """Runs the calls of a trace on arrays and yields each of them before it is run.
+    """Runs the calls of a trace on arrays, and yields each call before it is run.
 
-    What is done to the weights of a layer between two steps is in effect from then on.
+    If the weights of a layer are changed between two steps, the following steps use the new values.
     """
     values = dict(zip(traced.inputs, inputs, strict=True))
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
@@ -122,11 +123,11 @@ def replay_calls(traced: Trace, inputs: Sequence[Any]) -> Iterator[Step]:
             if last[i] == number:
                 values.pop(i, None)
         values.update(zip(call.outputs, step.run(), strict=True))
-        step.args, step.kwargs, step.outputs = (), {}, None  # whoever still holds the step must not keep its arrays
+        step.args, step.kwargs, step.outputs = (), {}, None  # frees the arrays even if somebody still holds the step
 
 
 def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:
-    """Returns a call with values for its inputs, about to be run."""
+    """Returns a call with values for its inputs, ready to be run."""
     if call.operation is None:
         return Step(call, tuple(values), {})
     place = {id(traced.tensors[i]): value for i, value in zip(call.inputs, values, strict=True)}
@@ -135,7 +136,7 @@ def bound(traced: Trace, call: Call, values: Sequence[Any]) -> Step:
 
 
 def tensor_sizes(traced: Trace, x: Any) -> list[int]:
-    """Returns how many numbers each tensor holds for one sample; extents not known are taken as the largest of `x`."""
+    """Returns how many numbers each tensor holds for one sample. Unknown sizes are taken as the largest size in `x`."""
     largest = max(max(np.shape(a)[1:], default=1) for a in tree.flatten(x))
     return [math.prod(largest if d is None else d for d in t.shape[1:]) for t in traced.tensors]
 
@@ -153,7 +154,7 @@ def arrange_inputs(traced: Trace, x: Any) -> list[Any]:
     return found
 
 
-# Settings of layers and operations that decide what they do to channels, or how often they use a weight. No widths.
+# Settings that decide what an operation does to channels, or how often it uses a weight. None of them is a width.
 _SETTINGS = (
     "axis",
     "axes",
@@ -177,10 +178,10 @@ _SETTINGS = (
 
 
 def fingerprint(traced: Trace, weights: Sequence[Any]) -> str:
-    """Returns a digest of what a trace runs: the classes of its calls, their main settings, their tensors and weights.
+    """Returns a digest of a trace: the classes of its calls, their main settings, their tensors and weights.
 
-    Widths and other sizes are left out, so a pruned model has the fingerprint of the whole one. `weights` are those of the
-    model, in whose order they count.
+    Widths and other sizes are left out, so a pruned model has the same fingerprint as the unpruned one. `weights` are
+    the weights of the model; their order gives each weight its number.
     """
     index, operations = {id(w): i for i, w in enumerate(weights)}, {}
     digest = hashlib.sha256(repr((traced.inputs, traced.outputs)).encode())
@@ -225,7 +226,7 @@ class _Tracer:
         return functional
 
     def visit(self, node: Any) -> None:
-        """Lists one call, or those of the nested model that it runs."""
+        """Lists one call, or the calls of the nested model that it runs."""
         self.add_operation(node.operation)
         inputs, outputs = self.indices(tree.flatten(node.input_tensors)), self.indices(node.outputs)
         nested = isinstance(node.operation, keras.Model) and internals.functional_of(node.operation)
@@ -238,13 +239,13 @@ class _Tracer:
         self.calls.append(Call(None, None, self.indices(nested.outputs), outputs))
 
     def add_operation(self, operation: Any) -> None:
-        """Lists an operation once."""
+        """Adds an operation to the list, unless it is there already."""
         if id(operation) not in self.operation_index:
             self.operation_index[id(operation)] = len(self.operations)
             self.operations.append(operation)
 
     def indices(self, tensors: list[keras.KerasTensor]) -> tuple[int, ...]:
-        """Lists tensors once and returns their indices."""
+        """Adds tensors to the list, unless they are there already, and returns their indices."""
         for tensor in tensors:
             if id(tensor) not in self.tensor_index:
                 self.tensor_index[id(tensor)] = len(self.tensors)

@@ -1,4 +1,4 @@
-"""Terms that change the loss while a model trains: several at a time, and one place that undoes them."""
+"""Changes the loss while a model trains: combines several terms, and removes them all in one place."""
 
 import inspect
 import warnings
@@ -31,14 +31,14 @@ class Batch:
 
 
 LossTerm = Callable[[Any, Batch], Any]
-"""A function of the loss so far and a `Batch` that returns the loss to go on with, such as the loss plus a penalty.
+"""A function that takes the loss so far and a `Batch`, and returns a new loss, such as the loss plus a penalty.
 
-It is traced with the training step, so it reads what changes between steps from variables.
+It is traced with the training step. Values that change between steps must be read from variables.
 """
 
 
 class LossTerms:
-    """The terms of one training run, in order; the first one gets the model's own loss.
+    """The terms of one training run, in order. The first one gets the loss of the model.
 
     Attributes:
         terms: the terms.
@@ -49,7 +49,7 @@ class LossTerms:
         self.model, self.terms, self.used = model, list(terms), False
 
     def set(self, terms: Sequence[LossTerm]) -> None:
-        """Replaces the terms; the train function is traced again if they are others."""
+        """Replaces the terms. If they differ from the old ones, the train function is traced again."""
         if list(terms) != self.terms:
             self.terms = list(terms)
             internals.forget_traces([self.model], Journal())
@@ -58,8 +58,8 @@ class LossTerms:
     def added(self, running: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Inside the block, the terms change the loss of the model in training.
 
-        `running` says whether the training run that the block is for is still going on. An interrupted `fit` calls nobody.
-        So where the loss, or a function that trains, is asked for and the run is over, the block is over, too.
+        `running` says whether the training run of the block is still in progress. An interrupted `fit` does not report
+        its end. So if the loss or a train function is requested after the run has ended, the block ends, too.
 
         Raises:
             InvalidArgumentError: `compute_loss` of the model cannot say whether it is called in training.

@@ -1,4 +1,4 @@
-"""What pruning has to reach: a channel graph, limits on what the model may cost, and the cost of the unpruned model."""
+"""The goal of pruning: a channel graph, limits on the cost of its model, and the cost of the unpruned model."""
 
 import numbers
 import sys
@@ -15,13 +15,13 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.support import checks
 from keras_pcp.support.text import shorten
 
-# What can be limited: the attribute of `Cost`, which the option `max_...` is named after, and its name for people.
+# What can be limited: an attribute of `Cost` (the option is called `max_...`), and its name in messages.
 LIMITED = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, which must all hold. A float in (0, 1) is a fraction of the unpruned model; an int is absolute."""
+    """Upper bounds that must all hold. A float in (0, 1) is a fraction of the unpruned model; an int is absolute."""
 
     max_macs: float | int | None = None
     max_params: float | int | None = None
@@ -76,11 +76,11 @@ def _check_macs(full: Cost) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A channel graph and what its model may cost. Selections are in the numbering of the unpruned model.
+    """A channel graph and what its model may cost. Selections use the channel numbers of the unpruned model.
 
     Attributes:
         graph: channel graph of the unpruned model.
-        bounds: {"macs": at most so many, ...}, absolute, for the limits that are set.
+        bounds: {"macs": upper bound, ...}, absolute, for the limits that are set.
         full: cost of the unpruned model.
 
     Example:
@@ -120,7 +120,7 @@ class Problem:
         return self.progress_at(self.cost(selection))
 
     def progress_at(self, cost: Cost) -> float:
-        """Returns how far pruning has come at a cost."""
+        """Returns the progress of pruning for a model of a certain cost."""
         full = {name: getattr(self.full, name) for name in self.bounds}
         return min(
             1.0 if bound >= full[k] else (full[k] - getattr(cost, k)) / (full[k] - bound)
@@ -133,7 +133,7 @@ class Problem:
         return all(getattr(cost, k) <= bound for k, bound in self.bounds.items())
 
     def gain(self, here: Cost, there: Cost) -> float:
-        """Returns the mean, over the limits still open, of the share of the whole way that leads from `here` to `there`."""
+        """Returns the share of the whole way that leads from `here` to `there`: its mean over limits still exceeded."""
         shares = [
             (getattr(here, k) - getattr(there, k)) / (getattr(self.full, k) - bound)
             for k, bound in self.bounds.items()
@@ -143,7 +143,7 @@ class Problem:
 
     @property
     def largest_share(self) -> float:
-        """The largest share of the unpruned cost that has to go, over all limits."""
+        """The largest share of the unpruned cost, over all limits, that must be removed."""
         return 1 - min((bound / getattr(self.full, k) for k, bound in self.bounds.items()), default=1.0)
 
     def nothing_removed(self) -> Selection:

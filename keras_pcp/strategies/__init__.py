@@ -1,4 +1,4 @@
-"""Pruning strategies, one paper per file. They know neither Keras nor surgery, only graphs, numbers and selections."""
+"""Pruning strategies, one paper per file. They work on graphs, numbers and selections, without Keras or surgery."""
 
 from keras_pcp.strategies.baselines import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.chex import Chex

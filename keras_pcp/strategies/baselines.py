@@ -1,8 +1,8 @@
-"""Controls: simpler ways to choose widths, run by the same code on the same data as what they are compared with.
+"""Controls: simpler ways to choose widths, to compare `Progressive` with.
 
-They stand in its place: `Pruning(OneShot(scope="global"), max_macs=0.5, validation_data=...)`. Recovery, data and costs
-are those of `Progressive`. NetAdapt (Yang et al., ECCV 2018, arXiv 1804.03230) without the short training of every
-candidate is `Progressive(groups_per_round=1, step=0.025)`: its first step, kept constant here.
+They take its place in the callback: `Pruning(OneShot(scope="global"), max_macs=0.5, validation_data=...)`. Recovery,
+data and costs stay the same. `Progressive(groups_per_round=1, step=0.025)` is NetAdapt (Yang et al., ECCV 2018, arXiv
+1804.03230) without the short training of every candidate, and with its first step size throughout.
 """
 
 from abc import abstractmethod
@@ -21,10 +21,10 @@ from keras_pcp.support import checks
 
 
 class _Control(Strategy):
-    """What all controls share: rounds without attempts, each of which prunes to `chosen`."""
+    """Base class of the controls: prunes in rounds without attempts, each time to `chosen`."""
 
     def init(self, problem: Problem) -> None:
-        """Raises LimitError if the limits cannot be reached. There is nothing to remember."""
+        """Raises LimitError if the limits cannot be reached. The state is empty."""
         problem.check_reachable(smallest(problem.graph))
 
     def update(self, problem: Problem, state: None, seen: Observation) -> tuple[None, Action | None]:
@@ -38,15 +38,15 @@ class _Control(Strategy):
 
     @abstractmethod
     def chosen(self, problem: Problem, seen: Observation) -> Selection:
-        """Returns what is left after the round."""
+        """Returns the selection that is left after the round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot(_Control):
-    """Prunes everything at once: all channels of the model ranked together, or the same fraction of every group.
+    """Prunes in one step: the lowest channels of the whole model, or the same fraction of every group.
 
     Attributes:
-        scope: `"global"` or `"local"` (uniform), as in `select_by_cost`.
+        scope: `"global"` (all channels are ranked together) or `"local"` (uniform), as in `select_by_cost`.
     """
 
     scope: str = "local"
@@ -61,14 +61,16 @@ class OneShot(_Control):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomWidths(_Control):
-    """Draws random widths that just meet the limits; the criterion says which channels stay; keeps the best draw.
+    """Draws random widths that just meet the limits, and keeps the best draw. The criterion decides which channels
+    stay.
 
     Attributes:
-        draws: at least 1: number of drawn configurations, which are compared on the validation samples before any recovery.
+        draws: number of draws, at least 1. They are compared on the validation samples before any recovery.
 
     References:
-        Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022. Its text is not public;
-        the distribution (keep a fraction u^t of every group, u uniform in (0, 1), t as the limits ask) is ours.
+        Li et al., Revisiting Random Channel Pruning for Neural Network Compression, CVPR 2022. Its text is not public.
+        The distribution is ours: a fraction u^t of every group is kept, with u uniform in (0, 1) and t set by the
+        limits.
     """
 
     draws: int = 10
@@ -86,9 +88,10 @@ class RandomWidths(_Control):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerByLayer(_Control):
-    """Visits every group once, in the order of the model, and prunes the same fraction of each: what PCP argues against.
+    """Visits every group once, in the order of the model, and prunes the same fraction of each. PCP argues against
+    this.
 
-    One round visits one group, with scores of the model as it is then, so that training may go on in between.
+    Each round visits one group and scores the model as it is then, so the model may be trained between rounds.
     """
 
     def rounds(self, problem: Problem) -> int:
@@ -96,7 +99,7 @@ class LayerByLayer(_Control):
         return len(problem.graph)
 
     def chosen(self, problem: Problem, seen: Observation) -> Selection:
-        """Prunes the next group that loses any channels."""
+        """Prunes the next group that has channels to lose."""
         nothing = {g.name: np.zeros(g.num_channels) for g in problem.graph}
         final = just_enough(problem, nothing, scope="local").removed()
         name = next((n for n in final if seen.kept.keep[n].all()), None)
@@ -107,14 +110,14 @@ class LayerByLayer(_Control):
 
 
 def _meeting(problem: Problem, scores: Mapping[str, np.ndarray], rng: np.random.Generator) -> Selection:
-    """Draws one configuration: by bisection the least t for which the limits hold."""
+    """Draws one configuration. Bisection finds the least t for which the limits hold."""
     graph = problem.graph
     shares = {name: rng.uniform(0.0, 1.0) for name in graph.groups}
 
     def select(t: float) -> Selection:
         return select_by_ratio(graph, scores, {n: min(1 - u**t, 1 - 1e-9) for n, u in shares.items()}, scope="local")
 
-    problem.check_reachable(select(np.inf))  # what stays may cost more than the cheapest channels
+    problem.check_reachable(select(np.inf))  # the channels that stay may cost more than the cheapest ones
     return _least(select, problem.holds)
 
 

@@ -1,26 +1,26 @@
-"""CHEX: channels are pruned and regrown again and again while the network trains.
+"""CHEX: prunes and regrows channels repeatedly while the network trains.
 
-Hou, Qin, Sun, Ma, Yuan, Xu, Wang, Jin, Chen, Ding: CHEX: CHannel EXploration for CNN Model Compression, CVPR 2022, arXiv
-2203.15794. Where the paper's text leaves details open, its published code is followed (zejiangh/Filter-GaP).
+Hou, Qin, Sun, Ma, Yuan, Xu, Wang, Jin, Chen, Ding: CHEX: CHannel EXploration for CNN Model Compression, CVPR 2022,
+arXiv 2203.15794. If the paper leaves a detail open, the authors' code decides (zejiangh/Filter-GaP).
 
 Every Delta_T epochs until T_max:
-    1. Rank all channels of the model by their |gamma| of batch normalization. What a group has among the S lowest, in
-       share, it loses: that re-allocates widths between the groups.
-    2. With k channels to keep in a group, and W the matrix with one column per filter, W = U Sigma V^T: keep those with the
-       largest leverage score || V_k[j, :] ||, a column subset selection. Groups with more filters than numbers in one take
-       the L1 norm instead.
-    3. Regrow: rank again with the sparsity S - delta_t, delta_t = delta_0 (1 + cos(pi t / T_max)) / 2, which gives larger
-       widths. The channels that make up the difference are drawn among the pruned ones, with probabilities that are the
-       softmax of how far their filters lie outside the span of the kept ones. They come back with the weights that they
-       had last.
+    1. Rank all channels of the model by |gamma| of batch normalization. The lowest ones, a share S, set the widths:
+       each group loses as many channels as it has among them. This moves width from one group to another.
+    2. Keep k channels in a group by column subset selection: W = U Sigma V^T is the matrix with one column per filter,
+       and the channels with the largest leverage scores || V_k[j, :] || stay. If a group has more filters than one
+       filter has numbers, the L1 norm decides instead.
+    3. Regrow: rank again with the sparsity S - delta_t, delta_t = delta_0 (1 + cos(pi t / T_max)) / 2, which gives
+       larger widths. The channels for the difference are drawn at random from the pruned ones. Their probabilities are
+       the softmax of the distances of their filters from the span of the kept filters. They come back with the weights
+       that they had last.
 At T_max nothing is regrown, and the pruned channels are removed.
 
 Differs from the paper:
-    - S is not given: it is the least share with which the limits hold.
-    - The paper trains from scratch for 250 epochs; here the `fit` may be any, and T_max is the last moment in it.
-    - "Layer" is a group of coupled channels; the paper leaves the ends of residual blocks whole.
-    - What is pruned is out of the network because its readers hold zeros. Its own filter and normalization are not
-      trained, since they get no gradient (weight decay goes on), so the weights that it had last are simply there.
+    - S is not given. It is the least share with which the limits hold.
+    - The paper trains from scratch for 250 epochs. Here the `fit` may be any, and T_max is the last moment in it.
+    - "Layer" is a group of coupled channels. The paper does not prune the ends of residual blocks.
+    - A pruned channel has no effect because the weights that read it are zero. Its own filter and normalization get no
+      gradient, so they are not trained (weight decay continues), and the weights that it had last are still there.
     - Every group keeps a channel.
 """
 
@@ -46,10 +46,10 @@ class Chex(Strategy):
     """Prunes and regrows channels every few epochs, and cuts at the end.
 
     Attributes:
-        every: Delta_T, epochs between two times, at least 1; 2 in the paper.
+        every: Delta_T, number of epochs from one pruning to the next, at least 1; 2 in the paper.
         regrow: delta_0, share of all channels that come back at first, in [0, 1); 0.3 in the paper.
-        widths_by: criterion that divides the channels among the groups; its scores are compared over the whole model.
-            `"bn_scale"` is the paper's, and needs batch normalization on every group.
+        widths_by: criterion that divides the channels among the groups. Its scores are compared over the whole model.
+            The paper uses `"bn_scale"`, which needs batch normalization on every group.
 
     Raises:
         InvalidArgumentError: an option is out of range.
@@ -70,7 +70,7 @@ class Chex(Strategy):
         checks.number("regrow", self.regrow, "[0, 1)")
 
     def init(self, problem: Problem) -> None:
-        """Raises LimitError if the limits cannot be reached. There is nothing to remember."""
+        """Raises LimitError if the limits cannot be reached. The state is empty."""
         problem.check_reachable(smallest(problem.graph))
 
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
@@ -101,7 +101,7 @@ class Chex(Strategy):
 
 
 def widths_of(problem: Problem, ranks: Scores, pruned: int) -> dict[str, int]:
-    """Returns the widths of the groups once the lowest channels of the whole model are gone (line 1)."""
+    """Returns the widths of the groups without the lowest channels of the whole model (line 1)."""
     owner = np.repeat(np.arange(len(ranks)), [len(r) for r in ranks.values()])
     gone = owner[np.argsort(np.concatenate(list(ranks.values())), kind="stable")[: max(0, pruned)]]
     left = {name: len(r) - np.count_nonzero(gone == i) for i, (name, r) in enumerate(ranks.items())}
@@ -124,7 +124,7 @@ def least_sparsity(problem: Problem, ranks: Scores) -> int:
 
 
 def leverage(widths: Mapping[str, int], group: ChannelGroup, statistics: Any) -> np.ndarray:
-    """Criterion: leverage scores of the filters for the number that is to stay (line 2)."""
+    """Criterion: leverage scores of the filters, given the number of filters to keep (line 2)."""
     columns = filters(group, statistics.weights).T
     if len(columns) < columns.shape[1]:
         return np.abs(columns).sum(axis=0)
@@ -133,7 +133,7 @@ def leverage(widths: Mapping[str, int], group: ChannelGroup, statistics: Any) ->
 
 
 def residual(keep: Mapping[str, np.ndarray], group: ChannelGroup, statistics: Any) -> np.ndarray:
-    """Criterion: how far each filter lies outside the span of the kept ones (line 3)."""
+    """Criterion: distance of each filter from the span of the kept filters (line 3)."""
     columns = filters(group, statistics.weights).T
     span = columns[:, keep[group.name]]
     return np.linalg.norm(columns - span @ np.linalg.pinv(span) @ columns, axis=0)

@@ -1,4 +1,4 @@
-"""States of strategies as JSON and back: what JSON knows, and tuples, arrays, selections and dataclasses."""
+"""Converts states of strategies to JSON and back. Also supports tuples, arrays, selections and dataclasses."""
 
 import dataclasses
 import sys
@@ -11,14 +11,14 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.selection import Selection
 
 _PLAIN = (bool, int, float, str, type(None))
-_KIND = "kind"  # key of the dicts that stand for what JSON does not know
+_KIND = "kind"  # key of the dicts that represent types that JSON does not have
 
 
 def to_json(value: Any) -> Any:
     """Returns a value as JSON-ready data.
 
     Raises:
-        InvalidArgumentError: the value holds something else.
+        InvalidArgumentError: the value holds an unsupported type.
 
     Example:
         >>> data = to_json((1, {"a": np.array([1.5, 2.5])}))
@@ -54,7 +54,7 @@ def from_json(data: Any, strategy: type) -> Any:
 
     Args:
         data: what `to_json` returned.
-        strategy: class of the strategy: dataclasses are looked up in its module, and in those that it derives from.
+        strategy: class of the strategy. Dataclasses are looked up in its module and in the modules of its base classes.
 
     Raises:
         InvalidArgumentError: a dataclass is not found there.

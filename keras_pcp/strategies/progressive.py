@@ -3,27 +3,28 @@
 Guo, Zhang, Ouyang, Xu: Model Compression using Progressive Channel Pruning, IEEE TCSVT 2020, arXiv 2507.04792.
 
 One round, after the abstract of the paper:
-    1. attempting: remove a few channels of one layer with any base criterion and estimate the accuracy drop on
-       labelled validation samples; do so for every layer;
+    1. attempting: for every layer, remove a few channels with any base criterion, and estimate the accuracy drop on
+       labelled validation samples;
     2. selecting: choose greedily the set of layers whose pruning costs the least accuracy;
     3. pruning: remove a few channels from each selected layer.
-Rounds go on until the limit is reached, so the width of every layer is a result, not an input.
+Rounds are repeated until the limit is reached. So the width of every layer is a result, not an input.
 
 Differs from the paper:
     - The full text is not public, so these values are ours: step (1 % of the cost per attempt), groups per round (a
-      quarter of the groups), number of validation samples, begin and end of pruning within the training. So is the
-      reading of "greedily": `select` offers three.
+      quarter of the groups), number of validation samples, begin and end of pruning within training. "Greedily" can be
+      read in three ways, which `select` offers.
     - "Layer" is a group of coupled channels. An attempt masks the consumers, which equals removing the channels.
-    - The accuracy drop is compared first; the increase of the loss breaks ties, which are common on few samples. With
+    - The accuracy drop is compared first. The increase of the loss breaks ties, which are common on few samples. With
       `Measuring(monitor="loss")` the loss alone is compared, as in LAASP.
-    - The number of channels in an attempt follows the schedule, unless `step` gives it, and the last round stops as soon
-      as the limit holds.
-    - `attempts="fast"` is ours: see `keras_pcp.strategies.racing`. `attempts="exact"` is the paper's way.
-    - Several criteria may be given: then each group is attempted by the one that costs it least, as in LAASP (Ghimire et
-      al., 2023, arXiv 2506.20152).
-    - With `refit_data`, attempts are measured with the layers that read the channels making up for them, see
+    - The number of channels in an attempt follows the schedule, unless `step` gives it. The last round stops as soon as
+      the limit holds.
+    - `attempts="fast"` is ours, see `keras_pcp.strategies.racing`. The paper attempts as `attempts="exact"` does.
+    - Several criteria may be given. Then each group is attempted by the criterion that costs it least, as in LAASP
+      (Ghimire et al., 2023, arXiv 2506.20152).
+    - With `refit_data`, the layers that read pruned channels make up for them in attempts, see
       `keras_pcp.repair.closed_form`.
-    - Before a round the statistics of batch normalization are re-estimated for the measurements (and put back after).
+    - Before a round, the statistics of batch normalization are re-estimated for the measurements, and restored after
+        it.
 """
 
 import numbers
@@ -51,7 +52,7 @@ class Memory:
     Attributes:
         rounds: number of rounds so far.
         known: {group: what is known of an attempt at it}.
-        draw: number of the draw of validation samples on which that was measured.
+        draw: number of the draw of validation samples that it was measured on.
     """
 
     rounds: int = 0
@@ -64,21 +65,23 @@ class Progressive(Strategy):
     """Progressive channel pruning as a strategy: `init`, then `update` once a round.
 
     Attributes:
-        step: what one attempt removes: a float in (0, 1) is a fraction of the cost of the unpruned model, the same for
-            all groups; an int is a number of channels, at least 1.
+        step: how much one attempt removes. A float in (0, 1) is a fraction of the cost of the unpruned model, the same
+            for all groups. An int is a number of channels, at least 1.
         groups_per_round: number of groups pruned in a round, at most; None: a quarter of the groups.
-        select: which groups of a round are pruned. `"topk"`: those with the smallest drops. `"threshold"`: the same, as
-            long as their drops add up to at most `max_drop`. `"joint"`: one after the other, each with the smallest
-            drop of the model without those chosen before it; takes up to `groups_per_round` times the attempts.
-        max_drop: for `"threshold"`: what the drops of a round may add up to, in units of what pruning goes by (`monitor`);
-            at least one group is pruned.
+        select: which groups are pruned in a round. `"topk"`: those with the smallest drops. `"threshold"`: the same, as
+            long as their drops add up to at most `max_drop`. `"joint"`: one group after the other, each time the one
+            with the smallest drop when the groups chosen before it are pruned already; this takes up to
+            `groups_per_round` times as many attempts.
+        max_drop: for `"threshold"`: largest sum of the drops of a round, in units of `monitor`. At least one group is
+            pruned.
         min_channels: channels that every group keeps at least; or {group name: channels}.
-        multiple_of: channels are removed in this multiple where possible (8 or 16 suits many CPUs), so widths that are
-            multiples stay multiples; or {group name: multiple}.
-        attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"`, which
-            stops measuring an attempt as soon as its place is clear. Where a metric is no mean over samples (AUC, IoU
-            ...), it is measured exactly all the same.
-        confidence: for `"fast"`: standard errors that make a place clear; more is slower and closer to `"exact"`.
+        multiple_of: channels are removed in multiples of this number where possible (8 or 16 suits many CPUs), so
+            widths that are multiples stay multiples; or {group name: multiple}.
+        attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"` to stop
+            measuring an attempt as soon as it is clear whether it is one of the best. A metric that is not a mean over
+            samples (AUC, IoU ...) is measured exactly in both modes.
+        confidence: for `"fast"`: number of standard errors that make this clear. More is slower and closer to
+            `"exact"`.
 
     Raises:
         InvalidArgumentError: an option is out of range.
@@ -115,30 +118,30 @@ class Progressive(Strategy):
 
         Raises:
             LimitError: the limits cannot be reached.
-            InvalidArgumentError: `min_channels` or `multiple_of` names a group that the graph does not have.
+            InvalidArgumentError: `min_channels` or `multiple_of` names a group that is not in the graph.
         """
         check_widths(self.min_channels, self.multiple_of, problem.graph)
         problem.check_reachable(smallest(problem.graph, self.min_channels, self.multiple_of))
         return Memory()
 
     def rounds(self, problem: Problem) -> int:
-        """Returns about how many rounds it takes to reach the limits."""
+        """Returns roughly how many rounds it takes to reach the limits."""
         if isinstance(self.step, numbers.Integral):
             scores = {group.name: np.zeros(group.num_channels) for group in problem.graph}
             whole = problem.nothing_removed()
             attempts = self.candidates(whole, scores, problem, 0.0).items()
             gains = [problem.gain(problem.full, problem.cost(without(whole, *a))) for a in attempts]
-            way = len(gains) / sum(gains) if gains else 0.0  # later there are fewer channels, and each costs less
+            way = len(gains) / sum(gains) if gains else 0.0  # an estimate: later, channels are fewer and cost less
         else:
             way = problem.largest_share / self.step
         return max(1, int(np.ceil(way / max(1, self.width(problem.graph)))))
 
     def width(self, groups: Sized) -> int:
-        """Returns the number of groups pruned in a round, given all groups."""
+        """Returns the number of groups that are pruned in a round."""
         return min(len(groups), self.groups_per_round or max(1, round(len(groups) / 4)))
 
     def update(self, problem: Problem, state: Memory, seen: Observation) -> tuple[Memory, Action | None]:
-        """Runs one round if one is due; its attempts are sized so that it brings pruning one share of the way on."""
+        """Runs one round if one is due. The size of its attempts makes the round go one share of the way."""
         pace, reached = Pace.of(self, problem, seen), problem.progress(seen.kept)
         if not pace.is_due(reached, seen):
             return state, None
@@ -154,7 +157,7 @@ class Progressive(Strategy):
     def candidates(
         self, kept: Selection, scores: Mapping[str, np.ndarray], problem: Problem, goal: float
     ) -> dict[str, tuple[int, ...]]:
-        """Returns for every group that can give channels which ones an attempt removes."""
+        """Returns the channels that an attempt removes, for every group that can give channels."""
         here, found = problem.cost(kept), {}
         for group in problem.graph:
             present = kept.keep[group.name]
@@ -171,7 +174,7 @@ class Progressive(Strategy):
         return found
 
     def by_best_criterion(self, proposals: Sequence[Candidates], meter: "_Meter") -> dict[str, tuple[int, ...]]:
-        """Returns for every group the proposal, each of another criterion, with the smallest drop."""
+        """Returns for every group the proposal with the smallest drop. Each proposal is that of one criterion."""
         best = {}
         for name in dict.fromkeys(name for p in proposals for name in p):
             distinct = {tuple(sorted(p[name])): p[name] for p in proposals if name in p}
@@ -183,7 +186,7 @@ class Progressive(Strategy):
     def select_groups(
         self, kept: Selection, candidates: Candidates, meter: "_Meter", problem: Problem
     ) -> tuple[Selection, list[Attempt], tuple[str, ...]]:
-        """Prunes the best groups, as many as a round has; fewer once the limits hold or `max_drop` is spent."""
+        """Prunes the best groups, `width` of them. Stops early if the limits hold or `max_drop` is used up."""
         count, budget = self.width(problem.graph), self.max_drop if self.select == "threshold" else np.inf
         left, chosen, made, spent = dict(candidates), [], [], 0.0
         while left and len(chosen) < count and problem.progress(kept) < 1:
@@ -200,7 +203,7 @@ class Progressive(Strategy):
         return kept, made, tuple(chosen)
 
     def prune(self, kept: Selection, attempt: Attempt, problem: Problem) -> Selection:
-        """Removes what was attempted, or the first part of it if that is enough for the limits to hold."""
+        """Removes the attempted channels, or only the first of them if these are enough for the limits to hold."""
         count, unit = len(attempt.removed), width_option(self.multiple_of, attempt.group)
         while count > unit:
             fewer = without(kept, attempt.group, attempt.removed[: count - unit])
@@ -211,7 +214,7 @@ class Progressive(Strategy):
 
 
 class _Meter:
-    """Measures the attempts of one round, and keeps what is known of attempts over the rounds."""
+    """Measures the attempts of one round, and remembers what earlier rounds have measured."""
 
     def __init__(self, strategy: Progressive, state: Memory, seen: Observation):
         self.strategy, self.state, self.seen = strategy, state, seen
@@ -224,7 +227,7 @@ class _Meter:
 
     @property
     def before(self) -> Evaluation:
-        """The model before the round, on the samples that some attempt was measured on."""
+        """The evaluation before the round, on the samples that at least one attempt was measured on."""
         if not self.measured_before:
             return self.seen.evaluate(self.seen.kept)
         return Evaluation(*(float(v) for v in np.concatenate(list(self.measured_before.values())).mean(axis=0)))
@@ -253,7 +256,7 @@ class _Meter:
             return drops
 
         first = base is self.seen.kept
-        turn = self.state.rounds % len(self.seen.parts)  # so that every part is measured again some time
+        turn = self.state.rounds % len(self.seen.parts)  # in the long run, every part is measured again
         parts = [*self.seen.parts[turn:], *self.seen.parts[:turn]]
         found = race(removed, self.known if first else {}, compare, parts, count, self.strategy.confidence)
         self.known.update(found if first else {})

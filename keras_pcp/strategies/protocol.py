@@ -1,8 +1,8 @@
-"""What a strategy is: it is shown the model in training at some moments, and says what is to be done to its channels.
+"""What a strategy is: at some moments it observes the model in training, and decides what happens to its channels.
 
-A strategy is a frozen dataclass that derives from `Strategy` and keeps nothing itself: what it has to remember is its
-state, which `init` makes and `update` replaces. All selections, scores and weights are in the numbering of the unpruned
-model, whatever has been cut by then.
+A strategy is a frozen dataclass that derives from `Strategy`. It stores nothing itself. What it has to remember is its
+state, which `init` makes and `update` replaces. All selections, scores and weights use the channel numbers of the
+unpruned model, even after channels have been cut.
 """
 
 import math
@@ -36,7 +36,7 @@ class Needs:
     Attributes:
         validation: validation samples, to evaluate the model.
         several_criteria: whether several criteria may be given.
-        training: steps of training between its actions, so that it cannot run in `search_widths`.
+        training: training steps between its actions, so it cannot run in `search_widths`.
     """
 
     validation: bool = True
@@ -49,8 +49,8 @@ class FitLength:
     """How long a `fit` is, and which part of it is for pruning.
 
     Attributes:
-        total: number of training steps; of epochs, where the data does not say how many steps an epoch has.
-        per_epoch: steps of an epoch; None where `total` counts epochs.
+        total: number of training steps, or of epochs if the data does not give its number of steps.
+        per_epoch: steps of an epoch; None if `total` counts epochs.
         begin, end: fractions of the `fit` between which to prune.
         refit: whether layers are refit after a cut.
     """
@@ -72,7 +72,7 @@ class FitLength:
         return max(self.first, min(math.ceil(self.end * self.total), self.total - 1))
 
     def epoch_ends(self, every: int = 1) -> list[int]:
-        """Returns the ends of every so many epochs between `begin` and `end`; the last one is the last in that time.
+        """Returns the ends of every `every`-th epoch between `begin` and `end`, counted back from the last one there.
 
         Raises:
             InvalidArgumentError: no epoch ends in that time.
@@ -92,21 +92,21 @@ class FitLength:
 
 
 class Observation(Protocol):
-    """What a strategy may ask about the model in training. Asking changes nothing.
+    """What a strategy can ask about the model in training. Questions change nothing.
 
-    While a strategy is asked, batch normalization has statistics that belong to the present weights.
+    During `update`, batch normalization has statistics that fit the current weights.
 
     Attributes:
         step: training steps made so far, in the unit of `FitLength.total`; 0 in a search without training.
         moment, moments: number of this moment, from 0, and of all moments; both 0 in a search without training.
         target: how far pruning should have come after this moment, in [0, 1], by the schedule; 1 in a search.
         kept: channels that the model computes with.
-        uncut: channels that it still has: those of `kept`, and those that are held at zero and may come back.
+        uncut: channels that it still has: those in `kept`, and those that are held at zero and may come back.
         criteria: the criteria that the caller gave.
         seed: for random draws.
-        draw: number of times that other validation samples were drawn, from 0: results on different draws do not compare.
-        parts: slices that divide the validation samples, counted in chunks, for `compare`; none if they cannot be
-            divided.
+        draw: how often other validation samples have been drawn, from 0. Results on different draws cannot be compared.
+        parts: slices that divide the validation samples, counted in chunks, for `compare`; empty if the samples cannot
+            be divided.
     """
 
     step: int
@@ -121,21 +121,21 @@ class Observation(Protocol):
     parts: Sequence[slice]
 
     def scores(self, criterion: Any = None) -> Scores:
-        """Scores the channels by a criterion, the first one given if None: {group: float array (num_channels,)}.
+        """Scores the channels by a criterion: {group: float array (num_channels,)}. None: the first criterion given.
 
-        Higher = keep. -inf for channels that have been cut. Those that are held at zero are scored like the others; see
+        Higher = keep. Channels that have been cut get -inf. Those that are held at zero are scored like the others, see
         `Statistics.present`.
         """
 
     def evaluate(self, selection: Selection) -> Evaluation:
-        """Evaluates the model as if pruned to `selection`, of uncut channels, on all validation samples."""
+        """Evaluates the model as if pruned to `selection`, which keeps only uncut channels, on all samples."""
 
     def compare(self, selections: Mapping[str, Selection], part: slice) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         """Evaluates the model as it is and as if pruned to each of the selections, on a part of the samples.
 
         Returns:
-            Metric and loss of the model as it is, float array (chunks in `part`, 2), and by name the same shape: fall of
-            the metric and rise of the loss.
+            Metric and loss of the model as it is, float array (chunks in `part`, 2), and {name: float array (chunks in
+            `part`, 2)}, the fall of the metric and the rise of the loss for each selection.
         """
 
 
@@ -144,17 +144,18 @@ HOW = ("cut", "hold", "zero")
 
 @dataclass(frozen=True, eq=False)
 class Action:
-    """What is to be done to the model.
+    """A change of the model that a strategy asks for.
 
     Attributes:
-        keep: channels to keep; of the uncut ones.
-        how: what is done to the others. `"cut"`: they are removed for good, and the model gets smaller. `"hold"`: they
-            are taken out of the model and stay out over training steps, but a later action may bring them back with the
-            weights that they had. `"zero"`: the weights that make them are set to 0 once; training may revive them.
-        more: ask again before training goes on.
-        weights: {index of a weight of the model: its value in the shape of the unpruned model}, written with the action.
-        before, attempts, chosen: for the report: what was measured, and names of groups in the order in which they were
-            chosen; by default those whose channels change.
+        keep: channels to keep, chosen from the uncut ones.
+        how: what happens to the others. `"cut"`: they are removed for good, and the model gets smaller. `"hold"`: they
+            have no effect, even after training steps, but a later action may bring them back with the weights that they
+            had. `"zero"`: the weights that make them are set to 0 once. Training may revive them.
+        more: whether to ask again before training continues.
+        weights: {index of a weight of the model: its value in the shape of the unpruned model}, written with the
+            action.
+        before, attempts, chosen: for the report: what was measured, and the names of the groups in the order in which
+            they were chosen. By default `chosen` has the groups whose channels change.
     """
 
     keep: Selection
@@ -171,7 +172,7 @@ class Action:
 
 
 class Strategy(ABC):
-    """Decides what is pruned and when. `update` is all that has to be written; see "Add a strategy" in CONTRIBUTING.
+    """Decides what is pruned and when. Only `update` must be written, see "Add a strategy" in CONTRIBUTING.
 
     Example:
         >>> from dataclasses import dataclass
@@ -188,25 +189,27 @@ class Strategy(ABC):
     needs: ClassVar[Needs] = Needs()
 
     def init(self, problem: Problem) -> Any:
-        """Returns the state before the first moment: None, or anything that is made of what JSON knows, tuples, arrays,
-        selections and dataclasses. Raises LimitError if the limits cannot be reached.
+        """Returns the state before the first moment.
+
+        The state may be None, or anything made of JSON types, tuples, arrays, selections and dataclasses. A strategy
+        may raise LimitError here if the limits cannot be reached.
         """
         return None
 
     def rounds(self, problem: Problem) -> int:
-        """Returns about how many actions it takes to reach the limits."""
+        """Returns roughly how many actions it takes to reach the limits."""
         return 1
 
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
-        """Returns the steps after which `update` is called, rising; by default spread between `begin` and `end`."""
+        """Returns rising steps after which `update` is called. By default they are spread between `begin` and `end`."""
         return spread(problem, fit, self.rounds(problem))
 
     @abstractmethod
     def update(self, problem: Problem, state: Any, seen: Observation) -> tuple[Any, Action | None]:
-        """Returns the new state and what is to be done, or None if nothing is to be done now."""
+        """Returns the new state and an action, or the new state and None if nothing is to be done now."""
 
     def loss_terms(self, problem: Problem, state: Any) -> Sequence[LossTerm]:
-        """Returns what changes the loss until the next moment: functions of the loss and a `Batch` that return a loss."""
+        """Returns functions that take the loss and a `Batch` and return the loss to use until the next moment."""
         return ()
 
     def state_to_json(self, state: Any) -> Any:
@@ -219,7 +222,7 @@ class Strategy(ABC):
 
 
 def spread(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
-    """Spreads moments of pruning evenly: no more than there are rounds, and as many as retracing is worth.
+    """Spreads moments of pruning evenly: at most one for each round, and not so many that retracing takes too long.
 
     Raises:
         InvalidArgumentError: the `fit` is too short.
@@ -227,7 +230,7 @@ def spread(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
     first, last, removed = fit.first, fit.last, problem.largest_share
     least = 1 if fit.refit else max(1, math.ceil(removed / _LARGEST_CUT))
     if last - first < least or fit.total < 2:
-        unit = "steps" if fit.per_epoch else "epochs (the data does not tell its number of steps)"
+        unit = "steps" if fit.per_epoch else "epochs (the data does not give its number of steps)"
         need = math.ceil((least + 1) / (fit.end - fit.begin))
         raise InvalidArgumentError(
             f"this fit is too short to prune in: it has {fit.total} {unit}, of which {last - first} lie between "
@@ -240,7 +243,7 @@ def spread(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Pace:
-    """How far one round of a strategy that prunes in rounds goes, and whether one is due.
+    """For strategies that prune in rounds: how far one round goes, and whether one is due.
 
     Attributes:
         share: part of the way that a round goes.
@@ -250,11 +253,11 @@ class Pace:
 
     @classmethod
     def of(cls, strategy: Strategy, problem: Problem, seen: Observation) -> "Pace":
-        """Returns the pace at which a strategy reaches the limits in its rounds, or in as many moments as there are."""
+        """Returns the pace that reaches the limits in the strategy's number of rounds, or of moments if larger."""
         return cls(1 / max(strategy.rounds(problem), seen.moments))
 
     def is_due(self, reached: float, seen: Observation) -> bool:
-        """Returns whether another round is due: not for a small rest, except at the end."""
+        """Returns whether another round is due. A small remainder is not worth a round, except at the end."""
         return reached < (seen.target - self.share / 2 if seen.target < 1 else 1.0)
 
     def target(self, reached: float) -> float:
@@ -264,5 +267,5 @@ class Pace:
 
 def check_strategy(value: Any) -> Strategy:
     """Returns a strategy; raises InvalidArgumentError for anything else."""
-    advice = "take one of keras_pcp.strategies, or derive from keras_pcp.strategies.Strategy"
+    advice = "use one of keras_pcp.strategies, or derive from keras_pcp.strategies.Strategy"
     return checks.instance("strategy", value, Strategy, "a strategy such as keras_pcp.strategies.Progressive()", advice)

@@ -1,15 +1,15 @@
 """Racing: finds the best few of many attempts without measuring each of them on all samples.
 
-All attempts are measured on the same samples, one part of them after the other. An attempt drops out of the race as soon
-as it is clear on which side of the boundary between the best ones and the rest it ends. What was measured in earlier
-rounds is not forgotten: the drop on samples not measured yet is taken from then, corrected by how much it has changed on
-those that have been. Between two rounds a drop changes far less than it differs between samples, so few samples tell.
-Where an attempt would remove other channels than before, the earlier drops tell less; how much, a regression on the
-samples measured shows.
+All attempts are measured on the same samples, part by part. A boundary separates the best attempts from the rest. As
+soon as it is clear on which side an attempt ends, it drops out of the race. Results of earlier rounds are reused: on
+samples that have not been measured yet, the earlier drop is taken, plus the mean change on the samples that have been.
+From one round to the next, a drop changes far less than it differs between samples, so few samples are enough. If an
+attempt removes other channels than before, the earlier drops say less. A regression on the measured samples finds out
+how much less.
 
 References:
-    Maron & Moore, Hoeffding Races, NIPS 1993, where errors are bounded for any distribution; here they are estimated, and
-    the memory over rounds is ours.
+    Maron & Moore, Hoeffding Races, NIPS 1993. There errors are bounded for any distribution; here they are estimated.
+    The memory over rounds is ours.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The loss decides only where the metric is the same.
+# The loss decides only between equal metrics.
 _LOSS_WEIGHT = 1e-6
 _WEIGHTS = np.array([1.0, _LOSS_WEIGHT])
 # Stands for a drop that is not a finite number: the attempt ruins the model.
@@ -25,7 +25,7 @@ _RUIN = 1e6
 
 
 def worth(fall: float, rise: float) -> float:
-    """Returns the number by which attempts are compared: smaller is pruned first."""
+    """Returns the number by which attempts are compared. The smallest is pruned first."""
     return round(fall + _LOSS_WEIGHT * rise, 12)
 
 
@@ -35,9 +35,9 @@ class Measured:
 
     Attributes:
         removed: channel numbers that it removes, in the unpruned model.
-        drops: float array (chunks, 2): fall of the metric and rise of the loss on each chunk of samples; expected ones
-            where it has not been measured.
-        error: standard error of the mean drop, in which the loss counts next to nothing.
+        drops: float array (chunks, 2): fall of the metric and rise of the loss on each chunk of samples. They are
+            estimates on chunks that have not been measured.
+        error: standard error of the mean drop. The loss counts next to nothing in it.
         share: fraction of the samples on which it was measured in the latest race.
     """
 
@@ -52,7 +52,7 @@ class Measured:
         return float(fall), float(rise)
 
     def value(self) -> float:
-        """Returns the number by which attempts are compared: smaller is pruned first."""
+        """Returns the number by which attempts are compared. The smallest is pruned first."""
         return worth(*self.mean())
 
 
@@ -74,10 +74,10 @@ def race(
         known: what earlier races found.
         compare: function that measures the named attempts on a slice of the chunks and returns {group: float array
             (chunks in the slice, 2)}, fall of the metric and rise of the loss.
-        parts: slices that divide the chunks, in the order of the race; every attempt is measured on the first one.
+        parts: slices that divide the chunks, in the order of the race. Every attempt is measured on the first one.
         count: number of best attempts to find.
-        confidence: number of standard errors by which an attempt must be away from the boundary, which is taken as known,
-            to drop out.
+        confidence: an attempt drops out when it is this number of standard errors away from the boundary. The boundary
+            is taken as known exactly.
 
     Returns:
         {group: what is known of it now}.
@@ -130,30 +130,30 @@ class _Run:
         self.measured, self.seen = np.zeros((chunks, 2)), np.zeros(chunks, bool)
 
     def add(self, part: slice, drops: np.ndarray) -> None:
-        """Takes the drops measured on a part."""
+        """Adds the drops measured on a part."""
         self.measured[part] = np.nan_to_num(drops, nan=_RUIN, posinf=_RUIN, neginf=-_RUIN)
         self.seen[part] = True
 
     def slope(self) -> float:
-        """What an earlier drop of 1 says about the drop now: 1 for the same channels, else by regression."""
+        """The expected drop now for an earlier drop of 1: 1 if the channels are the same, else from a regression."""
         if self.same:
             return 1.0
         then, now = ((a[self.seen] @ _WEIGHTS) for a in (self.earlier, self.measured))
         return float(np.clip((now - now.mean()) @ then / max(np.var(then) * len(then), 1e-12), 0, 2))
 
     def change(self) -> np.ndarray:
-        """By how much the drop on each chunk measured differs from the expected one: float array (measured, 2)."""
+        """Difference between measured and expected drop on each measured chunk: float array (measured, 2)."""
         return (self.measured - self.slope() * self.earlier)[self.seen]
 
     def variance(self) -> float:
-        """Between chunks, of the change."""
+        """Variance of the change between chunks."""
         return float(np.var(self.change() @ _WEIGHTS))
 
     def known(self, usual: float) -> Measured:
         """What is known now.
 
-        The error of what was expected adds to that of its mean change, as long as chunks are left that it stands in for.
-        The variance, from few chunks, is drawn towards the `usual` one, as by one more chunk.
+        As long as some chunks are estimated, the error of the earlier drops adds to the error of their mean change. The
+        variance comes from few chunks, so it is pulled towards the `usual` one with the weight of one chunk.
         """
         change, total, slope = self.change(), len(self.seen), self.slope()
         count = len(change)

@@ -1,4 +1,4 @@
-"""What is measured and recorded: evaluations, attempts, rounds."""
+"""Records of what was measured and done: evaluations, attempts, rounds."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from keras_pcp.strategies.racing import worth
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model reaches on the validation samples: `metric`, what pruning goes by (higher = better), and `loss`."""
+    """Results on the validation samples: `metric`, the value that pruning compares (higher = better), and `loss`."""
 
     metric: float
     loss: float
@@ -18,12 +18,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt: what removing `removed` channels of a group costs.
+    """One attempt: how much worse the model gets without some channels of a group.
 
     Attributes:
         group: name of the group.
         removed: channel numbers in the unpruned model.
-        drop: fall of the metric since before the round; with `select="joint"` that includes the groups chosen before.
+        drop: fall of the metric since the start of the round. With `select="joint"` it includes the groups chosen
+            before.
         loss_increase: rise of the loss, likewise.
         share: fraction of the validation samples on which it was measured in this round.
     """
@@ -35,7 +36,7 @@ class Attempt:
     share: float = 1.0
 
     def rank(self) -> float:
-        """Sort key: smaller is pruned first."""
+        """Sort key: the smallest is pruned first."""
         return worth(self.drop, self.loss_increase)
 
 
@@ -45,9 +46,10 @@ class Round:
 
     Attributes:
         before: the evaluation before it, if the strategy made one.
-        attempts: all of its attempts, best first (with `select="joint"` those of each group chosen, one after the other).
+        attempts: all of its attempts, best first. With `select="joint"` there is one such list for each choice of a
+            group, one after the other.
         chosen: names of the groups whose channels changed.
-        macs, params: cost of the model after it; what is held at zero counts as gone.
+        macs, params: cost of the model after it, without channels that are held at zero.
         widths: {group name: channels left after it}.
         how: `"cut"`, `"hold"` or `"zero"`, see `Action`.
         step: training step at which it was made.

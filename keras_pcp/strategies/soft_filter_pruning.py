@@ -1,7 +1,7 @@
-"""Soft filter pruning (SFP): filters are set to zero after every epoch, and free to come back in the next one.
+"""Soft filter pruning (SFP): sets filters to zero after every epoch. They may recover in the next one.
 
 He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018, arXiv
-1808.06866. With `criterion="fpgm"` it is the way of He et al., Filter Pruning via Geometric Median for Deep CNNs
+1808.06866. With `criterion="fpgm"` it is the method of He et al., Filter Pruning via Geometric Median for Deep CNNs
 Acceleration, CVPR 2019, arXiv 1811.00250.
 
 Algorithm 1 of the paper:
@@ -11,16 +11,18 @@ Algorithm 1 of the paper:
     4.         compute the L2 norm of each filter;
     5.         set the N_i * P_i filters with the lowest norm to zero (the same rate P_i = P for all layers);
     6. at the end, get the compact model: leave out the filters that are zero.
-Filters that are zero are trained on like all others, so that they may get large again.
+Zeroed filters are trained like all others, so they may get large again.
 
 Differs from the paper:
-    - P is not given: it is the rate, the same for every group, with which the limits just hold.
-    - "Layer" is a group of coupled channels; the paper prunes single layers and leaves the shortcuts of residual networks.
-    - Filters are zeroed after epochs between `begin` and `end` of the `fit`, and cut after the last of these; what is left
-      of the `fit` is for recovery. Take `end=1.0` for the way of the paper, which goes on with the last epoch and tunes no
-      more. At the end the filters that are zero then are cut, before one more epoch of training could revive them.
+    - P is not given. It is the rate, the same for every group, with which the limits just hold.
+    - "Layer" is a group of coupled channels. The paper prunes single layers and does not prune the shortcuts of
+      residual networks.
+    - Filters are zeroed after epochs between `begin` and `end` of the `fit`. After the last of these epochs they are
+      cut; the rest of the `fit` is for recovery. Set `end=1.0` to do as the paper, which continues until the last epoch
+      and does not fine-tune. The filters of the last selection are cut at once, so another epoch of training cannot
+      revive them.
     - Biases are zeroed with the filters. Batch normalization is not, as in the paper.
-    - The criterion is that of the callback. `"l2"` is the paper's.
+    - The callback gives the criterion. The paper uses `"l2"`.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ class SoftFilterPruning(Strategy):
     """Zeroes the lowest filters of every group after an epoch, and cuts them at the end.
 
     Attributes:
-        every: epochs between two times, at least 1.
+        every: number of epochs from one pruning to the next, at least 1.
 
     Raises:
         InvalidArgumentError: `every` is out of range.
@@ -57,7 +59,7 @@ class SoftFilterPruning(Strategy):
         checks.count("every", self.every)
 
     def init(self, problem: Problem) -> None:
-        """Raises LimitError if the limits cannot be reached. There is nothing to remember."""
+        """Raises LimitError if the limits cannot be reached. The state is empty."""
         problem.check_reachable(smallest(problem.graph))
 
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:

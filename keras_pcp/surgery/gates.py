@@ -1,8 +1,8 @@
-"""Channels that are out of a model for some time: what reads them is held at zero over training steps.
+"""Takes channels out of a model for some time: the weights that read them are held at zero over training steps.
 
-A gate is a constraint on a variable, which every optimizer of Keras applies after each update. It multiplies by a mask that
-is a variable itself, so it can change without a retrace, and it holds inside `steps_per_execution`. What it holds back is
-kept, so channels may come back with the weights that they had.
+A gate is a constraint on a variable. Every Keras optimizer applies it after each update. The gate sets values to zero
+by a mask. The mask is a variable, so it can change without a retrace, and it works inside `steps_per_execution`. The
+values that a gate holds back are kept, so channels may come back with the weights that they had.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from keras_pcp.surgery.in_place import strategy_scope
 
 
 class Gates:
-    """Gates on the readers of channels. Everything that changes them is part of a change that can be undone.
+    """Gates on the readers of channels. All changes go through a journal and can be undone.
 
     Args:
         model: a model, compiled or not.
@@ -49,7 +49,7 @@ class Gates:
         self.held_back: dict[int, np.ndarray] = {}
 
     def hold(self, selection: Selection, journal: Journal) -> None:
-        """Holds all channels at zero that a selection leaves out, and lets all others pass."""
+        """Holds at zero all channels that a selection leaves out, and lets all others pass."""
         self._install(journal)
         weights, masks = self.model.weights, consumer_masks(self.graph, selection)
         held_back, changes = {}, []
@@ -61,7 +61,7 @@ class Gates:
         journal.assign(changes)
 
     def write(self, values: Mapping[int, np.ndarray], journal: Journal) -> None:
-        """Gives weights other values; what is held stays at zero, and comes back with these."""
+        """Changes the values of weights. Parts that are held stay at zero, and come back with the new values."""
         weights = self.model.weights
         gated = {i: value for i, value in values.items() if i in self.masks}
         journal.set(self, "held_back", self.held_back | gated)
@@ -71,7 +71,7 @@ class Gates:
         )
 
     def open(self, journal: Journal) -> None:
-        """Lets all channels pass, and takes the gates away."""
+        """Lets all channels pass, and removes the gates."""
         if not self.masks:
             return
         weights = self.model.weights
@@ -83,7 +83,7 @@ class Gates:
         internals.forget_traces([self.model], journal)
 
     def whole(self, index: int) -> np.ndarray:
-        """Returns the value of a weight with what a gate holds back."""
+        """Returns the value of a weight, including the values that a gate holds back."""
         value = self.model.weights[index].numpy()
         if index not in self.held_back:
             return value
@@ -110,7 +110,7 @@ class Gates:
 
 
 class Gate:
-    """A constraint that sets a part of a weight to zero, after the constraint that the weight had before."""
+    """A constraint that first applies the earlier constraint of a weight, then sets a part of the weight to zero."""
 
     def __init__(self, mask: keras.Variable, before: Callable | None):
         self.mask, self.before = mask, before
@@ -121,18 +121,18 @@ class Gate:
 
 
 def check_gates(model: keras.Model) -> None:
-    """Raises UnsupportedModelError if an optimizer writes weights that no gate sees."""
+    """Raises UnsupportedModelError if the optimizer writes weights without applying constraints."""
     optimizer = getattr(model, "optimizer", None)
     if getattr(optimizer, "use_ema", False):
         raise UnsupportedModelError(
             f"optimizer {type(optimizer).__name__} of model {model.name!r} has use_ema=True: it replaces weights by "
-            "averages, which would bring channels back that are held at zero; compile without use_ema, or take a strategy "
-            "that cuts"
+            "averages, which would bring channels back that are held at zero; compile without use_ema, or use a "
+            "strategy that cuts"
         )
 
 
 def zeroed(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Mapping[int, np.ndarray]:
-    """Returns {weight index: its value} with zeros in the weights that make the channels that a selection leaves out."""
+    """Returns {weight index: value} of the weights that make channels, with zeros for channels left out."""
     values = {}
     weights = model.weights
     for name in selection.removed():

@@ -1,4 +1,4 @@
-"""Checks for what you add to keras_pcp, for use in your own tests."""
+"""Checks for custom criteria, rules and strategies, to use in your tests."""
 
 from keras_pcp.testing.criterion import check_criterion
 from keras_pcp.testing.rule import check_rule

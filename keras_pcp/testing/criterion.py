@@ -16,10 +16,10 @@ from keras_pcp.testing.networks import SEED, close, networks, require, samples_f
 def check_criterion(criterion: str | Criterion, *, data: bool = True, permutable: bool = True) -> None:
     """Checks on tiny models that a criterion does what the rest of keras_pcp relies on.
 
-    The models are a residual network, a concatenation with two outputs, a depthwise convolution, and a dense layer behind a
-    flatten. The criterion must meet these conditions:
+    The models are a residual network, a concatenation with two outputs, a depthwise convolution, and a dense layer
+    behind a flatten. The criterion must meet these conditions:
 
-    - It gives one finite score for each channel.
+    - It returns one finite score for each channel.
     - The same seed gives the same scores.
     - Renumbering the channels of a group renumbers its scores.
     - Weights and metrics of the model stay as they are.
@@ -31,7 +31,7 @@ def check_criterion(criterion: str | Criterion, *, data: bool = True, permutable
         permutable: False for a baseline whose scores do not come from the model, such as random numbers.
 
     Raises:
-        AssertionError: a condition does not hold; the message says which.
+        AssertionError: a condition does not hold. The message says which.
 
     Example:
         >>> import numpy as np, keras_pcp.testing
@@ -96,7 +96,7 @@ def _check_without_data(what: str, function: Callable, model: keras.Model, graph
 
 
 def _permute(model: keras.Model, graph: ChannelGraph) -> dict[str, np.ndarray]:
-    """Renumbers the channels of all groups at random and returns the orders: channel c was channel order[c] before."""
+    """Renumbers the channels of all groups at random, and returns the orders: channel c was channel order[c] before."""
     rng = np.random.default_rng(SEED)
     values = [w.numpy() for w in model.weights]
     orders = {}

@@ -1,4 +1,4 @@
-"""Tiny networks, data for them, and comparisons: what the checks have in common."""
+"""Tiny networks, data for them, and comparisons, which all checks use."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def samples_for(model: keras.Model) -> tuple:
 
 
 def networks() -> Iterator[tuple[str, keras.Model]]:
-    """Yields a name and a compiled network with random weights, one after the other."""
+    """Yields pairs of a name and a compiled network with random weights."""
     networks = {
         "a residual network": _residual,
         "a concatenation with two outputs": _concatenation,

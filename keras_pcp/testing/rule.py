@@ -29,22 +29,23 @@ def check_rule(
     """Checks the rule of a layer on a tiny model that has the layer between two dense layers.
 
     The graph must be built, and the cost of every layer must be known. Then some channels are removed. The pruned model
+    must meet these conditions:
 
-    - computes what the masked model computes (unless the rule calls `site.mark_inexact`);
-    - costs what was predicted;
-    - computes the same after it has been saved and loaded;
-    - computes the same as the model after `shrink`.
+    - It computes the same as the masked model (unless the rule calls `site.mark_inexact`).
+    - It costs as much as predicted.
+    - It computes the same after it has been saved and loaded.
+    - It computes the same as the model after `shrink`.
 
     A rule that freezes everything meets all conditions.
 
     Args:
-        layer: the layer, which must not have been called before, or its class, if that takes no arguments. All float
+        layer: the layer, which must not have been called before. Or its class, if that takes no arguments. All float
             weights of the layer get random values.
         input_shape: shape of the input without the batch axis, all sizes known, channels last. For a layer that takes a
             list of inputs, a list of such shapes.
 
     Raises:
-        AssertionError: a condition does not hold; the message says which.
+        AssertionError: a condition does not hold. The message says which.
 
     Example:
         >>> import keras, keras_pcp, keras_pcp.testing
@@ -108,7 +109,11 @@ def _around(layer: keras.Layer, shapes: Sequence[Sequence[int]]) -> keras.Model:
 
 
 def _selections(graph: ChannelGraph) -> Iterator[Selection]:
-    """Removes the first channel of each group, as many as possible from each group, and every second one of all groups."""
+    """Yields selections to try.
+
+    For each group: without its first channel, and without as many channels as possible. Then one selection without
+    every second channel of all groups.
+    """
     least = smallest(graph).keep
     for group in graph:
         for keep in (np.arange(group.num_channels) > 0, least[group.name]):

@@ -19,20 +19,25 @@ from keras_pcp.testing.networks import SEED, networks, require, samples_for
 
 
 def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool = True) -> None:
-    """Checks that a strategy does what the rest of keras_pcp relies on, in short training runs of tiny models of its own.
+    """Checks in short training runs that a strategy does what the rest of keras_pcp relies on.
 
-    On a residual network, a concatenation with two outputs, a depthwise convolution and a dense layer behind a flatten: the
-    steps at which it wants to be asked rise; it comes to an end at each of them; what it answers can be done and leaves
-    every group a channel; after the last moment the model is at or below the limit; its state survives JSON; and the same
-    seed gives the same actions.
+    The models are tiny: a residual network, a concatenation with two outputs, a depthwise convolution, and a dense
+    layer behind a flatten. The strategy must meet these conditions:
+
+    - `when` returns rising steps.
+    - At each of them, the strategy stops asking for more after a finite number of actions.
+    - Its actions are possible, and leave at least one channel in every group.
+    - After the last moment, the model is at or below the limit.
+    - Its state can be converted to JSON and back.
+    - The same seed gives the same actions.
 
     Args:
         strategy: the strategy.
-        max_macs: the limit, a fraction.
+        max_macs: the limit, as a fraction of the unpruned model, in (0, 1).
         reaches: False for a strategy that is not meant to reach the limit, such as one that only watches.
 
     Raises:
-        AssertionError: what does not hold, in a sentence.
+        AssertionError: a condition does not hold. The message says which.
 
     Example:
         >>> import keras_pcp.testing
@@ -45,7 +50,7 @@ def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool =
         require(
             same,
             f"on {what}, the strategy does something else when its state has been JSON in between, or when it runs again "
-            "with the same seed; its state must hold all that it remembers, and random draws go by seen.seed",
+            "with the same seed; its state must hold all that it remembers, and random draws must depend on seen.seed",
         )
         if reaches:
             holds = count_cost(model).macs <= max_macs * count_cost(next(m for w, m in networks() if w == what)).macs
@@ -53,7 +58,7 @@ def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool =
 
 
 def _written(action: Action) -> tuple:
-    """Returns an action to compare; groups by their order, since layers of two models have other names."""
+    """Returns an action as values to compare. Groups go by their order, because two models have other layer names."""
     return action.how, [mask.tolist() for mask in action.keep.keep.values()]
 
 
@@ -63,7 +68,7 @@ _STEPS, _EPOCH, _MOST_ACTIONS = 12, 2, 1000
 def _trained_with(
     what: str, model: keras.Model, strategy: Strategy, max_macs: float, through_json: bool
 ) -> list[Action]:
-    """Trains a model for some steps while a strategy prunes it; returns its actions."""
+    """Trains a model for some steps while a strategy prunes it, and returns the actions of the strategy."""
     keras.utils.set_random_seed(SEED)
     samples = samples_for(model)
     problem = Problem.of(build_graph(model), Limits(max_macs=max_macs))
@@ -93,4 +98,4 @@ def _actions(what: str, run: Run, moment: Moment) -> list[Action]:
         if action is None or not action.more:
             run.carry_out(None)
             return found
-    raise AssertionError(f"on {what}, the strategy asks to be asked again without an end (Action.more)")
+    raise AssertionError(f"on {what}, the strategy never stops asking for another turn (Action.more)")
