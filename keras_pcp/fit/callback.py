@@ -78,8 +78,9 @@ class Pruning(keras.callbacks.Callback):
         PruningError: in the middle of `fit`, no group can give more channels, though the limits are not reached yet.
         UnsupportedModelError: the model has no functional graph, an unknown layer, or an unsupported distribution.
 
-    `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch. After each shrink, `EarlyStopping`,
-    `ReduceLROnPlateau` and `ModelCheckpoint` forget their best value, because it belonged to another network.
+    `state` is the latest state of the strategy. `logs` and `History` get `macs`, `params` and `pruning_ratio` each epoch.
+    After each shrink, `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` forget their best value, because it
+    belonged to another network.
 
     Example:
         >>> import keras, numpy as np, keras_pcp
@@ -133,6 +134,7 @@ class Pruning(keras.callbacks.Callback):
         check_schedule(schedule)
         self.schedule = schedule
         self.report: PruningReport | None = None
+        self.state: Any = None
         self.beside: list[keras.callbacks.Callback] = []
         self._run: Session | None = None
         self._pruned: keras.Model | None = None

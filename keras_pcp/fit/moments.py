@@ -60,14 +60,14 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
         InvalidArgumentError: the steps are not rising steps of this `fit`, or the last one would come too late.
     """
     found, count = [int(step) for step in when], len(when)
-    if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] <= total:
+    if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < total:
         raise InvalidArgumentError(
-            f"the strategy must give rising steps in [0, {total}] at which to prune, got {list(when)[:10]}"
+            f"the strategy must give rising steps in [0, {total}) at which to prune, got {list(when)[:10]}"
         )
     if steps.carried_out(found[-1]) >= total:
         raise InvalidArgumentError(
             f"this fit runs {steps.at_once} of its {total} steps at a time (steps_per_execution), so "
-            f"pruning at step {found[-1]} would come after the last step; train for longer or lower it"
+            f"pruning at step {found[-1]} would come after the last step; train for longer, or lower steps_per_execution"
         )
     return [Moment(step, i, count, min(1.0, schedule((i + 1) / count))) for i, step in enumerate(found)]
 

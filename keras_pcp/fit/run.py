@@ -16,7 +16,7 @@ from keras_pcp.fit.observation import Moment, Observed, Samples
 from keras_pcp.graph.channel_graph import check_selection
 from keras_pcp.graph.selection import Selection
 from keras_pcp.select.problem import Problem
-from keras_pcp.strategies.protocol import Action, Strategy
+from keras_pcp.strategies.protocol import Action, Strategy, checked_answer
 from keras_pcp.strategies.rounds import Evaluation, Round
 from keras_pcp.support import checks
 from keras_pcp.support.changes import Journal, guarded
@@ -114,7 +114,7 @@ class Run:
     def _answer(self, at: Moment, fresh: bool) -> tuple[Any, Action | None]:
         with ExitStack() as stack:
             self.seen.open(at, self.kept, stack, fresh)
-            return self.strategy.update(self.problem, self.state, self.seen)
+            return checked_answer(self.strategy, self.strategy.update(self.problem, self.state, self.seen))
 
     def _decide(self, action: Action, step: int) -> None:
         """Checks that an action is possible, and notes what it decides."""
@@ -128,8 +128,8 @@ class Run:
                 )
         if action.how == "cut" and self.how == "cut" and keep == self.kept and not action.weights:
             raise PruningError(
-                f"no group can give more channels, but only {self.progress:.1%} of the way is done; lower min_channels "
-                "and multiple_of, freeze fewer layers, or raise the limit"
+                f"the action of {name} at step {step} cuts nothing: it keeps what is kept already ({self.progress:.1%} of "
+                "the way is done). If nothing is to be done now, update must return None in place of the action"
             )
         changed = [n for n, mask in keep.keep.items() if not np.array_equal(mask, self.kept.keep[n])]
         cost = self.problem.cost(keep)

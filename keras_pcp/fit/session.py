@@ -162,6 +162,7 @@ class Session:
         while True:
             with self.clock.measuring("attempts"):
                 action = run.ask(at, fresh)
+            self.callback.state = run.state
             if action is None:
                 return
             fresh = False

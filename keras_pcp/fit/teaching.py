@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_pcp.fit.run import Run
 from keras_pcp.repair.loss_terms import LossTerms
-from keras_pcp.strategies.protocol import Strategy
+from keras_pcp.strategies.protocol import Strategy, checked_terms
 from keras_pcp.support import internals
 
 
@@ -39,4 +39,4 @@ class Teaching:
         self.stack.close()
 
     def _all(self) -> list[Any]:
-        return [*self.taught, *self.run.strategy.loss_terms(self.run.problem, self.run.state)]
+        return [*self.taught, *checked_terms(self.run.strategy, self.run.problem, self.run.state)]

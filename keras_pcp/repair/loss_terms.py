@@ -4,37 +4,13 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import keras
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.support import internals
+from keras_pcp.support.batch import Batch, LossTerm
 from keras_pcp.support.changes import Journal, temporarily
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What a loss term sees of a training step.
-
-    Attributes:
-        model: the model in training.
-        x, y, y_pred, sample_weight: as `keras.Model.compute_loss` gets them; x may be None.
-    """
-
-    model: keras.Model
-    x: Any
-    y: Any
-    y_pred: Any
-    sample_weight: Any
-
-
-LossTerm = Callable[[Any, Batch], Any]
-"""A function that takes the loss so far and a `Batch`, and returns a new loss, such as the loss plus a penalty.
-
-It is traced with the training step. Values that change between steps must be read from variables.
-"""
 
 
 class LossTerms:

@@ -3,7 +3,7 @@
 import numbers
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,6 +110,21 @@ class Problem:
     def limits(self) -> Limits:
         """The bounds as absolute limits."""
         return Limits(**{f"max_{name}": max(1, int(bound)) for name, bound in self.bounds.items()})
+
+    def toward(self, share: float) -> "Problem":
+        """Returns the problem of going only a share of the way, in (0, 1]: its limits are that much looser.
+
+        Example:
+            >>> import keras, keras_pcp
+            >>> x = keras.Input((4,))
+            >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(8)(x)))
+            >>> problem = Problem.of(keras_pcp.build_graph(model), Limits(max_macs=0.5))
+            >>> problem.full.macs, problem.toward(0.5).bounds["macs"], problem.bounds["macs"]
+            (48.0, 36.0, 24.0)
+        """
+        full = {name: getattr(self.full, name) for name in self.bounds}
+        looser = {name: full[name] - share * (full[name] - bound) for name, bound in self.bounds.items()}
+        return replace(self, bounds=looser)
 
     def cost(self, selection: Selection) -> Cost:
         """Returns what the model costs under a selection."""

@@ -16,7 +16,7 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import lowest_removed, smallest
 from keras_pcp.select.problem import Problem
 from keras_pcp.select.select import SCOPES, just_enough, select_by_ratio
-from keras_pcp.strategies.protocol import Action, Observation, Pace, Strategy
+from keras_pcp.strategies.protocol import Action, Observation, Pace, Strategy, stuck
 from keras_pcp.support import checks
 
 
@@ -104,7 +104,7 @@ class LayerByLayer(_Control):
         final = just_enough(problem, nothing, scope="local").removed()
         name = next((n for n in final if seen.kept.keep[n].all()), None)
         if name is None:
-            return seen.kept
+            raise stuck(problem, seen.kept)
         mask = lowest_removed(problem.graph[name], seen.scores()[name], len(final[name]))
         return Selection({**seen.kept.keep, name: mask})
 

@@ -37,7 +37,7 @@ import numpy as np
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import check_widths, least_width, removal_order, smallest, width_option
 from keras_pcp.select.problem import Problem
-from keras_pcp.strategies.protocol import Action, Needs, Observation, Pace, Strategy
+from keras_pcp.strategies.protocol import Action, Needs, Observation, Pace, Strategy, stuck
 from keras_pcp.strategies.racing import Measured, race
 from keras_pcp.strategies.rounds import Attempt, Evaluation, without
 from keras_pcp.support import checks
@@ -150,6 +150,8 @@ class Progressive(Strategy):
         meter = _Meter(self, state, seen)
         candidates = proposals[0] if len(proposals) == 1 else self.by_best_criterion(proposals, meter)
         keep, attempts, chosen = self.select_groups(seen.kept, candidates, meter, problem)
+        if keep == seen.kept:
+            raise stuck(problem, keep)
         more = pace.is_due(problem.progress(keep), seen)
         action = Action(keep, more=more, before=meter.before, attempts=tuple(attempts), chosen=chosen)
         return Memory(state.rounds + 1, meter.known, seen.draw), action

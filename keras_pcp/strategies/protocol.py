@@ -7,25 +7,25 @@ unpruned model, even after channels have been cut.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph.selection import Selection
 from keras_pcp.select.problem import Problem
 from keras_pcp.strategies import json_state
 from keras_pcp.strategies.rounds import Attempt, Evaluation
 from keras_pcp.support import checks
+from keras_pcp.support.batch import LossTerm
 
 # A cut costs one retrace, about as long as eight training steps; this many steps should lie between two cuts.
 _STEPS_PER_CUT = 64
 # At most this share of the model is cut between two training steps, unless a refit makes up for it.
 _LARGEST_CUT = 0.25
 
-LossTerm = Callable[[Any, Any], Any]
 Scores = Mapping[str, np.ndarray]
 
 
@@ -263,6 +263,33 @@ class Pace:
     def target(self, reached: float) -> float:
         """Returns how far pruning should have come after the next round."""
         return min(1.0, reached + self.share)
+
+
+def stuck(problem: Problem, kept: Selection) -> PruningError:
+    """Returns the error for a round that finds nothing to remove, to be raised."""
+    return PruningError(
+        f"no group can give more channels, but only {problem.progress(kept):.1%} of the way is done; lower min_channels and "
+        "multiple_of, freeze fewer layers, or raise the limit"
+    )
+
+
+def checked_terms(strategy: Strategy, problem: Problem, state: Any) -> list[LossTerm]:
+    """Returns the loss terms of a strategy; raises InvalidArgumentError if they are not a list of functions."""
+    name = f"{type(strategy).__name__}.loss_terms"
+    terms = checks.items(strategy.loss_terms(problem, state))
+    if terms is None or not all(map(callable, terms)):
+        raise InvalidArgumentError(f"{name} must return a list of functions (loss, batch) -> loss")
+    return terms
+
+
+def checked_answer(strategy: Strategy, answer: Any) -> tuple[Any, Action | None]:
+    """Returns what `update` answered; raises InvalidArgumentError if it is not a state and an action."""
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Action | None):
+        raise InvalidArgumentError(
+            f"{type(strategy).__name__}.update must return two things, the state and an Action or None; got "
+            f"{checks.shown(answer)}"
+        )
+    return answer
 
 
 def check_strategy(value: Any) -> Strategy:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import keras
 
+from keras_pcp.errors import PruningError
 from keras_pcp.fit.metric import Measuring
 from keras_pcp.fit.moments import Steps, moments
 from keras_pcp.fit.observation import Moment
@@ -14,7 +15,7 @@ from keras_pcp.graph.model_cost import count_cost
 from keras_pcp.repair.loss_terms import LossTerms
 from keras_pcp.schedules import linear
 from keras_pcp.select.problem import Limits, Problem
-from keras_pcp.strategies.protocol import Action, FitLength, Strategy
+from keras_pcp.strategies.protocol import Action, FitLength, Strategy, checked_terms
 from keras_pcp.testing.networks import SEED, networks, require, samples_for
 
 
@@ -54,7 +55,10 @@ def check_strategy(strategy: Strategy, *, max_macs: float = 0.6, reaches: bool =
         )
         if reaches:
             holds = count_cost(model).macs <= max_macs * count_cost(next(m for w, m in networks() if w == what)).macs
-            require(holds, f"on {what}, the model is above the limit after the last moment")
+            require(
+                holds,
+                f"on {what}, the model is above the limit after the last moment; give reaches=False if that is meant",
+            )
 
 
 def _written(action: Action) -> tuple:
@@ -75,13 +79,13 @@ def _trained_with(
     run = Run(model, problem, strategy, "l1", samples, Measuring(seed=SEED))
     steps = strategy.when(problem, FitLength(_STEPS, _EPOCH, 0.1, 0.9))
     due = {moment.step: moment for moment in moments(steps, linear, _STEPS, Steps(per_epoch=_EPOCH))}
-    terms, actions = LossTerms(model, strategy.loss_terms(problem, run.state)), []
+    terms, actions = LossTerms(model, checked_terms(strategy, problem, run.state)), []
     with terms.added() if terms.terms else nullcontext():
         for step in range(_STEPS):
             if step in due:
                 actions += _actions(what, run, due[step])
                 if terms.terms:
-                    terms.set(strategy.loss_terms(problem, run.state))
+                    terms.set(checked_terms(strategy, problem, run.state))
             if through_json:
                 run.from_json(json.loads(json.dumps(run.to_json())))
             model.train_on_batch(*samples)
@@ -91,7 +95,10 @@ def _trained_with(
 def _actions(what: str, run: Run, moment: Moment) -> list[Action]:
     found: list[Action] = []
     while len(found) < _MOST_ACTIONS:
-        action = run.ask(moment, fresh=not found)
+        try:
+            action = run.ask(moment, fresh=not found)
+        except PruningError as error:
+            raise AssertionError(f"on {what}, the strategy fails: {error}") from error
         found += [] if action is None else [action]
         if action is not None:
             run.carry_out(action, action.more)

@@ -89,9 +89,12 @@ def test_the_selection_in_the_report_turns_the_unpruned_model_into_the_pruned_on
     "options",
     [
         {"run_eagerly": True},
-        {"jit_compile": True},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
         {"steps_per_execution": 4},
-        {"optimizer": keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 64), momentum=0.9)},
+        pytest.param(
+            {"optimizer": keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 64), momentum=0.9)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["run_eagerly", "jit_compile", "steps_per_execution", "learning_rate_schedule"],
 )
@@ -156,7 +159,7 @@ def test_data_without_a_known_number_of_steps_is_pruned_at_epoch_ends():
     assert callback.report.reached
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7])
+@pytest.mark.parametrize("epochs", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7))])
 def test_the_limit_is_reached_with_time_left_whatever_the_number_of_epochs(epochs):
     model, callback = compiled(), pruning(max_macs=0.6)
     model.fit(*data(), batch_size=16, epochs=epochs, verbose=0, callbacks=[callback])
@@ -190,7 +193,15 @@ def test_frozen_layers_keep_their_width():
     assert (name, 12, "named in frozen_layers") in callback.report.frozen
 
 
-@pytest.mark.parametrize("criterion", ["l2", "bn_scale", "random", "taylor", "group_fisher_macs", "chip"])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "l2",
+        "bn_scale",
+        "random",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("taylor", "group_fisher_macs", "chip")),
+    ],
+)
 def test_criteria_by_name(criterion):
     model, callback = compiled(), pruning(criterion=criterion)
     model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])

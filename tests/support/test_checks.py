@@ -105,7 +105,7 @@ WRONG = {
     "an int as head": lambda m, g, s: keras_pcp.build_dann(m, 3, L.Dense(1)),
     "a str as t": lambda m, g, s: schedules.cubic("a"),
     "a str as samples of a criterion": lambda m, g, s: criteria.Chip("8"),
-    "an int as rule": lambda m, g, s: keras_pcp.register_rule(L.Dense)(3),
+    "an int as rule": lambda m, g, s: keras_pcp.register_rule(L.Dense, replace=True)(3),
     "no class to register": lambda m, g, s: keras_pcp.register_rule()(lambda site: None),
     "an int as path": lambda m, g, s: keras_pcp.measure_latency(3),
 }
