@@ -221,6 +221,46 @@ class Stop(keras.callbacks.Callback):
                 raise self.error
 
 
+@dataclass(frozen=True)
+class Correcting(Strategy):
+    """Numbers the elements of the second kernel when it prunes, and never prunes again."""
+
+    needs = Needs(validation=False, training=True)
+    how: str = "cut"
+
+    def update(self, problem, state, seen):
+        if state:
+            return state, None
+        keep = just_enough(problem, seen.scores(), scope="local")
+        [index] = [i for i, w in enumerate(problem.graph.weights) if w.path.endswith("second/kernel")]
+        return keep, Action(keep, how=self.how, weights={index: NUMBERED})
+
+
+NUMBERED = np.arange(1, 1 + 3 * 3 * 8 * 8, dtype="float32").reshape(3, 3, 8, 8)
+
+
+def test_weights_that_go_with_a_cut_have_the_shapes_of_the_unpruned_model():
+    model, pruning = fit(Correcting(), model=network(optimizer=keras.optimizers.SGD(0.0)))
+    kept = pruning.state.keep
+    expected = NUMBERED[:, :, kept["first"]][..., kept["second"]]
+    assert np.array_equal(model.get_layer("second").kernel.numpy(), expected)
+
+
+def test_weights_that_go_with_a_hold_come_back_with_the_channels():
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(self.model.get_layer("second").kernel.numpy())
+
+    with pytest.warns(UserWarning, match="before pruning reached its limits"):
+        model, pruning = fit(Correcting("hold"), callbacks=[Look()], model=network(optimizer=keras.optimizers.SGD(0.0)))
+    out = ~pruning.state.keep["first"]
+    assert not seen[-1][:, :, out].any()
+    assert np.array_equal(seen[-1][:, :, ~out], NUMBERED[:, :, ~out])
+    assert np.array_equal(model.get_layer("second").kernel.numpy(), NUMBERED)  # gates are open after the fit
+
+
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["stopped", "interrupted"])
 def test_a_fit_that_ends_early_leaves_no_channel_held_at_zero(error):
     model, stop = network(), Stop(error)
