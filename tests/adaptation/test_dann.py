@@ -134,6 +134,7 @@ def test_fit_validates_on_labelled_samples_and_goes_on_where_it_was():
     assert seen == pytest.approx([2 / (1 + np.exp(-10 * p)) - 1 for p in (0.5, 0.75)], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_features_may_have_batch_normalization_and_a_list_of_one_input():
     (x, y), target = domains()
     keras.utils.set_random_seed(0)

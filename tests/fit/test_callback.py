@@ -108,6 +108,7 @@ def test_ways_to_compile_go_on(options):
     assert int(model.optimizer.iterations) == 32
 
 
+@pytest.mark.slow
 def test_a_refit_lets_one_step_remove_what_takes_several_without():
     for samples, expected in ((None, "needs at least 2"), (data(64, 3), None)):
         callback = pruning(refit_data=samples, begin=0.0, end=0.1)
@@ -167,6 +168,7 @@ def test_the_limit_is_reached_with_time_left_whatever_the_number_of_epochs(epoch
     assert callback.report.shrinks[-1] <= 0.6 * 16 * epochs
 
 
+@pytest.mark.slow
 def test_a_new_callback_prunes_the_pruned_model_further():
     model = compiled()
     model.fit(*data(), epochs=3, verbose=0, callbacks=[pruning(max_macs=0.7)])
@@ -175,6 +177,7 @@ def test_a_new_callback_prunes_the_pruned_model_further():
     assert keras_pcp.count_cost(model).macs <= 0.7 * between
 
 
+@pytest.mark.slow
 def test_several_limits_all_hold():
     model = compiled()
     full = keras_pcp.count_cost(model)
@@ -390,6 +393,7 @@ def test_models_that_cannot_be_pruned_are_refused():
         network().fit(*data(), verbose=0, callbacks=[pruning()])
 
 
+@pytest.mark.slow
 def test_a_loss_of_a_model_s_own_need_not_know_training():
     plain = network()
     model = compiled(WithoutTraining(plain.input, plain.output))
@@ -461,6 +465,7 @@ def test_stopping_before_the_limit_warns():
         compiled().fit(*data(), epochs=20, verbose=0, callbacks=[pruning(), Stop()])
 
 
+@pytest.mark.slow
 def test_where_data_has_no_length_others_never_take_a_pruned_model_for_what_was_measured(tmp_path):
     """A best model that is kept or restored has the loss that was measured for it."""
     x, y = data()

@@ -77,6 +77,7 @@ def test_between_two_rounds_with_a_refit_the_model_has_to_be_shrunk():
     round_to(run, 0.2)
 
 
+@pytest.mark.slow
 def test_rounds_without_training_between_them_end_with_one_refit_from_where_they_began(monkeypatch):
     model, some = compiled(), data(600, 2)
     run = run_of(model, data(64, 1), refit_data=some, max_macs=0.4)

@@ -41,6 +41,7 @@ def test_the_unpruned_model_teaches_and_leaves_no_trace():
     assert len(model.weights) == weights
 
 
+@pytest.mark.slow
 def test_distillation_in_fit_changes_what_is_learned():
     found = []
     for distillation in (None, keras_pcp.Distillation(0.9)):

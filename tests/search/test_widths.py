@@ -80,6 +80,7 @@ def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
         keras_pcp.search_widths(model, **options, checkpoint=tmp_path / "nowhere" / "s.json", verbose=False)
 
 
+@pytest.mark.slow
 def test_several_criteria_may_be_given():
     model = compiled()
     model.fit(*data(), epochs=1, verbose=0)

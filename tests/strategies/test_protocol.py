@@ -168,11 +168,11 @@ def test_the_example_in_contributing_works_as_it_stands():
 @pytest.mark.parametrize(
     "strategy",
     [
-        Progressive(),
+        pytest.param(Progressive(), marks=pytest.mark.slow),
         pytest.param(OneShot(), marks=pytest.mark.slow),
         pytest.param(RandomWidths(draws=2), marks=pytest.mark.slow),
         pytest.param(LayerByLayer(), marks=pytest.mark.slow),
-        SoftFilterPruning(),
+        pytest.param(SoftFilterPruning(), marks=pytest.mark.slow),
         Chex(every=1, widths_by="l1"),
     ],
     ids=lambda s: type(s).__name__,

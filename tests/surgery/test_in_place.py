@@ -320,6 +320,7 @@ def test_the_shrunken_model_is_saved_and_loaded_where_keras_pcp_is_not_imported(
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(float(loss), rel=0.3)
 
 
+@pytest.mark.slow
 def test_mirrored_strategy_on_two_logical_devices():
     code = """
 import numpy as np, tensorflow as tf, keras, keras_pcp
