@@ -197,10 +197,10 @@ class Watch(keras.callbacks.Callback):
         self.at_first_moment = lambda: None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.committed = whole_state(self.callback.model)
+        self.committed = whole_state(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.committed = whole_state(self.callback.model)
+        self.committed = whole_state(self.model)
 
 
 def whole_state(model):
