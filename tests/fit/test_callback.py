@@ -75,6 +75,7 @@ def test_the_report_records_every_round(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_selection_in_the_report_turns_the_unpruned_model_into_the_pruned_one():
     original = compiled()
     graph = keras_pcp.build_graph(original)
@@ -88,7 +89,7 @@ def test_the_selection_in_the_report_turns_the_unpruned_model_into_the_pruned_on
 @pytest.mark.parametrize(
     "options",
     [
-        {"run_eagerly": True},
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
         pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
         {"steps_per_execution": 4},
         pytest.param(
@@ -200,9 +201,10 @@ def test_frozen_layers_keep_their_width():
     "criterion",
     [
         "l2",
-        "bn_scale",
-        "random",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("taylor", "group_fisher_macs", "chip")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("bn_scale", "random", "taylor", "group_fisher_macs", "chip")
+        ),
     ],
 )
 def test_criteria_by_name(criterion):
@@ -230,13 +232,13 @@ def test_progress_is_told_unless_verbose_is_0(capsys):
     assert "macs" in lines[-1]
 
 
-def test_validation_data_may_be_a_dataset_or_carry_weights():
+@pytest.mark.parametrize("kind", ["dataset", pytest.param("weighted", marks=pytest.mark.slow)])
+def test_validation_data_may_be_a_dataset_or_carry_weights(kind):
     x, y = data(64, 1)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
-    for validation in (dataset, (x, y, np.ones(64))):
-        model, callback = compiled(), pruning(validation_data=validation)
-        model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
-        assert callback.report.reached
+    model, callback = compiled(), pruning(validation_data=dataset if kind == "dataset" else (x, y, np.ones(64)))
+    model.fit(*data(), epochs=3, verbose=0, callbacks=[callback])
+    assert callback.report.reached
 
 
 def test_regression_without_metrics_uses_the_loss():
@@ -431,6 +433,7 @@ def test_a_failure_in_mid_round_leaves_the_model_whole_and_usable():
     model.fit(*data(), verbose=0)
 
 
+@pytest.mark.slow
 def test_another_fit_with_the_same_callback_goes_on_to_the_same_limits():
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -487,6 +490,7 @@ def test_where_data_has_no_length_others_never_take_a_pruned_model_for_what_was_
         assert kept.evaluate(x, y, verbose=0)[0] == pytest.approx(best, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_in_one_execution_are_counted_once():
     x, y = data(320)
     model = compiled(steps_per_execution=8)

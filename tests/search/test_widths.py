@@ -95,7 +95,8 @@ def test_several_criteria_may_be_given():
         keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=data(64, 1), criterion=())
 
 
-@pytest.mark.parametrize("criterion", ["l1", pytest.param("taylor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
 def test_a_search_with_a_refit_works_on_a_copy_and_goes_on_from_its_checkpoint(tmp_path, criterion):
     model = compiled()
     model.fit(*data(), epochs=1, verbose=0)

@@ -158,7 +158,13 @@ def _interleaved(model):
     return len(set(kinds)) == 2
 
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        n if n in ("adafactor", "adam", "ema", "loss_scale") else pytest.param(n, marks=pytest.mark.slow)
+        for n in sorted(OPTIMIZERS)
+    ],
+)
 def test_every_optimizer_goes_on_after_a_shrink(optimizer):
     model = build("residual")
     model.compile(OPTIMIZERS[optimizer](), "mse")
