@@ -6,7 +6,7 @@ from .criteria import score_channels
 from .deliver.litert import export_litert, measure_latency
 from .deliver.report import PruningReport
 from .errors import PruningError
-from .fit.callback import ProgressivePruning, Pruning
+from .fit.callback import AdaptivePruning, ProgressivePruning, Pruning
 from .fit.metric import Measuring
 from .graph.blocks import inline_blocks
 from .graph.build import build_graph

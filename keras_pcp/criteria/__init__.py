@@ -22,7 +22,7 @@ from keras_pcp.criteria.hrank import hrank
 from keras_pcp.criteria.lasso import lasso
 from keras_pcp.criteria.magnitude import l1, l2
 from keras_pcp.criteria.obd import obd
-from keras_pcp.criteria.similarity import cosine, least_distance
+from keras_pcp.criteria.similarity import cosine, least_distance, orthogonality, reciprocal
 from keras_pcp.criteria.slimming import bn_scale
 from keras_pcp.criteria.taylor import TaylorGate, taylor
 from keras_pcp.criteria.thinet import thinet
@@ -45,6 +45,8 @@ BY_NAME: dict[str, Criterion] = {
     "fpgm": fpgm,
     "least_distance": least_distance,
     "cosine": cosine,
+    "orthogonality": orthogonality,
+    "reciprocal": reciprocal,
     "taylor": taylor,
     "taylor_gate": TaylorGate(),
     "group_fisher": GroupFisher(),

@@ -1,8 +1,10 @@
 """Criteria by how similar the filters of a group are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from keras_pcp.criteria.filters import filters
+from keras_pcp.criteria.filters import filters, kernels, rows
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics
 
@@ -51,6 +53,63 @@ def cosine(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     found[:, ~statistics.present[group.name]] = np.nan
     np.fill_diagonal(found, np.nan)
     return np.where(norms[:, 0] == 0, 0.0, np.maximum(_least(found), 0))
+
+
+def orthogonality(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps the filters that are closest to orthogonal: s_c = 1 - |cos(w_c, w_d)| at the moment when c is removed.
+
+    Removes one filter after the other. Each time, the two most parallel filters that are left are found, and the
+    shorter one goes. So whatever the number of channels kept, the most parallel two of them are less parallel than any pair
+    that was broken up before. Two equal filters get 0 and a high score, not 0 both, as with `cosine`. If several layers make
+    a channel, their filters lie side by side, each layer with the same weight. A filter of zeros gets 0.
+
+    From the weights alone, as in Liu et al., Adaptive Channel Pruning for Trainability Protection, PRCV 2023. The paper's
+    formula is not public; this one is ours. Channels that `masked` has removed get 0.
+    """
+    matrix = balanced(group, statistics.weights)
+    norms = np.linalg.norm(matrix, axis=1)
+    matrix = matrix / np.where(norms == 0, 1, norms)[:, None]
+    left = statistics.present[group.name] & (norms > 0)
+    parallel = np.where(left[:, None] & left, np.abs(matrix @ matrix.T), -1.0)
+    np.fill_diagonal(parallel, -1.0)
+    scores, reached = np.zeros(len(matrix)), 0.0
+    for _ in range(max(np.count_nonzero(left) - 1, 0)):
+        pair = np.unravel_index(np.argmax(parallel), parallel.shape)
+        gone = min(pair, key=lambda c: norms[c])
+        reached = max(reached, 1 - parallel[pair])
+        scores[gone], left[gone] = reached, False
+        parallel[gone], parallel[:, gone] = -1.0, -1.0
+    scores[left] = 1.0
+    return scores
+
+
+def reciprocal(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps filters that are among the nearest of every other filter: s_c = 1 - max over d of rank_d(c) / n.
+
+    Each of the n filters ranks all by distance, itself first, with rank 0. The channels kept are those that all filters
+    have in common in their lists of nearest filters, as short as possible. Channels that `masked` has removed get 0.
+
+    Differs from the paper: the filters of several layers lie side by side, each layer with the same weight. The paper divides the widths by another ranking; here that is up to the selection.
+
+    References:
+        Lin et al., Pruning Networks with Cross-Layer Ranking & k-Reciprocal Nearest Filters, IEEE TNNLS 2022, arXiv
+        2202.07190; code: lmbxmu/CLR-RNF.
+    """
+    matrix = balanced(group, statistics.weights)
+    here = np.flatnonzero(statistics.present[group.name])
+    squares = np.square(matrix[here]).sum(axis=1)
+    distance = squares[:, None] + squares - 2 * matrix[here] @ matrix[here].T
+    np.fill_diagonal(distance, -1.0)
+    ranks = np.argsort(np.argsort(distance, axis=1, kind="stable"), axis=1, kind="stable")
+    scores = np.zeros(len(matrix))
+    scores[here] = 1 - ranks.max(axis=0, initial=0) / max(len(here), 1)
+    return scores
+
+
+def balanced(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the filters of all layers side by side as `filters` does, scaled so that every layer has the norm 1."""
+    parts = [rows(group, [s], arrays) for s in kernels(group)]
+    return np.concatenate([part / (np.linalg.norm(part) or 1.0) for part in parts], axis=1)
 
 
 def _least(found: np.ndarray) -> np.ndarray:

@@ -13,6 +13,29 @@ from keras_pcp.strategies.rounds import Round
 from keras_pcp.support.files import check_target, replacing, write
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What one cut did to the model, if the strategy corrects what it cuts.
+
+    Attributes:
+        step: training step after which the model was cut.
+        errors: {layer: (without, with correction)}: mean squared error of the outputs of each layer that read removed
+            channels, in units of the mean square of the outputs, on the latest training batches.
+        singular_value: mean singular value of the input-output Jacobian before and after the cut, as a measure of
+            trainability; None if it could not be measured.
+    """
+
+    step: int
+    errors: Mapping[str, tuple[float, float]]
+    singular_value: tuple[float, float] | None = None
+
+    @property
+    def error(self) -> tuple[float, float]:
+        """Means of `errors` over the layers, without and with correction; (0, 0) if there are none."""
+        found = list(self.errors.values())
+        return tuple(sum(pair[i] for pair in found) / max(len(found), 1) for i in (0, 1))
+
+
 @dataclass
 class PruningReport:
     """Record of a pruning run. It grows during the run.
@@ -24,6 +47,7 @@ class PruningReport:
         widths: {group name: (channels before, channels now)}.
         rounds: every round with its attempts, drops, chosen groups, cost.
         shrinks: training steps after which the model became physically smaller.
+        cuts: what was lost and corrected in each shrink, if the strategy corrects.
         selection: what has been removed, in the numbering of the unpruned model.
         seconds: time that the callback took: "attempts", "surgery", "retracing" (how much longer than usual the first step
             after a shrink took), "other".
@@ -44,6 +68,7 @@ class PruningReport:
     frozen: list[tuple[str, int, str]]
     rounds: list[Round] = field(default_factory=list)
     shrinks: list[int] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"attempts": 0.0, "surgery": 0.0, "retracing": 0.0, "other": 0.0}
@@ -90,6 +115,7 @@ class PruningReport:
                 f"{_percent(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
                 f"{', '.join(r.chosen)}"
             )
+        lines += map(_cut_line, self.cuts)
         lines.append(f"  {'group':<28} {'before':>6} {'now':>6}")
         lines += [f"  {name:<28} {full:>6} {now:>6}" for name, (full, now) in self.widths.items()]
         for number, draw in enumerate(self.draws, 1):
@@ -110,6 +136,7 @@ class PruningReport:
             "widths": {k: list(v) for k, v in self.widths.items()},
             "rounds": [asdict(r) for r in self.rounds],
             "shrinks": list(self.shrinks),
+            "cuts": [asdict(c) for c in self.cuts],
             "selection": self.selection.to_json(),
             "seconds": dict(self.seconds),
             "attempt_macs": self.attempt_macs,
@@ -140,6 +167,16 @@ class PruningReport:
             except ValueError as error:
                 raise InvalidArgumentError(f"cannot draw {path}: {error}") from error
         return figure
+
+
+def _cut_line(cut: Cut) -> str:
+    lost, left = cut.error
+    text = (
+        f"  cut at step {cut.step}: outputs of the readers differ by {lost:.1%} without and {left:.1%} with correction"
+    )
+    if cut.singular_value is None:
+        return text
+    return text + "; mean singular value {:.4g} -> {:.4g}".format(*cut.singular_value)
 
 
 def _percent(part: float, whole: float) -> str:

@@ -14,6 +14,7 @@ from keras_pcp.graph.build import UNKNOWN
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.schedules import check_schedule, cubic
 from keras_pcp.select.problem import Limits
+from keras_pcp.strategies.adaptive import Adaptive
 from keras_pcp.strategies.progressive import Progressive
 from keras_pcp.strategies.protocol import Strategy, check_strategy
 from keras_pcp.support import checks, internals
@@ -217,3 +218,37 @@ class ProgressivePruning(Pruning):
 
     def __init__(self, *, strategy: Strategy | None = None, **options: Any):
         super().__init__(Progressive() if strategy is None else strategy, **options)
+
+
+class AdaptivePruning(Pruning):
+    """Prunes the model while it trains, by adaptive channel pruning: `Pruning` with the strategy `Adaptive`.
+
+    After `fit`, the same model object is at or below the limits. Redundant channels are found from the weights, so no
+    validation data is needed. Each is decorrelated from the others before it is removed. Then the layers that read it make
+    up for it as far as they can.
+
+    Args:
+        strategy: a `keras_pcp.strategies.Adaptive` with options other than the defaults.
+        criterion: as in `Pruning`.
+        **options: the other options of `Pruning`: `max_macs`, `max_params`, `max_bytes` (at least one), `validation_data`
+            (only for criteria that read gradients or features), `distillation`, `deliver`, `frozen_layers`, `on_unknown`,
+            `begin`, `end`, `schedule` and so on. The same errors are raised.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8, 8, 1))
+        >>> y = keras.layers.Conv2D(16, 3, activation="relu")(x)
+        >>> y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y))
+        >>> model = keras.Model(x, y)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> pruning = keras_pcp.AdaptivePruning(max_macs=0.5)
+        >>> _ = model.fit(np.random.rand(64, 8, 8, 1), np.arange(64) % 2, epochs=4, verbose=0, callbacks=[pruning])
+        >>> pruning.report.reached
+        True
+
+    References:
+        Liu et al., Adaptive Channel Pruning for Trainability Protection, PRCV 2023, doi 10.1007/978-981-99-8549-4_12.
+    """
+
+    def __init__(self, *, strategy: Strategy | None = None, criterion: Criteria = "orthogonality", **options: Any):
+        super().__init__(Adaptive() if strategy is None else strategy, criterion=criterion, **options)

@@ -11,7 +11,8 @@ from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.narrowing import narrowed
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.weight_masks import weight_masks
+from keras_pcp.graph.weight_masks import consumer_masks, weight_masks
+from keras_pcp.repair.closed_form import Compensation
 from keras_pcp.repair.least_squares import REFIT_SAMPLES, refit
 from keras_pcp.support.changes import Journal, all_or_nothing
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
@@ -41,12 +42,15 @@ class LiveModel:
         uncut: channels that the model still has.
         gates: hold channels at zero.
         refit_on: (x, y, sample_weight) on which readers of cut channels are refit; None: no refit.
+        errors: {layer: (before, after)}: what the latest corrected cut has lost of the layer's outputs, without and with
+            correction, see `Compensation.errors`.
     """
 
     def __init__(self, model: keras.Model, graph: ChannelGraph, uncut: Selection):
         self.model, self.whole, self.graph, self.uncut = model, graph, graph, uncut
         self.gates = Gates(model, graph)
         self.refit_on: Any = None
+        self.errors: Mapping[str, tuple[float, float]] = {}
         self._origin: _Origin | None = None
 
     def refit_from(self, data: Any, seed: int) -> None:
@@ -73,16 +77,22 @@ class LiveModel:
         """Returns the value of a weight; parts held at zero have the values that they would come back with."""
         return self.gates.whole(index)
 
-    def cut(self, kept: Selection, more: bool, record: Callable[[Journal], None]) -> None:
-        """Makes the model physically smaller, and refits it if there is data for that.
+    def cut(self, kept: Selection, more: bool, record: Callable[[Journal], None], samples: Any = None) -> None:
+        """Makes the model physically smaller, and refits or corrects it if there is data for that.
 
         Args:
             kept: channels that stay.
             more: whether another cut follows before the model is trained. In a series of such cuts, each refit starts
                 from the model before the first cut, so that errors do not add up. The last refit uses the most samples.
             record: updates everything that must match the model.
+            samples: inputs, in the order of the model's, on which the readers of cut channels make up for them; None: no
+                correction. With `refit_on` they are not used.
         """
-        origin, values = (None, None) if self.refit_on is None else self._refit(kept, more)
+        origin, values, errors = None, None, {}
+        if self.refit_on is not None:
+            origin, values = self._refit(kept, more)
+        elif samples is not None:
+            values, errors = self._corrected(kept, samples)
         graph = narrowed(self.whole, kept)
         write = None if self.gates.masks else shrinking(self.model, self.graph, self.here(kept), values)
 
@@ -93,6 +103,7 @@ class LiveModel:
             journal.set(self, "graph", graph)
             journal.set(self, "gates", Gates(self.model, graph))
             journal.set(self, "_origin", origin)
+            journal.set(self, "errors", errors)
             record(journal)
 
         all_or_nothing(change)
@@ -116,6 +127,16 @@ class LiveModel:
 
     def _write(self, values: Mapping[int, np.ndarray]) -> None:
         all_or_nothing(lambda journal: self.gates.write(values, journal))
+
+    def _corrected(self, kept: Selection, samples: Any) -> tuple[list[np.ndarray | None], Mapping]:
+        """Returns the new values of the weights that change, and what the readers' outputs lose. Changes nothing yet."""
+        selection, variables = self.here(kept), self.model.weights
+        masks, readers = weight_masks(self.graph, selection), consumer_masks(self.graph, selection)
+        compensation = Compensation(self.model, readers, samples)
+        new, errors = compensation.values(readers), compensation.errors(readers)
+        changed = {i: new.get(i, self.value(i)) for i in masks.keys() | new.keys()}
+        values = [sliced(changed[i], masks.get(i, {})) if i in changed else None for i in range(len(variables))]
+        return [None if v is None else v.astype(self.value(i).dtype) for i, v in enumerate(values)], errors
 
     def _refit(self, kept: Selection, more: bool) -> tuple[_Origin | None, list[np.ndarray]]:
         """Returns the model that the next refit starts from, and the weights after this one. Changes nothing yet."""

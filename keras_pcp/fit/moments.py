@@ -69,7 +69,8 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
             f"this fit runs {steps.at_once} of its {total} steps at a time (steps_per_execution), so "
             f"pruning at step {found[-1]} would come after the last step; train for longer, or lower steps_per_execution"
         )
-    return [Moment(step, i, count, min(1.0, schedule((i + 1) / count))) for i, step in enumerate(found)]
+    after = [*found[1:], found[-1]]
+    return [Moment(s, i, count, min(1.0, schedule((i + 1) / count)), after[i]) for i, s in enumerate(found)]
 
 
 def as_totals(cost: Any) -> Mapping[str, float]:

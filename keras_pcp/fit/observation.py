@@ -29,6 +29,7 @@ class Moment:
     number: int = 0
     count: int = 0
     target: float = 1.0
+    next: int = 0
 
 
 class Samples:
@@ -98,6 +99,7 @@ class Observed:
     moment = property(lambda self: self.at.number)
     moments = property(lambda self: self.at.count)
     target = property(lambda self: self.at.target)
+    next = property(lambda self: self.at.next)
     uncut = property(lambda self: self.live.uncut)
     seed = property(lambda self: self.samples.measuring.seed)
 

@@ -54,6 +54,7 @@ class Run:
         rounds: the actions so far.
         live: the model.
         seen: what the strategy sees.
+        latest: returns inputs of the latest training batches, or None.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Run:
             self.live.refit_from(refit_data, measuring.seed)
         self.seen = Observed(self.live, Samples(model, validation_data, measuring, judge), criteria)
         self.seen.check_criteria()
+        self.latest: Callable[[], Any] = lambda: None
 
     @property
     def progress(self) -> float:
@@ -155,7 +157,8 @@ class Run:
         """
         smaller = self.how == "cut" and self.kept != self.live.uncut
         if smaller:
-            self.live.cut(self.kept, more, record)
+            samples = self.latest() if action is not None and action.correct else None
+            self.live.cut(self.kept, more, record, samples)
         if action is not None and action.how == "hold":
             self.live.hold(self.kept)
         if action is not None and action.how == "zero":

@@ -3,7 +3,8 @@
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 from keras_pcp.deliver.report import PruningReport
 from keras_pcp.errors import NotFiniteError
 from keras_pcp.fit.clock import Clock
+from keras_pcp.fit.cutting import recorded
 from keras_pcp.fit.moments import Steps, as_totals, moments
 from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.preflight import check_fractions, warn_of_weight_files
@@ -157,7 +159,7 @@ class Session:
     def ask(self, moment: Moment) -> None:
         """Asks the strategy until it has finished a moment; raises NotFiniteError if training has diverged."""
         run, fresh = self.run, True
-        at = Moment(self.steps.made, moment.number, moment.count, moment.target)
+        at = replace(moment, step=self.steps.made)
         run.check_finite()
         while True:
             with self.clock.measuring("attempts"):
@@ -167,14 +169,15 @@ class Session:
                 return
             fresh = False
             self.report.rounds.append(run.rounds[-1])
-            if action.how != "cut" or action.weights or run.live.refit_on is not None:
+            if action.how != "cut" or action.weights or action.correct or run.live.refit_on is not None:
                 self.carry_out(action, action.more)
             if not action.more:
                 return
 
     def carry_out(self, action: Any = None, more: bool = False) -> None:
         """Changes the model as decided, and updates the report and the loss."""
-        with self.clock.measuring("surgery"):
+        measured = recorded(self.run, self.report, self.steps.made) if action and action.correct else nullcontext()
+        with self.clock.measuring("surgery"), measured:
             if self.run.carry_out(action, more, self.record):
                 _start_over(self.callback)
         self.teaching.refresh()

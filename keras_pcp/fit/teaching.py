@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from keras_pcp.fit.latest import Latest
 from keras_pcp.fit.run import Run
 from keras_pcp.repair.loss_terms import LossTerms
 from keras_pcp.strategies.protocol import Strategy, checked_terms
@@ -25,7 +26,10 @@ class Teaching:
         model, distillation = self.callback.model, self.callback.distillation
         if distillation:
             self.taught = [distillation.term(model)]
-        if distillation or self.own:
+        if self.run.strategy.needs.batches and self.run.progress < 1:
+            latest = Latest(model)
+            self.taught, self.run.latest = [*self.taught, latest], latest.inputs
+        if self.taught or self.own:
             self.terms = LossTerms(model, self._all())
             self.stack.enter_context(self.terms.added(partial(internals.in_training, self.callback)))
 

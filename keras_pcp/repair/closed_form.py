@@ -37,10 +37,11 @@ from keras_pcp.support import internals
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Statistics of a layer's inputs: inverse second moments (groups, rows, rows); means (groups, 1, rows) with a bias."""
+    """Statistics of a layer's inputs: second moments and their inverse (groups, rows, rows); means (groups, 1, rows)."""
 
     layer: Any
     window: Window
+    moments: np.ndarray
     inverse: np.ndarray
     mean: np.ndarray
 
@@ -90,11 +91,33 @@ class Compensation:
                 found[self.index[id(bias)]] = as_floats(bias) + (reader.mean @ (matrix - new)).ravel()
         return found
 
+    def errors(self, masks: Mapping[int, np.ndarray]) -> dict[str, tuple[float, float]]:
+        """Returns how much of the outputs is lost: {layer: (if channels are only removed, with the new weights)}.
+
+        Each is the mean squared error in units of the mean square of the outputs, on the samples of the constructor. Where
+        the layer has a bias, means do not count.
+        """
+        values, found = self.values(masks), {}
+        for i in masks.keys() & self.readers.keys():
+            reader = self.readers[i]
+            kernel = as_floats(self.weights[i]).astype(float)
+            matrix = kernel_matrix(reader.window, kernel)
+            changes = [kernel_matrix(reader.window, v) - matrix for v in (np.where(masks[i], kernel, 0.0), values[i])]
+            whole = _energy(matrix, reader.moments) or 1.0
+            found[reader.layer.name] = tuple(_energy(change, reader.moments) / whole for change in changes)
+        return found
+
+
+def _energy(matrix: np.ndarray, moments: np.ndarray) -> float:
+    """Returns the sum of squares of P @ matrix, where `moments` is P^T P."""
+    return float(np.sum(matrix * (moments @ matrix)))
+
 
 def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) -> _Reader:
     chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
     read = patches(window, step.input, chosen).astype(float)
     mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
     apart = read - mean
-    inverse = np.linalg.inv(penalized(apart.swapaxes(1, 2) @ apart, apart.shape[1], ridge))
-    return _Reader(step.call.operation, window, inverse, mean)
+    moments = apart.swapaxes(1, 2) @ apart
+    inverse = np.linalg.inv(penalized(moments, apart.shape[1], ridge))
+    return _Reader(step.call.operation, window, moments, inverse, mean)

@@ -19,10 +19,11 @@ class LossTerms:
     Attributes:
         terms: the terms.
         used: whether a training step has asked for the loss.
+        started: training steps that the optimizer had made before.
     """
 
     def __init__(self, model: keras.Model, terms: Sequence[LossTerm] = ()):
-        self.model, self.terms, self.used = model, list(terms), False
+        self.model, self.terms, self.used, self.started = model, list(terms), False, 0
 
     def set(self, terms: Sequence[LossTerm]) -> None:
         """Replaces the terms. If they differ from the old ones, the train function is traced again."""
@@ -45,10 +46,10 @@ class LossTerms:
             raise InvalidArgumentError(
                 f"compute_loss of model {model.name!r} needs an argument `training` for distillation and other loss terms"
             )
-        steps = int(model.optimizer.iterations)
+        self.started = int(model.optimizer.iterations)
         with temporarily(lambda journal: self._install(journal, running)):
             yield
-            if self.terms and not self.used and int(model.optimizer.iterations) > steps:
+            if self.terms and not self.used and int(model.optimizer.iterations) > self.started:
                 warnings.warn(
                     f"distillation and other loss terms had no effect, because train_step of model {model.name!r} does not "
                     "call compute_loss",
@@ -67,8 +68,9 @@ class LossTerms:
             if not training:
                 return loss
             self.used = True
+            step = model.optimizer.iterations - self.started
             for term in self.terms:
-                loss = term(loss, Batch(model, x, y, y_pred, sample_weight))
+                loss = term(loss, Batch(model, x, y, y_pred, sample_weight, step, keras.ops))
             return loss
 
         def make_train_function(force=False):

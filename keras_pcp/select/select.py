@@ -14,7 +14,7 @@ from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.support import checks
 
 Scores = Mapping[str, np.ndarray]
-SCOPES = ("global", "local")
+SCOPES = ("global", "local", "threshold")
 
 
 def select_by_ratio(
@@ -32,8 +32,9 @@ def select_by_ratio(
         graph: channel graph.
         scores: {group name: float array (num_channels,)}, higher = keep.
         pruning_ratio: fraction of channels to remove, in [0, 1); with `scope="local"` also {group name: fraction}.
-        scope: `"global"` ranks all channels together, after dividing the scores of each group by their mean. `"local"`
-            removes the fraction from every group (uniform pruning).
+        scope: `"global"` ranks all channels together, after dividing the scores of each group by their mean.
+            `"threshold"` ranks all channels together by their scores as they are. `"local"` removes the fraction from
+            every group (uniform pruning).
         min_channels: least number of channels of every group; or {group name: number}.
         multiple_of: widths are rounded up to a multiple of this; or {group name: multiple}.
 
@@ -72,7 +73,7 @@ def _by_ratio(
     elif isinstance(pruning_ratio, Mapping):
         raise InvalidArgumentError("a pruning_ratio per group needs scope='local'")
     else:
-        counts = _global_counts(graph, scores, pruning_ratio)
+        counts = _global_counts(graph, scores, pruning_ratio, scope == "global")
     return _with_widths(graph, scores, counts, min_channels, multiple_of)
 
 
@@ -93,10 +94,10 @@ def _with_widths(
     return Selection(keep)
 
 
-def _global_counts(graph: ChannelGraph, scores: Scores, ratio: float) -> dict[str, int]:
+def _global_counts(graph: ChannelGraph, scores: Scores, ratio: float, relative: bool) -> dict[str, int]:
     if not len(graph):
         return {}
-    ranked = np.concatenate([scores[g.name] / _mean_size(scores[g.name]) for g in graph])
+    ranked = np.concatenate([scores[g.name] / (_mean_size(scores[g.name]) if relative else 1.0) for g in graph])
     owner = np.repeat(np.arange(len(graph)), [g.num_channels for g in graph])
     gone = owner[np.argsort(ranked, kind="stable")[: int(len(ranked) * ratio)]]
     return {g.name: int(np.count_nonzero(gone == i)) for i, g in enumerate(graph)}

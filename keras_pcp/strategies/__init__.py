@@ -2,6 +2,7 @@
 
 from keras_pcp.select.problem import Problem
 from keras_pcp.select.select import just_enough
+from keras_pcp.strategies.adaptive import Adaptive
 from keras_pcp.strategies.baselines import LayerByLayer, OneShot, RandomWidths
 from keras_pcp.strategies.chex import Chex
 from keras_pcp.strategies.progressive import Progressive
@@ -12,6 +13,7 @@ from keras_pcp.support.batch import Batch
 
 __all__ = [
     "Action",
+    "Adaptive",
     "Attempt",
     "Batch",
     "Chex",

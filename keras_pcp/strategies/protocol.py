@@ -37,11 +37,13 @@ class Needs:
         validation: validation samples, to evaluate the model.
         several_criteria: whether several criteria may be given.
         training: training steps between its actions, so it cannot run in `search_widths`.
+        batches: the inputs of the latest training batches, on which cuts are corrected, see `Action.correct`.
     """
 
     validation: bool = True
     several_criteria: bool = False
     training: bool = False
+    batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Observation(Protocol):
     Attributes:
         step: training steps made so far, in the unit of `FitLength.total`; 0 in a search without training.
         moment, moments: number of this moment, from 0, and of all moments; both 0 in a search without training.
+        next: step of the next moment; of this one if it is the last.
         target: how far pruning should have come after this moment, in [0, 1], by the schedule; 1 in a search.
         kept: channels that the model computes with.
         uncut: channels that it still has: those in `kept`, and those that are held at zero and may come back.
@@ -112,6 +115,7 @@ class Observation(Protocol):
     step: int
     moment: int
     moments: int
+    next: int
     target: float
     kept: Selection
     uncut: Selection
@@ -152,6 +156,8 @@ class Action:
             have no effect, even after training steps, but a later action may bring them back with the weights that they
             had. `"zero"`: the weights that make them are set to 0 once. Training may revive them.
         more: whether to ask again before training continues.
+        correct: whether the layers that read what is cut make up for it. Their weights are solved by least squares on the
+            latest training batches, see `Needs.batches`. Has no effect where the inputs of the batches are not known.
         weights: {index of a weight of the model: its value in the shape of the unpruned model}, written with the
             action.
         before, attempts, chosen: for the report: what was measured, and the names of the groups in the order in which
@@ -161,6 +167,7 @@ class Action:
     keep: Selection
     how: str = "cut"
     more: bool = False
+    correct: bool = False
     weights: Mapping[int, np.ndarray] = field(default_factory=dict)
     before: Evaluation | None = None
     attempts: tuple[Attempt, ...] = ()

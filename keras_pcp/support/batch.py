@@ -12,6 +12,8 @@ class Batch:
     Attributes:
         model: the model in training.
         x, y, y_pred, sample_weight: as `keras.Model.compute_loss` gets them; x may be None.
+        step: training steps made so far in this run, a tensor.
+        ops: `keras.ops`, for strategies, which do not import Keras.
     """
 
     model: Any
@@ -19,6 +21,8 @@ class Batch:
     y: Any
     y_pred: Any
     sample_weight: Any
+    step: Any
+    ops: Any
 
 
 LossTerm = Callable[[Any, Batch], Any]

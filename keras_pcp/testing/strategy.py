@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import keras
 
 from keras_pcp.errors import PruningError
+from keras_pcp.fit.latest import Latest
 from keras_pcp.fit.metric import Measuring
 from keras_pcp.fit.moments import Steps, moments
 from keras_pcp.fit.observation import Moment
@@ -79,13 +80,16 @@ def _trained_with(
     run = Run(model, problem, strategy, "l1", samples, Measuring(seed=SEED))
     steps = strategy.when(problem, FitLength(_STEPS, _EPOCH, 0.1, 0.9))
     due = {moment.step: moment for moment in moments(steps, linear, _STEPS, Steps(per_epoch=_EPOCH))}
-    terms, actions = LossTerms(model, checked_terms(strategy, problem, run.state)), []
+    latest = [Latest(model)] if strategy.needs.batches else []
+    if latest:
+        run.latest = latest[0].inputs
+    terms, actions = LossTerms(model, [*latest, *checked_terms(strategy, problem, run.state)]), []
     with terms.added() if terms.terms else nullcontext():
         for step in range(_STEPS):
             if step in due:
                 actions += _actions(what, run, due[step])
                 if terms.terms:
-                    terms.set(checked_terms(strategy, problem, run.state))
+                    terms.set([*latest, *checked_terms(strategy, problem, run.state)])
             if through_json:
                 run.from_json(json.loads(json.dumps(run.to_json())))
             model.train_on_batch(*samples)

@@ -44,3 +44,21 @@ def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
         if bias:
             shift = np.split(found[1] - layer.bias.numpy(), groups)[group]
             assert shift == pytest.approx(mean @ (old - new), abs=1e-5)
+
+
+def test_errors_are_those_of_the_outputs_without_and_with_the_new_weights():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6)).astype("float32")
+    x[:, 1] = 0.9 * x[:, 0] + 0.1 * x[:, 1]
+    i = keras.Input((6,))
+    model = keras.Model(i, L.Dense(5, use_bias=False, name="reader")(i))
+    mask = (np.arange(6) != 1)[:, None]
+    compensation = Compensation(model, [0], x, ridge=1e-3)
+    kernel, new = model.layers[-1].kernel.numpy(), compensation.values({0: mask})[0]
+    whole = np.square(x @ kernel).sum()
+    expected = [
+        np.square(x @ (kernel * mask) - x @ kernel).sum() / whole,
+        np.square(x @ new - x @ kernel).sum() / whole,
+    ]
+    assert compensation.errors({0: mask})["reader"] == pytest.approx(expected, rel=1e-5)
+    assert expected[1] < 0.05 * expected[0]
