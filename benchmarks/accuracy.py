@@ -6,8 +6,9 @@
 
 All methods run in the same `fit` with the same callback, images, augmentation (flip, shift by up to two pixels),
 optimizer, learning-rate schedule and distillation; only the strategy and the criterion differ. 5,000 training images (a
-sixth of the data, if that is less) are held out: widths are chosen by them. The test images are evaluated for the record
-only. Rows that are already in the output file are skipped, so an interrupted run continues where it stopped.
+sixth of the data, if that is less), or test images with `--held-out test`, are held out: widths are chosen by them. The
+test images are evaluated for the record only. Rows that are already in the output file are skipped, so an interrupted run
+continues where it stopped.
 
 Method `torch_pruning` needs `--against`, a Python with torch and torch-pruning (pip install torch torch-pruning numpy).
 There the same weights are pruned in equal parts of every layer, and tuned on the same images in the same order, without
@@ -29,10 +30,12 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp.strategies import Chex, LayerByLayer, OneShot, Progressive, RandomWidths, SoftFilterPruning
+from keras_pcp.statistics.trainability import mean_singular_value
+from keras_pcp.strategies import Adaptive, Chex, LayerByLayer, OneShot, Progressive, RandomWidths, SoftFilterPruning
 
 METHODS = {
     "pcp": Progressive,
+    "acp": Adaptive,
     "layerwise": LayerByLayer,
     "uniform": OneShot,
     "global": lambda: OneShot(scope="global"),
@@ -43,6 +46,33 @@ METHODS = {
     "chex": lambda: Chex(every=1),
 }
 SIGNALS = {"metric": None, "loss": "loss"}  # what attempts are compared by, as a monitor
+
+
+class AfterPruning(keras.callbacks.Callback):
+    """Watches the network after its latest shrink: its Jacobian right then, and the accuracy of the first batches."""
+
+    steps = 100
+
+    def __init__(self, pruning, x):
+        super().__init__()
+        self.pruning, self.x, self.shrinks = pruning, x, 0
+        self.singular_value, self.batches = None, []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if len(self.pruning.report.shrinks) > self.shrinks:
+            self.shrinks, self.batches = len(self.pruning.report.shrinks), []
+            self.singular_value = mean_singular_value(self.model, self.x)
+
+    def on_train_batch_end(self, batch, logs=None):
+        before = self.sum if batch else 0.0
+        self.sum = logs["accuracy"] * (batch + 1)  # what Keras gives is the mean since the epoch began
+        self.batches.append(self.sum - before)
+
+    @property
+    def accuracy(self):
+        """Mean accuracy of the first batches since the latest shrink."""
+        first = self.batches[: self.steps]
+        return sum(first) / len(first)
 
 
 def compiled(model, args, steps):
@@ -65,7 +95,7 @@ def run(args, method, criterion, target, seed, data):
     unpruned.set_weights(model.get_weights())
     graph = keras_pcp.build_graph(unpruned)
     full, steps = keras_pcp.count_cost(graph), len(x) // args.batch * args.epochs
-    options = json.loads(args.strategy) if method == "pcp" else {}
+    options = json.loads(args.strategy) if method in ("pcp", "acp") else {}
     pruning = keras_pcp.Pruning(
         METHODS[method](**options),
         max_macs=target,
@@ -79,7 +109,8 @@ def run(args, method, criterion, target, seed, data):
     )
     started = time.perf_counter()
     images = batches(x, y, args.batch, seed, args.shift, flip=args.data != "mnist")
-    compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning], verbose=args.verbose)
+    after = AfterPruning(pruning, val[0][:64])
+    compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning, after], verbose=args.verbose)
     keras_pcp.reestimate_batch_norm(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
     cost = keras_pcp.count_cost(model)
@@ -109,6 +140,9 @@ def run(args, method, criterion, target, seed, data):
         "attempt_macs": report.attempt_macs,
         "attempt_seconds": round(report.seconds["attempts"], 2),
         "rounds": len(report.rounds),
+        "first_steps": round(after.accuracy, 4),
+        "singular_value": round(after.singular_value, 4),
+        "errors": [[round(e, 4) for e in cut.error] for cut in report.cuts],
         "tag": args.tag,
         "signal": args.signal,
         "widths": {name: now for name, (_, now) in report.widths.items()},
@@ -153,7 +187,7 @@ def main():
     parser.add_argument("--criteria", default="l1", help="base criteria of each method; a+b: several in each attempt")
     parser.add_argument("--targets", default="0.25,0.5")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--strategy", default="{}", help="JSON of options of keras_pcp.strategies.Progressive for pcp")
+    parser.add_argument("--strategy", default="{}", help="JSON of options of the strategy for pcp and acp")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument(
         "--signal", default="metric", choices=SIGNALS, help="what attempts are compared by, in all methods"

@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a .keras file, or 'vgg' for a small one trained at once")
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--data-dir")
+    held_out = "where validation images come from; 'test' for a model that has seen all training images"
+    parser.add_argument("--held-out", choices=("train", "test"), default="train", help=held_out)
     parser.add_argument("--mean", type=float, default=0.0)
     parser.add_argument("--std", type=float, default=1.0)
     parser.add_argument("--begin", type=float, default=0.0)
@@ -28,10 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepared(args: argparse.Namespace) -> tuple[Arrays, Arrays, Arrays]:
-    """Returns normalized training, validation and test data; some training images are held out for validation."""
+    """Returns normalized training, validation and test data. Validation images are held out of one of the other two."""
     (x, y), (x_test, y_test) = load(args.data, args.data_dir)
-    train, val = hold_out((x - args.mean) / args.std, y, min(HELD_OUT, len(x) // 6))
-    data = train, val, ((x_test - args.mean) / args.std, y_test)
+    train, test = ((x - args.mean) / args.std, y), ((x_test - args.mean) / args.std, y_test)
+    if args.held_out == "test":
+        test, val = hold_out(*test, HELD_OUT)
+    else:
+        train, val = hold_out(*train, min(HELD_OUT, len(x) // 6))
+    data = train, val, test
     if args.model == "vgg" and not vgg_file(args).exists():
         train_vgg(*train).save(vgg_file(args))
     return data

@@ -35,9 +35,10 @@ def load(name: str, data_dir: str | None = None, size: int = 64) -> tuple[Arrays
         image = tf.cast(example["image"], tf.float32) / 255.0
         return (tf.image.resize(image, (size, size)) if varying else image), example["label"]
 
-    found = []
+    needed, found = tfds.decode.PartialDecoding({"image": True, "label": True}), []
     for split in splits:
-        pairs = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False).map(prepare)))
+        examples = builder.as_dataset(split=split, shuffle_files=False, decoders=needed)
+        pairs = list(tfds.as_numpy(examples.map(prepare)))
         found.append((np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], "int64")))
     return found[0], found[1]
 

@@ -56,30 +56,29 @@ def cosine(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def orthogonality(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps the filters that are closest to orthogonal: s_c = 1 - |cos(w_c, w_d)| at the moment when c is removed.
+    """Keeps long filters that are close to orthogonal: s_c = distance of w_c from the span of the filters left when it goes.
 
-    Removes one filter after the other. Each time, the two most parallel filters that are left are found, and the
-    shorter one goes. So whatever the number of channels kept, the most parallel two of them are less parallel than any pair
-    that was broken up before. Two equal filters get 0 and a high score, not 0 both, as with `cosine`. If several layers make
-    a channel, their filters lie side by side, each layer with the same weight. A filter of zeros gets 0.
+    Removes one filter after the other, each time the one that is closest to the span of the others that are left. So the
+    filters kept span nearly the largest volume that so many of them can, whatever their number: they are long, and as
+    orthogonal as can be. Of two equal filters, one gets about 0 and the other a high score; `cosine` gives both 0. If
+    several layers make a channel, their filters lie side by side, each layer with the same weight. Takes the inverse of
+    the Gram matrix of the filters, with a thousandth of its mean diagonal added to the diagonal.
 
     From the weights alone, as in Liu et al., Adaptive Channel Pruning for Trainability Protection, PRCV 2023. The paper's
     formula is not public; this one is ours. Channels that `masked` has removed get 0.
     """
+    left = np.flatnonzero(statistics.present[group.name])
     matrix = balanced(group, statistics.weights)
-    norms = np.linalg.norm(matrix, axis=1)
-    matrix = matrix / np.where(norms == 0, 1, norms)[:, None]
-    left = statistics.present[group.name] & (norms > 0)
-    parallel = np.where(left[:, None] & left, np.abs(matrix @ matrix.T), -1.0)
-    np.fill_diagonal(parallel, -1.0)
-    scores, reached = np.zeros(len(matrix)), 0.0
-    for _ in range(max(np.count_nonzero(left) - 1, 0)):
-        pair = np.unravel_index(np.argmax(parallel), parallel.shape)
-        gone = min(pair, key=lambda c: norms[c])
-        reached = max(reached, 1 - parallel[pair])
-        scores[gone], left[gone] = reached, False
-        parallel[gone], parallel[:, gone] = -1.0, -1.0
-    scores[left] = 1.0
+    gram = matrix[left] @ matrix[left].T
+    inverse = np.linalg.inv(gram + (1e-3 * np.trace(gram) / max(len(left), 1) or 1.0) * np.eye(len(left)))
+    scores = np.zeros(len(matrix))
+    while len(left):
+        squares = 1 / np.diag(inverse)  # squared distances from the span of the others
+        gone = int(np.argmin(squares))
+        scores[left[gone]] = np.sqrt(squares[gone])
+        rest = np.arange(len(left)) != gone
+        inverse = inverse[rest][:, rest] - np.outer(inverse[rest, gone], inverse[gone, rest]) / inverse[gone, gone]
+        left = left[rest]
     return scores
 
 
@@ -89,7 +88,8 @@ def reciprocal(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     Each of the n filters ranks all by distance, itself first, with rank 0. The channels kept are those that all filters
     have in common in their lists of nearest filters, as short as possible. Channels that `masked` has removed get 0.
 
-    Differs from the paper: the filters of several layers lie side by side, each layer with the same weight. The paper divides the widths by another ranking; here that is up to the selection.
+    Differs from the paper: the filters of several layers lie side by side, each layer with the same weight. The paper
+    divides the widths by another ranking; here that is up to the selection.
 
     References:
         Lin et al., Pruning Networks with Cross-Layer Ranking & k-Reciprocal Nearest Filters, IEEE TNNLS 2022, arXiv

@@ -18,9 +18,9 @@ def mean_singular_value(model: keras.Model, x: Any, *, directions: int = DIRECTI
     """Returns the mean singular value of the Jacobian of a model's outputs with respect to its inputs.
 
     It is the mean over samples and over the singular values of each sample's Jacobian, at inference. Gradients that
-    reach the first layers weakly or strongly show as a small or large value. If a sample has more outputs than `directions`, the
-    Jacobian is projected on that many random orthonormal directions in the space of outputs, and the singular values are
-    those of the projection. Then values of models with the same outputs can be compared, but are not those of the Jacobian.
+    reach the first layers weakly or strongly show as a small or large value. If a sample has more outputs than
+    `directions`, the Jacobian is projected on that many random orthonormal directions in the space of outputs, and the
+    singular values are those of the projection. Then models with the same outputs can still be compared.
 
     Args:
         model: the model; all outputs count together. Its inputs must be floats.
