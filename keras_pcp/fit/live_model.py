@@ -133,7 +133,8 @@ class LiveModel:
         selection, variables = self.here(kept), self.model.weights
         masks, readers = weight_masks(self.graph, selection), consumer_masks(self.graph, selection)
         compensation = Compensation(self.model, readers, samples)
-        new, errors = compensation.values(readers), compensation.errors(readers)
+        new = compensation.values(readers, once=True)
+        errors = compensation.errors(readers, new)
         changed = {i: new.get(i, self.value(i)) for i in masks.keys() | new.keys()}
         values = [sliced(changed[i], masks.get(i, {})) if i in changed else None for i in range(len(variables))]
         return [None if v is None else v.astype(self.value(i).dtype) for i, v in enumerate(values)], errors

@@ -5,7 +5,10 @@ Remove rows R of a kernel W and change the others so that the layer's outputs ch
     min ||P (W' - W)||^2 + penalty ||W' - W||^2  with W'_R = 0,  solved by  W' = W - H[:, R] H[R, R]^-1 W_R.
 
 P is what the layer reads, and H is the inverse of P^T P + penalty. This is the Optimal Brain Surgeon for a set of weights. H
-is computed once for all attempts of a round. An attempt then only solves a system as large as the set that it removes.
+is computed once for all attempts of a round. An attempt then only solves a system as large as the set that it removes. For
+a single cut, it takes less to solve for the rows K that stay, without H:
+
+    W'_K = W_K + (P^T P + penalty)[K, K]^-1 (P^T P)[K, R] W_R.
 
 References:
     Hassibi & Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992.
@@ -14,6 +17,7 @@ References:
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -34,16 +38,24 @@ from keras_pcp.statistics.layer_inputs import (
 )
 from keras_pcp.support import internals
 
+# Layers that read more numbers at a position are left alone: the matrix of their products would take over 512 MiB.
+_MOST_ROWS = 8192
+
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Statistics of a layer's inputs: second moments and their inverse (groups, rows, rows); means (groups, 1, rows)."""
+    """Statistics of what a layer reads: second moments, also penalized, (groups, rows, rows); means (groups, 1, rows)."""
 
     layer: Any
     window: Window
     moments: np.ndarray
-    inverse: np.ndarray
+    penalized: np.ndarray
     mean: np.ndarray
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """H, (groups, rows, rows)."""
+        return np.linalg.inv(self.penalized)
 
 
 class Compensation:
@@ -67,15 +79,17 @@ class Compensation:
             for step in replay_calls(traced, arrange_inputs(traced, x)):
                 layer = step.call.operation
                 window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None
-                if window is not None and self.index[id(layer.kernel)] in kernels:
+                small = window is not None and np.prod(layer.kernel.shape[:-1]) <= _MOST_ROWS
+                if small and self.index[id(layer.kernel)] in kernels:
                     self.readers[self.index[id(layer.kernel)]] = _reader(step, window, ridge, rng)
 
-    def values(self, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def values(self, masks: Mapping[int, np.ndarray], once: bool = False) -> dict[int, np.ndarray]:
         """Returns new values of kernels and biases, by their index in the model's weights.
 
         Args:
             masks: {index: boolean array that broadcasts to the weight}, False where a channel is no longer read. Weights
                 that are not kernels of such layers are ignored.
+            once: whether this is the only question, so that H is not worth its time. The values are the same.
         """
         found = {}
         for i in masks.keys() & self.readers.keys():
@@ -83,21 +97,22 @@ class Compensation:
             kernel = as_floats(self.weights[i]).astype(float)
             matrix = kernel_matrix(reader.window, kernel)
             gone = ~kernel_matrix(reader.window, np.broadcast_to(masks[i], kernel.shape))[0, :, 0]
-            within = np.linalg.solve(reader.inverse[:, gone][:, :, gone], matrix[:, gone])
-            new = (matrix - reader.inverse[:, :, gone] @ within) * ~gone[:, None]
+            new = (_solved if once else _by_inverse)(reader, matrix, gone) * ~gone[:, None]
             found[i] = kernel_array(new, kernel.shape)
             if reader.layer.use_bias:
                 bias = reader.layer.bias
                 found[self.index[id(bias)]] = as_floats(bias) + (reader.mean @ (matrix - new)).ravel()
         return found
 
-    def errors(self, masks: Mapping[int, np.ndarray]) -> dict[str, tuple[float, float]]:
-        """Returns how much of the outputs is lost: {layer: (if channels are only removed, with the new weights)}.
+    def errors(
+        self, masks: Mapping[int, np.ndarray], values: Mapping[int, np.ndarray]
+    ) -> dict[str, tuple[float, float]]:
+        """Returns how much of the outputs is lost: {layer: (if channels are only removed, with new values)}.
 
         Each is the mean squared error in units of the mean square of the outputs, on the samples of the constructor. Where
         the layer has a bias, means do not count.
         """
-        values, found = self.values(masks), {}
+        found = {}
         for i in masks.keys() & self.readers.keys():
             reader = self.readers[i]
             kernel = as_floats(self.weights[i]).astype(float)
@@ -106,6 +121,18 @@ class Compensation:
             whole = _energy(matrix, reader.moments) or 1.0
             found[reader.layer.name] = tuple(_energy(change, reader.moments) / whole for change in changes)
         return found
+
+
+def _by_inverse(reader: _Reader, matrix: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    within = np.linalg.solve(reader.inverse[:, gone][:, :, gone], matrix[:, gone])
+    return matrix - reader.inverse[:, :, gone] @ within
+
+
+def _solved(reader: _Reader, matrix: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    new, kept = matrix.copy(), ~gone
+    right = reader.penalized[:, kept][:, :, gone] @ matrix[:, gone]
+    new[:, kept] += np.linalg.solve(reader.penalized[:, kept][:, :, kept], right)
+    return new
 
 
 def _energy(matrix: np.ndarray, moments: np.ndarray) -> float:
@@ -119,5 +146,4 @@ def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) 
     mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
     apart = read - mean
     moments = apart.swapaxes(1, 2) @ apart
-    inverse = np.linalg.inv(penalized(moments, apart.shape[1], ridge))
-    return _Reader(step.call.operation, window, moments, inverse, mean)
+    return _Reader(step.call.operation, window, moments, penalized(moments, apart.shape[1], ridge), mean)

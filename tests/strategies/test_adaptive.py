@@ -118,7 +118,7 @@ def test_fit_prunes_without_validation_data_and_reports_what_the_correction_did(
     model, share = pruned(pruning)
     report = pruning.report
     assert report.reached
-    assert 0.4 < share <= 0.5
+    assert 0.3 < share <= 0.5  # one channel is a tenth of the cost
     assert [cut.step for cut in report.cuts] == report.shrinks
     for cut in report.cuts:
         assert set(cut.errors) <= {"second", model.layers[-1].name}
