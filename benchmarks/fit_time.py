@@ -33,6 +33,7 @@ def timed_fit(path, train, epochs, callbacks):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.add_argument("--method", choices=("progressive", "adaptive"), default="progressive")
     parser.add_argument("--max-macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
@@ -41,14 +42,17 @@ def main():
     for repeat in range(args.repeats):
         keras.utils.set_random_seed(repeat)
         plain, full = timed_fit(args.model, train, args.epochs, [])
-        pruning = keras_pcp.ProgressivePruning(
-            max_macs=args.max_macs, validation_data=val, begin=args.begin, end=args.end
-        )
+        options = {"max_macs": args.max_macs, "begin": args.begin, "end": args.end}
+        if args.method == "progressive":
+            pruning = keras_pcp.ProgressivePruning(validation_data=val, **options)
+        else:
+            pruning = keras_pcp.AdaptivePruning(**options)
         pruned, model = timed_fit(args.model, train, args.epochs, [pruning])
         row = {
             "suite": "fit_time",
             "model": Path(args.model).stem,
             "data": args.data,
+            "method": args.method,
             "repeat": repeat,
             "epochs": args.epochs,
             "images": len(train[0]) * args.epochs,

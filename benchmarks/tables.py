@@ -89,6 +89,23 @@ def accuracy() -> str:
     return table([*header, "range", "seeds", "s", "attempts, s"], body)
 
 
+def adaptive() -> str:
+    """Adaptive channel pruning, with parts of it off, and methods of the same kind: means and ranges over the seeds."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows("adaptive"):
+        found.setdefault((-row["target"], row["method"], row["tag"], row["criterion"]), []).append(row)
+    body = []
+    for (target, method, tag, criterion), group in sorted(found.items()):
+        acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in ADAPTIVE}
+        body.append(
+            [f"{-target}", method, tag, criterion, f"{mean['macs']:.3f}", f"{mean['singular_value']:.2f}"]
+            + [f"{mean[k]:.4f}" for k in ("first_steps", "val_acc", "acc")]
+            + [f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}"]
+        )
+    header = ["limit", "method", "options", "criterion", "MACs", "singular value", "first 100 steps"]
+    return table([*header, "validation", "test", "range", "seeds", "s"], body)
+
+
 def differences() -> str:
     """Test accuracy of progressive pruning minus that of each layer once, with the same criterion and seed."""
     found: dict[tuple, dict[str, float]] = {}
@@ -135,6 +152,7 @@ def _all_last(key: tuple) -> tuple:
 
 
 SHOWN = ("macs", "params", "val_acc", "acc", "seconds", "attempt_seconds")
+ADAPTIVE = ("macs", "singular_value", "first_steps", "val_acc", "acc", "seconds")
 
 
 def attempts() -> str:
@@ -239,6 +257,7 @@ def fit_time() -> str:
     """One line a repeat."""
     body = [
         [
+            r.get("method", "progressive"),
             str(r["epochs"]),
             f"{r['plain_seconds']:.0f}",
             f"{r['pruning_seconds']:.0f}",
@@ -251,7 +270,7 @@ def fit_time() -> str:
         ]
         for r in rows("fit_time")
     ]
-    header = ["epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
+    header = ["method", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
     return table([*header, "rounds", "shrinks"], body)
 
 
@@ -405,6 +424,7 @@ MAKERS = (
     digits,
     robustness,
     accuracy,
+    adaptive,
     differences,
     attempts,
     memory,

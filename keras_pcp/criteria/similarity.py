@@ -1,10 +1,8 @@
 """Criteria by how similar the filters of a group are."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from keras_pcp.criteria.filters import filters, kernels, rows
+from keras_pcp.criteria.filters import balanced, filters
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics
 
@@ -104,12 +102,6 @@ def reciprocal(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     scores = np.zeros(len(matrix))
     scores[here] = 1 - ranks.max(axis=0, initial=0) / max(len(here), 1)
     return scores
-
-
-def balanced(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the filters of all layers side by side as `filters` does, scaled so that every layer has the norm 1."""
-    parts = [rows(group, [s], arrays) for s in kernels(group)]
-    return np.concatenate([part / (np.linalg.norm(part) or 1.0) for part in parts], axis=1)
 
 
 def _least(found: np.ndarray) -> np.ndarray:

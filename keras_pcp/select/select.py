@@ -160,6 +160,7 @@ def just_enough(
     scope: str = "global",
     min_channels: int | Mapping[str, int] = 1,
     multiple_of: int | Mapping[str, int] = 1,
+    shares: Mapping[str, float] | None = None,
 ) -> Selection:
     """Removes the fewest channels with which the limits of a problem hold: what `select_by_cost` returns.
 
@@ -167,15 +168,21 @@ def just_enough(
         problem: graph and limits.
         scores: {group name: float array (num_channels,)}, higher = keep; -inf for channels that are gone already.
         scope, min_channels, multiple_of: as in `select_by_cost`.
+        shares: {group name: number > 0}. If given, the fraction that a group keeps is proportional to its number, as far
+            as it has so many channels; then `scope` must be `"local"`.
 
     Raises:
         LimitError: the limits cannot be reached.
     """
     graph = problem.graph
     problem.check_reachable(smallest(graph, min_channels, multiple_of))
+    least = min(shares.values(), default=1.0) if shares else 1.0
 
     def select(ratio: float) -> Selection:
-        return _by_ratio(graph, scores, ratio, scope, min_channels, multiple_of)
+        given = ratio
+        if shares:
+            given = {name: max(0.0, 1 - (1 - ratio) * share / least) for name, share in shares.items()}
+        return _by_ratio(graph, scores, given, scope, min_channels, multiple_of)
 
     low, high = 0.0, float(np.nextafter(1.0, 0.0))
     if problem.holds(select(low)):

@@ -10,8 +10,11 @@ follows is ours, except where a source is named.
 
 At every moment:
     1. Similarity: score the channels (`criterion`; "orthogonality" compares the filters of a group).
-    2. Sparsity control: the lowest channels of the whole model are marked, as many as the limits of this moment ask for, so
-       each layer has its own rate. The limits tighten from moment to moment by the schedule.
+    2. Sparsity control: every group gets a width, and its lowest channels are marked. The width is proportional to the
+       effective rank of the matrix of its filters, exp(H) with H the entropy of its squared singular values divided by
+       their sum (Roy & Vetterli, The effective rank, EUSIPCO 2007). A layer with similar filters has a low effective rank,
+       so it loses more. One factor for all groups is found such that the limits of this moment just hold. The limits
+       tighten from moment to moment by the schedule.
     3. Trainability protection: until the next moment, a penalty grows on the marked filters. It takes their products with
        all filters of the layer to 0, and so their own lengths, and the scale and offset of their normalization. Products
        of filters that stay do not count. The penalty is that of TPP (Wang & Fu, Trainability Preserving Neural Pruning,
@@ -30,6 +33,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from keras_pcp.criteria.filters import balanced
+from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import smallest
 from keras_pcp.select.problem import Problem
@@ -37,6 +42,8 @@ from keras_pcp.select.select import SCOPES, just_enough
 from keras_pcp.strategies.decorrelation import Decorrelation
 from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy, spread
 from keras_pcp.support import checks
+
+EFFECTIVE_RANK = "effective_rank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,7 @@ class Adaptive(Strategy):
     """Marks redundant channels, decorrelates them from the rest, removes them, and corrects the layers that read them.
 
     Attributes:
-        scope: how the channels of different groups are compared, as in `select_by_cost`.
+        rates: what gives every group its rate: `"effective_rank"`, or a `scope` of `select_by_cost`.
         patience: at how many moments before a channel must have been marked to be removed, at least 0. With 0, nothing is
             soft.
         protection: weight of the penalty on marked filters, at least 0; 0: none.
@@ -77,14 +84,14 @@ class Adaptive(Strategy):
 
     needs: ClassVar[Needs] = Needs(validation=False, training=True, batches=True)
 
-    scope: str = "global"
+    rates: str = "effective_rank"
     patience: int = 1
     protection: float = 1.0
     correct: bool = True
     moments: int = 4
 
     def __post_init__(self):
-        checks.choice("scope", self.scope, SCOPES)
+        checks.choice("rates", self.rates, (EFFECTIVE_RANK, *SCOPES))
         checks.count("patience", self.patience, 0)
         checks.number("protection", self.protection, "[0, inf)")
         checks.count("moments", self.moments)
@@ -107,7 +114,12 @@ class Adaptive(Strategy):
         """Marks channels, and removes those that have been marked for long enough."""
         last = seen.moment >= seen.moments - 1
         goal = problem if last else problem.toward(min(1.0, max(seen.target, 1e-9)))
-        keep = just_enough(goal, seen.scores(), scope=self.scope).keep
+        if self.rates == EFFECTIVE_RANK:
+            spectra = seen.scores(spectrum)
+            shares = {g.name: effective_rank(spectra[g.name]) / g.num_channels for g in problem.graph}
+            keep = just_enough(goal, seen.scores(), scope="local", shares=shares).keep
+        else:
+            keep = just_enough(goal, seen.scores(), scope=self.rates).keep
         age = {name: np.where(mask, 0, state.age[name] + 1) for name, mask in keep.items()}
         wait = 0 if last else self.patience
         left = Selection({name: seen.uncut.keep[name] & (age[name] <= wait) for name in keep})
@@ -124,3 +136,23 @@ class Adaptive(Strategy):
                 problem.graph, state.cut, marked, self.protection, state.step, max(1, state.next - state.step)
             )
         ]
+
+
+def spectrum(group: ChannelGroup, statistics: Any) -> np.ndarray:
+    """Returns the squared singular values of the matrix of a group's filters, one for each channel; in no order."""
+    matrix = balanced(group, statistics.weights)
+    return np.maximum(np.linalg.eigvalsh(matrix @ matrix.T), 0.0)
+
+
+def effective_rank(spectrum: np.ndarray) -> float:
+    """Returns the effective rank for squared singular values; what is not finite or 0 does not count.
+
+    Example:
+        >>> float(effective_rank(np.array([2.0, 2.0, 0.0]))), float(effective_rank(np.array([1.0, -np.inf])))
+        (2.0, 1.0)
+    """
+    values = spectrum[np.isfinite(spectrum) & (spectrum > 0)]
+    if not len(values):
+        return 1.0
+    parts = values / values.sum()
+    return np.exp(-np.sum(parts * np.log(parts)))

@@ -46,7 +46,8 @@ class OneShot(_Control):
     """Prunes in one step: the lowest channels of the whole model, or the same fraction of every group.
 
     Attributes:
-        scope: `"global"` (all channels are ranked together) or `"local"` (uniform), as in `select_by_cost`.
+        scope: `"global"` (all channels are ranked together), `"local"` (uniform) or `"threshold"`, as in
+            `select_by_cost`.
     """
 
     scope: str = "local"

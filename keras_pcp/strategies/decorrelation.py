@@ -7,7 +7,8 @@ normalization. Both grow in the course of training.
 
 Differs from the paper:
     - In the paper, the factor grows by 1e-4 every 5 or 10 steps up to 1, and the first loss is weighted by 1000. Here, the
-      factor grows from 0 to 1 until the next moment of pruning, and one weight is for both penalties.
+      factor grows from 0 to 1 until the next moment of pruning (at once if the data does not give its number of steps),
+      and one weight is for both penalties.
     - Before G is computed, the filters of a layer are divided by the root mean square of their lengths, taken as a constant,
       so the penalty does not depend on the scale of the weights. The squares are summed over one index of G and averaged
       over the other; the paper averages over both.

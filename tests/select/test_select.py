@@ -8,6 +8,8 @@ from by_hand import graph_of, group, unequal
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, LimitError
 from keras_pcp.graph.selection import Selection
+from keras_pcp.select.problem import Limits, Problem
+from keras_pcp.select.select import just_enough
 from keras_pcp.strategies.progressive import Progressive
 
 L = keras.layers
@@ -23,9 +25,12 @@ def test_select_by_ratio_removes_the_lowest_scores():
     # divided by their means (2.5 and 70): a = 1.6 .4 1.2 .8, b = .57 .14 .43 2.86
     shared = keras_pcp.select_by_ratio(graph, scores, 0.5).removed()
     assert {k: v.tolist() for k, v in shared.items()} == {"a": [1], "b": [0, 1, 2]}
+    # as they are: 1 2 3 4 10 30 40 200, but a keeps its best
+    as_they_are = keras_pcp.select_by_ratio(graph, scores, 0.5, scope="threshold").removed()
+    assert {k: v.tolist() for k, v in as_they_are.items()} == {"a": [1, 2, 3]}
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("scope", ["local", "global", "threshold"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.7, 0.99])
 def test_min_channels_multiples_and_parts_are_kept(scope, ratio):
     part = np.array([0, 1, 2])
@@ -109,3 +114,12 @@ def test_a_limit_that_the_best_channels_cannot_meet_is_an_error():
     scores = keras_pcp.score_channels(model, graph, "l1")
     with pytest.raises(LimitError, match="cannot get below 416"):
         keras_pcp.select_by_cost(graph, scores, max_macs=326)
+
+
+@pytest.mark.parametrize(("limit", "widths"), [(0.95, [20, 18]), (0.6, [16, 8]), (0.3, [8, 4])])
+def test_widths_follow_shares_as_far_as_there_are_channels(limit, widths):
+    graph = graph_of(group("a", 20), group("b", 20))
+    problem = Problem.of(graph, Limits(max_macs=limit))
+    scores = {"a": np.arange(20.0), "b": np.arange(20.0)}
+    found = just_enough(problem, scores, scope="local", shares={"a": 1.0, "b": 0.5})
+    assert [int(mask.sum()) for mask in found.keep.values()] == widths

@@ -29,12 +29,12 @@ class Seen:
     moments: int = 4
     step: int = 0
     next: int = 1
-    asked: list = field(default_factory=list)
+    spectra: dict[str, list[float]] = field(default_factory=dict)
 
     def scores(self, criterion=None):
+        found = self.found if criterion is None else self.spectra or {n: [1.0] * len(v) for n, v in self.found.items()}
         return {
-            name: np.where(self.uncut.keep[name], np.array(values, float), -np.inf)
-            for name, values in self.found.items()
+            name: np.where(self.uncut.keep[name], np.array(values, float), -np.inf) for name, values in found.items()
         }
 
 
@@ -69,12 +69,16 @@ def test_without_patience_what_is_marked_goes_at_once():
     assert np.flatnonzero(~action.keep.keep["g0"]).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("scope", "widths"), [("threshold", [1, 7]), ("local", [4, 4]), ("global", [4, 4])])
-def test_rates_of_the_groups_follow_from_the_scope(scope, widths):
+@pytest.mark.parametrize(
+    ("rates", "widths"),
+    [("threshold", [1, 7]), ("local", [4, 4]), ("global", [4, 4]), ("effective_rank", [5, 3])],
+)
+def test_each_group_has_its_rate(rates, widths):
     problem = problem_of(8, 8)
-    strategy = Adaptive(scope=scope)
+    strategy = Adaptive(rates=rates)
     scores = {"g0": [1, 2, 3, 4, 5, 6, 7, 8], "g1": [10, 20, 30, 40, 50, 60, 70, 80]}
-    seen = Seen(scores, problem.nothing_removed(), 1.0, 3)
+    spectra = {"g0": [1.0] * 8, "g1": [1.0] * 4 + [0.0] * 4}  # effective ranks 8 and 4
+    seen = Seen(scores, problem.nothing_removed(), 1.0, 3, spectra=spectra)
     _, action = strategy.update(problem, strategy.init(problem), seen)
     assert [int(mask.sum()) for mask in action.keep.keep.values()] == widths
 
@@ -98,7 +102,7 @@ def test_the_penalty_is_on_what_is_marked_and_not_yet_removed():
 
 
 def test_options_and_limits_are_checked():
-    for options in ({"scope": "all"}, {"patience": -1}, {"protection": -0.1}, {"moments": 0}):
+    for options in ({"rates": "all"}, {"patience": -1}, {"protection": -0.1}, {"moments": 0}):
         with pytest.raises(InvalidArgumentError, match=next(iter(options))):
             Adaptive(**options)
     model, (x, y) = network(), samples()

@@ -16,6 +16,7 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.select.select import just_enough, select_by_ratio
 from keras_pcp.strategies import (
     Action,
+    Adaptive,
     Chex,
     LayerByLayer,
     Needs,
@@ -173,6 +174,7 @@ def test_the_example_in_contributing_works_as_it_stands():
         pytest.param(RandomWidths(draws=2), marks=pytest.mark.slow),
         pytest.param(LayerByLayer(), marks=pytest.mark.slow),
         pytest.param(SoftFilterPruning(), marks=pytest.mark.slow),
+        pytest.param(Adaptive(), marks=pytest.mark.slow),
         Chex(every=1, widths_by="l1"),
     ],
     ids=lambda s: type(s).__name__,
