@@ -106,6 +106,25 @@ def adaptive() -> str:
     return table([*header, "validation", "test", "range", "seeds", "s"], body)
 
 
+def correction() -> str:
+    """What the correction of a cut gives back before any training."""
+    body = [
+        [
+            r["model"],
+            r["data"],
+            r["criterion"],
+            f"{r['ratio']}",
+            f"{r['error_plain']:.3f}",
+            f"{r['error_corrected']:.3f}",
+        ]
+        + [f"{r[f'val_acc_{kind}']:.3f}" for kind in ("unpruned", "plain", "corrected")]
+        + [f"{r[f'val_acc_{kind}_reestimated']:.3f}" for kind in ("plain", "corrected")]
+        for r in rows("correction")
+    ]
+    header = ["model", "data", "criterion", "removed", "error, only removed", "error, corrected", "accuracy unpruned"]
+    return table([*header, "removed", "corrected", "removed, statistics anew", "corrected, statistics anew"], body)
+
+
 def differences() -> str:
     """Test accuracy of progressive pruning minus that of each layer once, with the same criterion and seed."""
     found: dict[tuple, dict[str, float]] = {}
@@ -425,6 +444,7 @@ MAKERS = (
     robustness,
     accuracy,
     adaptive,
+    correction,
     differences,
     attempts,
     memory,

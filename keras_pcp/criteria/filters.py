@@ -39,7 +39,8 @@ def filters(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def balanced(group: ChannelGroup, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the filters of all layers side by side as `filters` does, scaled so that every layer has the norm 1."""
     parts = [rows(group, [s], arrays) for s in kernels(group)]
-    return np.concatenate([part / (np.linalg.norm(part) or 1.0) for part in parts], axis=1)
+    nothing = np.zeros((group.num_channels, 0))
+    return np.concatenate([nothing, *(part / (np.linalg.norm(part) or 1.0) for part in parts)], axis=1)
 
 
 def or_zeros(gradients: Sequence[np.ndarray | None], weights: Sequence[np.ndarray]) -> list[np.ndarray]:

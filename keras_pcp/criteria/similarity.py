@@ -69,14 +69,16 @@ def orthogonality(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     matrix = balanced(group, statistics.weights)
     gram = matrix[left] @ matrix[left].T
     inverse = np.linalg.inv(gram + (1e-3 * np.trace(gram) / max(len(left), 1) or 1.0) * np.eye(len(left)))
-    scores = np.zeros(len(matrix))
-    while len(left):
-        squares = 1 / np.diag(inverse)  # squared distances from the span of the others
-        gone = int(np.argmin(squares))
-        scores[left[gone]] = np.sqrt(squares[gone])
-        rest = np.arange(len(left)) != gone
-        inverse = inverse[rest][:, rest] - np.outer(inverse[rest, gone], inverse[gone, rest]) / inverse[gone, gone]
-        left = left[rest]
+    # 1 / inverse[c, c] is the squared distance of c from the span of the others. To leave out a filter is a step of the
+    # Cholesky decomposition of the inverse, with the largest element of the diagonal as its pivot.
+    diagonal, rows, scores = np.diag(inverse).copy(), np.zeros_like(inverse), np.zeros(len(matrix))
+    for k in range(len(left)):
+        gone = int(np.argmax(diagonal))
+        root = np.sqrt(diagonal[gone])
+        scores[left[gone]] = 1 / root
+        rows[k] = (inverse[gone] - rows[:k, gone] @ rows[:k]) / root
+        diagonal -= np.square(rows[k])
+        diagonal[gone] = -np.inf
     return scores
 
 

@@ -170,13 +170,12 @@ class PruningReport:
 
 
 def _cut_line(cut: Cut) -> str:
-    lost, left = cut.error
-    text = (
-        f"  cut at step {cut.step}: outputs of the readers differ by {lost:.1%} without and {left:.1%} with correction"
-    )
-    if cut.singular_value is None:
-        return text
-    return text + "; mean singular value {:.4g} -> {:.4g}".format(*cut.singular_value)
+    told = []
+    if cut.errors:
+        told.append("outputs of the next layers differ by {:.1%} without and {:.1%} with correction".format(*cut.error))
+    if cut.singular_value is not None:
+        told.append("mean singular value {:.4g} -> {:.4g}".format(*cut.singular_value))
+    return f"  cut at step {cut.step}: {'; '.join(told) or 'nothing to correct'}"
 
 
 def _percent(part: float, whole: float) -> str:

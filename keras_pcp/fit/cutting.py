@@ -1,15 +1,18 @@
 """Records what a corrected cut does to the model in `fit`."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import keras
+import numpy as np
 
 from keras_pcp.deliver.report import Cut, PruningReport
 from keras_pcp.fit.run import Run
 from keras_pcp.statistics.trainability import mean_singular_value
+from keras_pcp.support.changes import guarded
 
-SAMPLES = 16  # on which the Jacobian is measured
+_SAMPLES, _NUMBERS = 8, 2**21  # at most so many samples for the Jacobian, and numbers in them
 
 
 @contextmanager
@@ -19,11 +22,20 @@ def recorded(run: Run, report: PruningReport, step: int) -> Iterator[None]:
     if inputs is None:
         yield
         return
-    few = [array[:SAMPLES] for array in inputs]
-    differentiable = all(keras.backend.is_float_dtype(str(array.dtype)) for array in few)
-    before = mean_singular_value(run.live.model, few) if differentiable else None
-    uncut = run.live.uncut
+    count = max(1, min(_SAMPLES, _NUMBERS // sum(math.prod(array.shape[1:]) for array in inputs)))
+    few, uncut = [array[:count] for array in inputs], run.live.uncut
+    before = _measured(run.live.model, few)
     yield
     if run.live.uncut != uncut:
-        after = mean_singular_value(run.live.model, few) if differentiable else None
-        report.cuts.append(Cut(step, dict(run.live.errors), None if before is None else (before, after)))
+        pair = before, _measured(run.live.model, few)
+        report.cuts.append(Cut(step, dict(run.live.errors), pair if np.isfinite(pair).all() else None))
+
+
+def _measured(model: keras.Model, inputs: list[np.ndarray]) -> float:
+    """Returns the mean singular value; NaN if it cannot be measured, because a figure in a report must not end a `fit`."""
+    if not all(keras.backend.is_float_dtype(str(array.dtype)) for array in inputs):
+        return math.nan
+    try:
+        return guarded(lambda: mean_singular_value(model, inputs))
+    except Exception:  # an operation without a gradient, or too little memory
+        return math.nan

@@ -10,18 +10,21 @@ import numpy as np
 from keras_pcp.errors import UnsupportedModelError
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.narrowing import narrowed
+from keras_pcp.graph.program import program_of
 from keras_pcp.graph.selection import Selection
+from keras_pcp.graph.trace import tensor_sizes
 from keras_pcp.graph.weight_masks import consumer_masks, weight_masks
-from keras_pcp.repair.closed_form import Compensation
+from keras_pcp.repair.closed_form import corrected
 from keras_pcp.repair.least_squares import REFIT_SAMPLES, refit
-from keras_pcp.support.changes import Journal, all_or_nothing
+from keras_pcp.support.changes import Journal, all_or_nothing, guarded
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
 from keras_pcp.surgery.copies import prune_model
-from keras_pcp.surgery.gates import Gates, zeroed
+from keras_pcp.surgery.gates import Gates, check_gates, zeroed
 from keras_pcp.surgery.in_place import shrinking, sliced
 
 # Samples for a refit that will be done again, and for the refit that is estimated in attempts.
 FEW_SAMPLES = 512
+_BYTES_AT_ONCE = 2**30  # of the largest tensor, when a cut is corrected
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class LiveModel:
         gates: hold channels at zero.
         refit_on: (x, y, sample_weight) on which readers of cut channels are refit; None: no refit.
         errors: {layer: (before, after)}: what the latest corrected cut has lost of the layer's outputs, without and with
-            correction, see `Compensation.errors`.
+            correction, see `corrected`.
     """
 
     def __init__(self, model: keras.Model, graph: ChannelGraph, uncut: Selection):
@@ -110,6 +113,7 @@ class LiveModel:
 
     def hold(self, kept: Selection) -> None:
         """Holds channels at zero until a later action brings them back."""
+        check_gates(self.model)
         all_or_nothing(lambda journal: self.gates.hold(self.here(kept), journal))
 
     def release(self) -> None:
@@ -132,9 +136,11 @@ class LiveModel:
         """Returns the new values of the weights that change, and what the readers' outputs lose. Changes nothing yet."""
         selection, variables = self.here(kept), self.model.weights
         masks, readers = weight_masks(self.graph, selection), consumer_masks(self.graph, selection)
-        compensation = Compensation(self.model, readers, samples)
-        new = compensation.values(readers, once=True)
-        errors = compensation.errors(readers, new)
+        program = program_of(self.model)
+        at_once = _BYTES_AT_ONCE // (4 * max(tensor_sizes(program.trace, samples)))
+        samples = [array[: max(1, at_once)] for array in samples]
+        new, lost = guarded(lambda: corrected(self.model, readers, samples))
+        errors = {self.graph.weights[i].layer: pair for i, pair in lost.items()}
         changed = {i: new.get(i, self.value(i)) for i in masks.keys() | new.keys()}
         values = [sliced(changed[i], masks.get(i, {})) if i in changed else None for i in range(len(variables))]
         return [None if v is None else v.astype(self.value(i).dtype) for i, v in enumerate(values)], errors

@@ -9,7 +9,6 @@ import keras
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.select.problem import Limits
-from keras_pcp.support import internals
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def check_fractions(
             + "; or use the callback that pruned it, which continues towards its own limits"
         )
     optimizer = getattr(model, "optimizer", None)
-    steps = 0 if optimizer is None else int(internals.array_of(optimizer.iterations))
+    steps = 0 if optimizer is None else int(optimizer.iterations)
     if fractions and steps and known is None:
         warnings.warn(
             f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "

@@ -45,7 +45,7 @@ class Session:
         started = time.perf_counter()
         self.callback, model = callback, callback.model
         check_live(model)
-        if callback.strategy.needs.training:
+        if callback.strategy.needs.holds:
             check_gates(model)
         graph = delivered_graph(model, callback.deliver, callback.on_unknown, callback.frozen_layers)
         problem = Problem.of(graph, limits)
@@ -89,6 +89,9 @@ class Session:
             self.steps = Steps(0, 0, steps, getattr(self.callback.model, "steps_per_execution", 1))
             self.plan((params["epochs"] - epoch) * (steps or 1))
             self.teaching.begin()
+            if self.teaching.unknown:
+                self.report.notes.append(self.teaching.unknown)
+                self.say(self.teaching.unknown)
         with self.closed_by_errors():
             self.take_due()
         self.steps = self.steps.next_epoch()

@@ -18,6 +18,7 @@ class Teaching:
         self.callback, self.run = callback, run
         self.own = type(run.strategy).loss_terms is not Strategy.loss_terms
         self.taught: list[Any] = []
+        self.unknown = ""
         self.terms: LossTerms | None = None
         self.stack = ExitStack()
 
@@ -26,8 +27,12 @@ class Teaching:
         model, distillation = self.callback.model, self.callback.distillation
         if distillation:
             self.taught = [distillation.term(model)]
-        if self.run.strategy.needs.batches and self.run.progress < 1:
+        if self.run.strategy.needs.batches and self.run.progress < 1 and self.run.live.refit_on is None:
             latest = Latest(model)
+            if not latest.kept:
+                self.unknown = (
+                    "cuts are not corrected, because samples of the inputs have no fixed size or are too large"
+                )
             self.taught, self.run.latest = [*self.taught, latest], latest.inputs
         if self.taught or self.own:
             self.terms = LossTerms(model, self._all())

@@ -6,7 +6,7 @@ Remove rows R of a kernel W and change the others so that the layer's outputs ch
 
 P is what the layer reads, and H is the inverse of P^T P + penalty. This is the Optimal Brain Surgeon for a set of weights. H
 is computed once for all attempts of a round. An attempt then only solves a system as large as the set that it removes. For
-a single cut, it takes less to solve for the rows K that stay, without H:
+a single cut, `corrected` solves for the rows K that stay instead, without H:
 
     W'_K = W_K + (P^T P + penalty)[K, K]^-1 (P^T P)[K, R] W_R.
 
@@ -15,9 +15,9 @@ References:
     Frantar, Singh & Alistarh, Optimal Brain Compression, NeurIPS 2022, arXiv 2208.11580, for sets of weights.
 """
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import keras
@@ -38,24 +38,18 @@ from keras_pcp.statistics.layer_inputs import (
 )
 from keras_pcp.support import internals
 
-# Layers that read more numbers at a position are left alone: the matrix of their products would take over 512 MiB.
+# Layers that read more numbers at a position are not corrected: the matrix of their products would take over 512 MiB.
 _MOST_ROWS = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Statistics of what a layer reads: second moments, also penalized, (groups, rows, rows); means (groups, 1, rows)."""
+    """Statistics of a layer's inputs: inverse second moments (groups, rows, rows); means (groups, 1, rows) with a bias."""
 
     layer: Any
     window: Window
-    moments: np.ndarray
-    penalized: np.ndarray
+    inverse: np.ndarray
     mean: np.ndarray
-
-    @cached_property
-    def inverse(self) -> np.ndarray:
-        """H, (groups, rows, rows)."""
-        return np.linalg.inv(self.penalized)
 
 
 class Compensation:
@@ -72,24 +66,18 @@ class Compensation:
     def __init__(self, model: keras.Model, kernels: Collection[int], x: Any, ridge: float = 0.1, seed: int = 0):
         self.weights = model.weights
         self.index = {id(w): i for i, w in enumerate(self.weights)}
-        traced, rng = program_of(model).trace, np.random.default_rng(seed)
-        called = [id(call.operation) for call in traced.calls]
-        self.readers: dict[int, _Reader] = {}
-        with internals.stateless():
-            for step in replay_calls(traced, arrange_inputs(traced, x)):
-                layer = step.call.operation
-                window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None
-                small = window is not None and np.prod(layer.kernel.shape[:-1]) <= _MOST_ROWS
-                if small and self.index[id(layer.kernel)] in kernels:
-                    self.readers[self.index[id(layer.kernel)]] = _reader(step, window, ridge, rng)
+        rng, self.readers = np.random.default_rng(seed), {}
+        for i, step, window in _reads(model, self.index, kernels, x):
+            apart, mean = _read(step, window, rng)
+            gram = penalized(apart.swapaxes(1, 2) @ apart, apart.shape[1], ridge)
+            self.readers[i] = _Reader(step.call.operation, window, np.linalg.inv(gram), mean)
 
-    def values(self, masks: Mapping[int, np.ndarray], once: bool = False) -> dict[int, np.ndarray]:
+    def values(self, masks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Returns new values of kernels and biases, by their index in the model's weights.
 
         Args:
             masks: {index: boolean array that broadcasts to the weight}, False where a channel is no longer read. Weights
                 that are not kernels of such layers are ignored.
-            once: whether this is the only question, so that H is not worth its time. The values are the same.
         """
         found = {}
         for i in masks.keys() & self.readers.keys():
@@ -97,41 +85,56 @@ class Compensation:
             kernel = as_floats(self.weights[i]).astype(float)
             matrix = kernel_matrix(reader.window, kernel)
             gone = ~kernel_matrix(reader.window, np.broadcast_to(masks[i], kernel.shape))[0, :, 0]
-            new = (_solved if once else _by_inverse)(reader, matrix, gone) * ~gone[:, None]
+            within = np.linalg.solve(reader.inverse[:, gone][:, :, gone], matrix[:, gone])
+            new = (matrix - reader.inverse[:, :, gone] @ within) * ~gone[:, None]
             found[i] = kernel_array(new, kernel.shape)
             if reader.layer.use_bias:
                 bias = reader.layer.bias
                 found[self.index[id(bias)]] = as_floats(bias) + (reader.mean @ (matrix - new)).ravel()
         return found
 
-    def errors(
-        self, masks: Mapping[int, np.ndarray], values: Mapping[int, np.ndarray]
-    ) -> dict[str, tuple[float, float]]:
-        """Returns how much of the outputs is lost: {layer: (if channels are only removed, with new values)}.
 
-        Each is the mean squared error in units of the mean square of the outputs, on the samples of the constructor. Where
-        the layer has a bias, means do not count.
-        """
-        found = {}
-        for i in masks.keys() & self.readers.keys():
-            reader = self.readers[i]
-            kernel = as_floats(self.weights[i]).astype(float)
-            matrix = kernel_matrix(reader.window, kernel)
-            changes = [kernel_matrix(reader.window, v) - matrix for v in (np.where(masks[i], kernel, 0.0), values[i])]
-            whole = _energy(matrix, reader.moments) or 1.0
-            found[reader.layer.name] = tuple(_energy(change, reader.moments) / whole for change in changes)
-        return found
+def corrected(
+    model: keras.Model, masks: Mapping[int, np.ndarray], x: Any, ridge: float = 0.1, seed: int = 0
+) -> tuple[dict[int, np.ndarray], dict[int, tuple[float, float]]]:
+    """Computes what `Compensation` does, for one set of channels, and how much of the layers' outputs is lost.
+
+    Args:
+        model, x, ridge, seed: as in `Compensation`.
+        masks: as in `Compensation.values`.
+
+    Returns:
+        New values as in `Compensation.values`, and {index of a kernel: (error if channels are only removed, error with the
+        new values)}: mean squared errors of the layer's outputs on `x`, in units of their mean square. If the layer has a
+        bias, means do not count. Layers that read NaN or infinite values are left out, and layers that read more than 8192
+        numbers for an output.
+    """
+    weights = model.weights
+    index = {id(w): i for i, w in enumerate(weights)}
+    values, errors, rng = {}, {}, np.random.default_rng(seed)
+    for i, step, window in _reads(model, index, masks, x):
+        layer = step.call.operation
+        kernel = as_floats(weights[i]).astype(float)
+        if math.prod(kernel.shape[:-1]) > _MOST_ROWS:
+            continue
+        apart, mean = _read(step, window, rng)
+        moments, matrix = apart.swapaxes(1, 2) @ apart, kernel_matrix(window, kernel)
+        if not np.isfinite(moments).all():
+            continue
+        kept = kernel_matrix(window, np.broadcast_to(masks[i], kernel.shape))[0, :, 0]
+        new = _solved(moments, penalized(moments, apart.shape[1], ridge), matrix, kept)
+        whole = _energy(matrix, moments) or 1.0
+        errors[i] = tuple(_energy(other - matrix, moments) / whole for other in (matrix * kept[:, None], new))
+        values[i] = kernel_array(new, kernel.shape)
+        if layer.use_bias:
+            values[index[id(layer.bias)]] = as_floats(layer.bias) + (mean @ (matrix - new)).ravel()
+    return values, errors
 
 
-def _by_inverse(reader: _Reader, matrix: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    within = np.linalg.solve(reader.inverse[:, gone][:, :, gone], matrix[:, gone])
-    return matrix - reader.inverse[:, :, gone] @ within
-
-
-def _solved(reader: _Reader, matrix: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    new, kept = matrix.copy(), ~gone
-    right = reader.penalized[:, kept][:, :, gone] @ matrix[:, gone]
-    new[:, kept] += np.linalg.solve(reader.penalized[:, kept][:, :, kept], right)
+def _solved(moments: np.ndarray, gram: np.ndarray, matrix: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Returns the kernel whose rows that stay make up for the others; `gram` is `moments` with the penalty."""
+    new = matrix * kept[:, None]
+    new[:, kept] += np.linalg.solve(gram[:, kept][:, :, kept], moments[:, kept][:, :, ~kept] @ matrix[:, ~kept])
     return new
 
 
@@ -140,10 +143,23 @@ def _energy(matrix: np.ndarray, moments: np.ndarray) -> float:
     return float(np.sum(matrix * (moments @ matrix)))
 
 
-def _reader(step: Step, window: Window, ridge: float, rng: np.random.Generator) -> _Reader:
+def _reads(
+    model: keras.Model, index: Mapping[int, int], kernels: Collection[int], x: Any
+) -> Iterator[tuple[int, Step, Window]]:
+    """Runs the model; yields the index of each kernel of a plain layer that is called once, its call, and its window."""
+    traced = program_of(model).trace
+    called = [id(call.operation) for call in traced.calls]
+    with internals.stateless():
+        for step in replay_calls(traced, arrange_inputs(traced, x)):
+            layer = step.call.operation
+            window = window_of(layer, len(step.input.shape)) if called.count(id(layer)) == 1 else None
+            if window is not None and index[id(layer.kernel)] in kernels:
+                yield index[id(layer.kernel)], step, window
+
+
+def _read(step: Step, window: Window, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a layer reads at some positions, less its mean if the layer has a bias, and the mean."""
     chosen = draw(rng, len(step.input), window.space(step.input.shape), POSITIONS)
     read = patches(window, step.input, chosen).astype(float)
     mean = read.mean(axis=1, keepdims=True) * step.call.operation.use_bias
-    apart = read - mean
-    moments = apart.swapaxes(1, 2) @ apart
-    return _Reader(step.call.operation, window, moments, penalized(moments, apart.shape[1], ridge), mean)
+    return read - mean, mean

@@ -58,6 +58,9 @@ class LossTerms:
 
     def _install(self, journal: Journal, running: Callable[[], bool]) -> None:
         model = self.model
+        replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+        inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        accumulated = getattr(inner, "gradient_accumulation_steps", None) or 1  # batches in one iteration
         usual, make_usual = model.compute_loss, model.make_train_function
 
         def compute_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -68,9 +71,9 @@ class LossTerms:
             if not training:
                 return loss
             self.used = True
-            step = model.optimizer.iterations - self.started
+            step = (model.optimizer.iterations - self.started) * accumulated
             for term in self.terms:
-                loss = term(loss, Batch(model, x, y, y_pred, sample_weight, step, keras.ops))
+                loss = term(loss, Batch(model, x, y, y_pred, sample_weight, step, replicas, keras.ops))
             return loss
 
         def make_train_function(force=False):

@@ -1,6 +1,5 @@
 """Trainability of a network, measured by its input-output Jacobian."""
 
-import math
 from typing import Any
 
 import keras
@@ -9,12 +8,13 @@ import tensorflow as tf
 from keras import tree
 
 from keras_pcp.graph.program import program_of
-from keras_pcp.graph.trace import arrange_inputs
+from keras_pcp.graph.trace import arrange_inputs, tensor_sizes
 from keras_pcp.support import internals
 
 DIRECTIONS = 16
 _AT_ONCE = 32  # inputs in one pass
 _MANY = 2**16  # outputs
+_BYTES = 2**30
 
 
 def mean_singular_value(model: keras.Model, x: Any, *, directions: int = DIRECTIONS, seed: int = 0) -> float:
@@ -22,14 +22,18 @@ def mean_singular_value(model: keras.Model, x: Any, *, directions: int = DIRECTI
 
     It is the mean over samples and over the singular values of each sample's Jacobian, at inference. Gradients that
     reach the first layers weakly or strongly show as a small or large value. If a sample has more outputs than
-    `directions`, the Jacobian is projected on that many random orthonormal directions in the space of outputs, and the
-    singular values are those of the projection. Then models with the same outputs can still be compared.
+    `directions`, the Jacobian is projected on that many random directions in the space of outputs, orthonormal ones up
+    to 65,536 outputs and nearly so above. The singular values are those of the projection. Then models with the same
+    outputs can still be compared.
 
     Args:
         model: the model; all outputs count together. Its inputs must be floats.
         x: inputs, in the model's structure.
         directions: how many directions to use at most, at least 1. Each takes one backward pass per sample.
         seed: for the draw of directions.
+
+    Returns:
+        The mean; NaN if a gradient is not finite, or if the tensors of a single pass would take more than 1 GiB.
 
     References:
         Saxe, McClelland & Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear neural networks,
@@ -44,21 +48,17 @@ def mean_singular_value(model: keras.Model, x: Any, *, directions: int = DIRECTI
         >>> mean_singular_value(model, np.ones((4, 3)))
         2.0
     """
-    traced, rng = program_of(model).trace, np.random.default_rng(seed)
-    inputs, found = [np.asarray(a) for a in arrange_inputs(traced, x)], []
-    size = sum(math.prod(o.shape[1:]) for o in _outputs(model, [a[:1] for a in inputs]))
-    basis = _directions(size, directions, rng)
-    step = max(1, _AT_ONCE // len(basis))
-    for start in range(0, len(inputs[0]), step):
-        few = [a[start : start + step] for a in inputs]
-        jacobians = _projected(model, few, basis)
-        found.append(np.linalg.svd(jacobians, compute_uv=False))
-    return float(np.mean(np.concatenate(found)))
-
-
-def _outputs(model: keras.Model, inputs: list) -> list:
-    with internals.stateless():
-        return tree.flatten(model(tree.pack_sequence_as(model.input, inputs), training=False))
+    traced = program_of(model).trace
+    inputs = [np.asarray(a) for a in arrange_inputs(traced, x)]
+    sizes = tensor_sizes(traced, inputs)
+    at_once = min(_AT_ONCE, _BYTES // (4 * sum(sizes)))
+    if not at_once:
+        return float("nan")
+    basis = _directions(sum(sizes[i] for i in traced.outputs), directions, np.random.default_rng(seed))
+    pairs = [(n, d) for n in range(len(inputs[0])) for d in range(len(basis))]
+    rows = [_gradients(model, inputs, basis, pairs[i : i + at_once]) for i in range(0, len(pairs), at_once)]
+    jacobians = np.concatenate(rows).reshape(len(inputs[0]), len(basis), -1)
+    return float(np.mean(np.linalg.svd(jacobians, compute_uv=False))) if np.isfinite(jacobians).all() else float("nan")
 
 
 def _directions(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,17 +67,18 @@ def _directions(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
         return np.eye(size, dtype="float32")
     if size <= _MANY:
         return np.linalg.qr(rng.normal(size=(size, most)))[0].T.astype("float32")
-    return rng.choice(np.array([-1, 1], "float32"), (most, size)) / np.float32(np.sqrt(size))
+    signs = rng.integers(0, 2, (most, size), dtype="int8")
+    return (2 * signs - 1).astype("float32") / np.float32(np.sqrt(size))
 
 
-def _projected(model: keras.Model, inputs: list[np.ndarray], basis: np.ndarray) -> np.ndarray:
-    """Returns the Jacobians (samples, directions, inputs), with one pass for all: each sample is repeated per direction."""
-    count = len(inputs[0])
-    repeated = [tf.convert_to_tensor(np.repeat(a, len(basis), axis=0)) for a in inputs]
-    with tf.GradientTape() as tape:
-        tape.watch(repeated)
-        outputs = [tf.reshape(tf.cast(o, "float32"), (count * len(basis), -1)) for o in _outputs(model, repeated)]
-        along = tf.reduce_sum(tf.concat(outputs, axis=1) * np.tile(basis, (count, 1)))
-    gradients = tape.gradient(along, repeated, unconnected_gradients="zero")
-    rows = [np.reshape(np.asarray(g, "float64"), (count, len(basis), -1)) for g in gradients]
-    return np.concatenate(rows, axis=2)
+def _gradients(model: keras.Model, inputs: list, basis: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Returns the gradient of a direction of the outputs for each pair (sample, direction): (pairs, inputs)."""
+    samples, numbers = map(list, zip(*pairs, strict=True))
+    given = [tf.convert_to_tensor(a[samples]) for a in inputs]
+    with internals.stateless(), tf.GradientTape() as tape:
+        tape.watch(given)
+        outputs = tree.flatten(model(tree.pack_sequence_as(model.input, given), training=False))
+        flat = tf.concat([tf.reshape(tf.cast(o, "float32"), (len(pairs), -1)) for o in outputs], axis=1)
+        along = tf.reduce_sum(flat * basis[numbers])
+    gradients = tape.gradient(along, given, unconnected_gradients="zero")
+    return np.concatenate([np.reshape(np.asarray(g, "float32"), (len(pairs), -1)) for g in gradients], axis=1)

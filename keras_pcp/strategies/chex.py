@@ -59,7 +59,7 @@ class Chex(Strategy):
         >>> # Pruning(strategy, max_macs=0.5, begin=0.0, end=0.7)
     """
 
-    needs: ClassVar[Needs] = Needs(validation=False, training=True)
+    needs: ClassVar[Needs] = Needs(validation=False, training=True, holds=True)
 
     every: int = 2
     regrow: float = 0.3

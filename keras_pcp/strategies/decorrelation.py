@@ -9,9 +9,10 @@ Differs from the paper:
     - In the paper, the factor grows by 1e-4 every 5 or 10 steps up to 1, and the first loss is weighted by 1000. Here, the
       factor grows from 0 to 1 until the next moment of pruning (at once if the data does not give its number of steps),
       and one weight is for both penalties.
+    - Filters of a depthwise convolution read different channels, so only the second penalty acts on them.
     - Before G is computed, the filters of a layer are divided by the root mean square of their lengths, taken as a constant,
-      so the penalty does not depend on the scale of the weights. The squares are summed over one index of G and averaged
-      over the other; the paper averages over both.
+      so the first penalty does not depend on the scale of the weights. The squares are summed over one index of G and
+      averaged over the other; the paper averages over both.
     - The L2 penalty is part of the loss. The paper adds it to the gradients, which is the same for SGD.
 """
 
@@ -76,8 +77,8 @@ class Decorrelation:
         for group in now:
             mask = marked[group.name]
             for s in group.slices:
-                filters = (s.role == PRODUCE and s.part == "kernel") or s.part == "depthwise"
-                if mask.any() and (filters or (s.role == FOLLOW and s.part in ("scale", "offset"))):
+                filters = s.role == PRODUCE and s.part == "kernel"
+                if mask.any() and (filters or (s.role == FOLLOW and s.part in ("depthwise", "scale", "offset"))):
                     along = np.zeros(now.weights[s.weight].shape[s.axis].size, bool)
                     along[s.positions] = mask[s.channels]
                     places.append(Penalized(s.weight, s.axis, tuple(along.tolist()), filters))
@@ -93,7 +94,10 @@ class Decorrelation:
             if place.filters:
                 scale = ops.stop_gradient(ops.sqrt(ops.sum(ops.square(rows)) / len(mask)))
                 unit = rows / ops.maximum(scale, 1e-12)
-                pairs = np.maximum(mask[:, None], mask)
-                penalty += ops.sum(ops.square(unit @ ops.transpose(unit)) * pairs) / len(mask)
+                marked = np.flatnonzero(place.marked)
+                products = ops.square(ops.take(unit, marked, axis=0) @ ops.transpose(unit))
+                # A pair of two marked filters is among the products twice, a pair of a marked and another one once.
+                penalty += ops.sum(products * (2 - mask)) / len(mask)
         grown = (ops.cast(batch.step, "float32") - self.start) / self.steps
-        return loss + ops.cast(self.weight * ops.clip(grown, 0.0, 1.0) * penalty, loss.dtype)
+        factor = self.weight / batch.replicas * ops.clip(grown, 0.0, 1.0)
+        return loss + ops.cast(factor * penalty, loss.dtype)

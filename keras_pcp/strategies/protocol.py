@@ -37,12 +37,14 @@ class Needs:
         validation: validation samples, to evaluate the model.
         several_criteria: whether several criteria may be given.
         training: training steps between its actions, so it cannot run in `search_widths`.
+        holds: whether it holds channels at zero, which an optimizer with `use_ema` would bring back.
         batches: the inputs of the latest training batches, on which cuts are corrected, see `Action.correct`.
     """
 
     validation: bool = True
     several_criteria: bool = False
     training: bool = False
+    holds: bool = False
     batches: bool = False
 
 

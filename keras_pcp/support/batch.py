@@ -13,6 +13,7 @@ class Batch:
         model: the model in training.
         x, y, y_pred, sample_weight: as `keras.Model.compute_loss` gets them; x may be None.
         step: training steps made so far in this run, a tensor.
+        replicas: number of devices whose losses are added up. Divide a penalty by it.
         ops: `keras.ops`, for strategies, which do not import Keras.
     """
 
@@ -22,6 +23,7 @@ class Batch:
     y_pred: Any
     sample_weight: Any
     step: Any
+    replicas: int
     ops: Any
 
 

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pcp.repair.closed_form import Compensation
+from keras_pcp.repair import closed_form
+from keras_pcp.repair.closed_form import Compensation, corrected
 
 L = keras.layers
 
@@ -25,10 +26,9 @@ def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
     model = keras.Model(i, layer(i))
     model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
     mask = np.arange(layer.kernel.shape[-2]) != 1
-    compensation = Compensation(model, [0], x, ridge=0.2)
-    found = compensation.values({0: mask[:, None]}, once=True)
-    for i, value in compensation.values({0: mask[:, None]}).items():
-        assert value == pytest.approx(found[i], abs=1e-8)
+    found = Compensation(model, [0], x, ridge=0.2).values({0: mask[:, None]})
+    for i, value in corrected(model, {0: mask[:, None]}, x, ridge=0.2)[0].items():
+        assert value == pytest.approx(found[i], abs=1e-5)
     assert set(found) == ({0, 1} if bias else {0})
     groups = 2 if kind == "grouped" else 1
     kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1]).astype(float)
@@ -49,19 +49,30 @@ def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
             assert shift == pytest.approx(mean @ (old - new), abs=1e-5)
 
 
-def test_errors_are_those_of_the_outputs_without_and_with_the_new_weights():
+def test_errors_of_a_correction_are_those_of_the_outputs():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 6)).astype("float32")
     x[:, 1] = 0.9 * x[:, 0] + 0.1 * x[:, 1]
     i = keras.Input((6,))
     model = keras.Model(i, L.Dense(5, use_bias=False, name="reader")(i))
     mask = (np.arange(6) != 1)[:, None]
-    compensation = Compensation(model, [0], x, ridge=1e-3)
-    kernel, new = model.layers[-1].kernel.numpy(), compensation.values({0: mask})[0]
+    values, errors = corrected(model, {0: mask}, x, ridge=1e-3)
+    kernel, new = model.layers[-1].kernel.numpy(), values[0]
     whole = np.square(x @ kernel).sum()
     expected = [
         np.square(x @ (kernel * mask) - x @ kernel).sum() / whole,
         np.square(x @ new - x @ kernel).sum() / whole,
     ]
-    assert compensation.errors({0: mask}, {0: new})["reader"] == pytest.approx(expected, rel=1e-5)
+    assert errors[0] == pytest.approx(expected, rel=1e-5)
     assert expected[1] < 0.05 * expected[0]
+
+
+def test_layers_that_read_infinite_values_or_too_many_are_left_alone(monkeypatch):
+    i = keras.Input((6,))
+    model = keras.Model(i, L.Dense(5)(i))
+    mask, x = {0: (np.arange(6) != 1)[:, None]}, np.ones((8, 6), "float32")
+    assert set(corrected(model, mask, x)[0]) == {0, 1}
+    x[3, 2] = np.inf
+    assert corrected(model, mask, x) == ({}, {})
+    monkeypatch.setattr(closed_form, "_MOST_ROWS", 5)
+    assert corrected(model, mask, np.ones((8, 6), "float32")) == ({}, {})

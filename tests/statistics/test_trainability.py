@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tiny_fits import network, samples
 
+from keras_pcp.statistics import trainability
 from keras_pcp.statistics.trainability import mean_singular_value
 
 L = keras.layers
@@ -48,6 +49,25 @@ def test_many_outputs_are_projected_and_scale_with_the_network():
     layer.kernel.assign(3 * layer.kernel.numpy())
     assert mean_singular_value(model, x, directions=5) == pytest.approx(3 * first, rel=1e-5)
     assert mean_singular_value(model, x, directions=40) == pytest.approx(3 * exact.mean(), rel=1e-4)
+
+
+def test_very_many_outputs_and_small_passes_give_about_the_same(monkeypatch):
+    i = keras.Input((30,))
+    model = keras.Model(i, L.Dense(200, use_bias=False)(i))
+    x = np.ones((3, 30), "float32")
+    usual = mean_singular_value(model, x)
+    monkeypatch.setattr(trainability, "_AT_ONCE", 5)
+    assert mean_singular_value(model, x) == pytest.approx(usual, rel=1e-5)
+    monkeypatch.setattr(trainability, "_MANY", 100)
+    assert mean_singular_value(model, x) == pytest.approx(usual, rel=0.2)
+
+
+def test_what_cannot_be_measured_is_nan(monkeypatch):
+    i = keras.Input((3,))
+    root = keras.Model(i, L.Dense(2)(keras.ops.sqrt(i)))
+    assert np.isnan(mean_singular_value(root, np.zeros((2, 3), "float32")))
+    monkeypatch.setattr(trainability, "_BYTES", 8)
+    assert np.isnan(mean_singular_value(root, np.ones((2, 3), "float32")))
 
 
 def test_the_model_stays_as_it_was():

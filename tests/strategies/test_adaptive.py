@@ -12,6 +12,8 @@ from tiny_fits import network, samples
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, LimitError
+from keras_pcp.graph.weight_masks import consumer_masks
+from keras_pcp.repair.closed_form import Compensation
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.strategies import Adaptive
 
@@ -136,9 +138,6 @@ def test_fit_prunes_without_validation_data_and_reports_what_the_correction_did(
 
 def test_corrected_weights_are_those_of_least_squares_on_the_latest_batches():
     """The reader's weights right after the cut, against `Compensation` on the samples that were kept."""
-    from keras_pcp.graph.weight_masks import consumer_masks
-    from keras_pcp.repair.closed_form import Compensation
-
     caught = []
 
     class Catch(keras.callbacks.Callback):
@@ -208,5 +207,51 @@ def test_inputs_that_are_not_known_leave_the_cut_uncorrected():
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     pruning = keras_pcp.AdaptivePruning(max_params=0.6)
     model.fit(*samples(), batch_size=8, epochs=4, verbose=0, callbacks=[pruning])
+    assert pruning.report.reached
+    assert pruning.report.cuts == []
+    assert "cuts are not corrected" in pruning.report.notes[-1]
+
+
+@pytest.mark.slow
+def test_several_inputs_integers_and_accumulated_gradients():
+    words, image = keras.Input((5,), dtype="int32", name="words"), keras.Input((6, 6, 1), name="image")
+    x = L.Flatten()(L.Embedding(20, 8)(words))
+    y = L.Flatten()(L.ReLU()(L.Conv2D(8, 3, name="conv")(image)))
+    hidden = L.Dense(12, activation="relu", name="hidden")(L.Concatenate()([x, y]))
+    model = keras.Model({"words": words, "image": image}, L.Dense(3)(hidden))
+    optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=2)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels = samples()
+    data = {"words": np.random.default_rng(0).integers(0, 20, (64, 5)), "image": images}
+    pruning = keras_pcp.AdaptivePruning(max_macs=0.5)
+    model.fit(data, labels, batch_size=8, epochs=4, verbose=0, callbacks=[pruning])
+    assert pruning.report.reached
+    for cut in pruning.report.cuts:
+        assert cut.singular_value is None  # integers have no gradient
+        assert 0 < cut.error[1] < cut.error[0]
+
+
+def test_the_penalty_grows_with_the_training_steps_even_if_gradients_accumulate():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watched(Adaptive):
+        def loss_terms(self, problem, state):
+            return [watch]
+
+    def watch(loss, batch):
+        seen.append(int(batch.step))
+        return loss
+
+    model = network()
+    model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=4), model.loss, run_eagerly=True)
+    pruned(keras_pcp.AdaptivePruning(strategy=Watched(), max_macs=0.5), model, epochs=2)
+    assert seen == [4 * (i // 4) for i in range(16)]
+
+
+@pytest.mark.slow
+def test_a_refit_takes_the_place_of_the_correction():
+    pruning = keras_pcp.AdaptivePruning(max_macs=0.5, refit_data=samples()[0])
+    pruned(pruning)
     assert pruning.report.reached
     assert pruning.report.cuts == []

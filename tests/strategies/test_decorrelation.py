@@ -18,8 +18,8 @@ def term_of(model, marked=MARKED, left=None, weight=2.0, start=10, steps=5):
     return Decorrelation.of(graph, left or keras_pcp.Selection(), marked, weight, start, steps)
 
 
-def penalty(term, model, step=15.0):
-    batch = Batch(model, None, None, None, None, keras.ops.convert_to_tensor(step), keras.ops)
+def penalty(term, model, step=15.0, replicas=1):
+    batch = Batch(model, None, None, None, None, keras.ops.convert_to_tensor(step), replicas, keras.ops)
     return float(term(keras.ops.convert_to_tensor(0.0), batch))
 
 
@@ -48,6 +48,7 @@ def test_the_penalty_is_that_of_the_formula_and_grows():
     whole = 2.0 * by_numpy(model, MARKED)
     for step, share in ((3, 0), (10, 0), (11, 0.2), (15, 1), (40, 1)):
         assert penalty(term, model, step) == pytest.approx(share * whole, rel=1e-5)
+        assert penalty(term, model, step, replicas=2) == pytest.approx(share * whole / 2, rel=1e-5)
 
 
 def test_what_is_marked_is_found_in_the_model_as_it_is_now():

@@ -67,7 +67,7 @@ class Counted:
 class Regrowing(Strategy):
     """Holds half of the channels at every moment, always others, and cuts at the last one."""
 
-    needs = Needs(validation=False, training=True)
+    needs = Needs(validation=False, training=True, holds=True)
 
     def when(self, problem, fit):
         return fit.epoch_ends()
