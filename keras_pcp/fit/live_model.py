@@ -19,7 +19,7 @@ from keras_pcp.repair.least_squares import REFIT_SAMPLES, refit
 from keras_pcp.support.changes import Journal, all_or_nothing, guarded
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
 from keras_pcp.surgery.copies import prune_model
-from keras_pcp.surgery.gates import Gates, check_gates, zeroed
+from keras_pcp.surgery.gates import Gates, zeroed
 from keras_pcp.surgery.in_place import shrinking, sliced
 
 # Samples for a refit that will be done again, and for the refit that is estimated in attempts.
@@ -113,7 +113,6 @@ class LiveModel:
 
     def hold(self, kept: Selection) -> None:
         """Holds channels at zero until a later action brings them back."""
-        check_gates(self.model)
         all_or_nothing(lambda journal: self.gates.hold(self.here(kept), journal))
 
     def release(self) -> None:

@@ -121,6 +121,13 @@ class Run:
     def _decide(self, action: Action, step: int) -> None:
         """Checks that an action is possible, and notes what it decides."""
         keep, name = self._whole(action.keep), type(self.strategy).__name__
+        asked = {"holds": action.how == "hold", "batches": action.correct}
+        for need, used in asked.items():
+            if used and not getattr(self.strategy.needs, need):
+                done = "corrects what it cuts" if action.correct else "holds channels at zero"
+                raise InvalidArgumentError(
+                    f"{name} {done}, but does not say so by `needs`; set needs = Needs(..., {need}=True) in the strategy"
+                )
         check_selection(self.problem.graph, keep)
         for group, mask in keep.keep.items():
             if (mask & ~self.live.uncut.keep[group]).any():

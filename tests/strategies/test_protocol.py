@@ -158,9 +158,11 @@ def test_a_strategy_that_only_watches_changes_nothing():
 def test_the_example_in_contributing_works_as_it_stands():
     text = CONTRIBUTING.read_text()
     section = text[text.index("## Add a strategy") : text.index("## Long checks")]
-    [code] = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n)+", section, re.M) if "class" in block]
+    code = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n)+", section, re.M) if "class" in block]
     place = {"__name__": __name__}
-    exec(compile(code, str(CONTRIBUTING), "exec"), place)
+    assert len(code) == 2
+    exec(compile("\n".join(code), str(CONTRIBUTING), "exec"), place)
+    place["StepByStep"].loss_terms = lambda self, problem, state: [place["Small"](1e-3)]
     _, pruning = fit(place["StepByStep"]())
     assert pruning.report.reached
     assert len(pruning.report.shrinks) == 4
@@ -227,7 +229,7 @@ class Stop(keras.callbacks.Callback):
 class Correcting(Strategy):
     """Numbers the elements of the second kernel when it prunes, and never prunes again."""
 
-    needs = Needs(validation=False, training=True)
+    needs = Needs(validation=False, training=True, holds=True)
     how: str = "cut"
 
     def update(self, problem, state, seen):
@@ -301,6 +303,18 @@ def test_what_a_strategy_may_not_say_is_an_error_that_names_it():
 
     with pytest.raises(InvalidArgumentError, match=r"Reviving keeps channels of group 'first' that have been cut"):
         fit(Reviving())
+
+    @dataclass(frozen=True)
+    class Undeclared(Strategy):
+        action: dict
+        needs = Needs(validation=False)
+
+        def update(self, problem, state, seen):
+            return state, Action(just_enough(problem, seen.scores(), scope="local"), **self.action)
+
+    for action, need in (({"how": "hold"}, "holds"), ({"correct": True}, "batches")):
+        with pytest.raises(InvalidArgumentError, match=rf"Undeclared .* needs = Needs\(..., {need}=True\)"):
+            fit(Undeclared(action))
 
     @dataclass(frozen=True)
     class Idle(Strategy):
