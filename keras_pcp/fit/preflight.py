@@ -9,6 +9,7 @@ import keras
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.select.problem import Limits
+from keras_pcp.support.models import iterations_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_fractions(
             + "; or use the callback that pruned it, which continues towards its own limits"
         )
     optimizer = getattr(model, "optimizer", None)
-    steps = 0 if optimizer is None else int(optimizer.iterations)
+    steps = iterations_of(optimizer)
     if fractions and steps and known is None:
         warnings.warn(
             f"model {model.name!r} has been trained before ({steps} steps). If it has been pruned before, too, "

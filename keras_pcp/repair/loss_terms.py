@@ -11,6 +11,7 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.support import internals
 from keras_pcp.support.batch import Batch, LossTerm
 from keras_pcp.support.changes import Journal, temporarily
+from keras_pcp.support.models import iterations_of
 
 
 class LossTerms:
@@ -46,10 +47,10 @@ class LossTerms:
             raise InvalidArgumentError(
                 f"compute_loss of model {model.name!r} needs an argument `training` for distillation and other loss terms"
             )
-        self.started = int(model.optimizer.iterations)
+        self.started = iterations_of(model.optimizer)
         with temporarily(lambda journal: self._install(journal, running)):
             yield
-            if self.terms and not self.used and int(model.optimizer.iterations) > self.started:
+            if self.terms and not self.used and iterations_of(model.optimizer) > self.started:
                 warnings.warn(
                     f"distillation and other loss terms had no effect, because train_step of model {model.name!r} does not "
                     "call compute_loss",

@@ -26,3 +26,11 @@ def check_finite(model: keras.Model) -> None:
 def check_model(name: str, value: Any) -> keras.Model:
     """Returns the value if it is a Keras model."""
     return instance(name, value, keras.Model, "a keras.Model", "load a file with keras.saving.load_model(path)")
+
+
+def iterations_of(optimizer: keras.Optimizer | None) -> int:
+    """Returns how many updates an optimizer has made; 0 if there is none.
+
+    With a distribution strategy, Keras gives a variable with a copy on every device; if gradients accumulate, a tensor.
+    """
+    return 0 if optimizer is None else int(tf.convert_to_tensor(optimizer.iterations))

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from by_hand import graph_of, group
 from tiny_fits import network, samples
 
@@ -255,3 +256,13 @@ def test_a_refit_takes_the_place_of_the_correction():
     pruned(pruning)
     assert pruning.report.reached
     assert pruning.report.cuts == []
+
+
+@pytest.mark.slow
+def test_a_distributed_model_is_pruned_corrected_and_taught():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = network()
+    pruning = keras_pcp.AdaptivePruning(max_macs=0.5, distillation=keras_pcp.Distillation(0.5))
+    pruned(pruning, model)
+    assert pruning.report.reached
+    assert all(0 < cut.error[1] < cut.error[0] for cut in pruning.report.cuts)
