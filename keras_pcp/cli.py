@@ -26,7 +26,17 @@ from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.support.files import check_target, replacing
 
 # Listed here so that `--help` does not import Keras. Criteria that need data are for `keras_pcp.score_channels` only.
-_CRITERIA = ("l2", "bn_scale", "dead_probability", "fpgm", "least_distance", "cosine", "orthogonality", "reciprocal", "random")
+_CRITERIA = (
+    "l2",
+    "bn_scale",
+    "dead_probability",
+    "fpgm",
+    "least_distance",
+    "cosine",
+    "orthogonality",
+    "reciprocal",
+    "random",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
