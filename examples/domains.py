@@ -44,7 +44,7 @@ def blended(x: np.ndarray, part: str, seed: int = 0) -> np.ndarray:
     rocket): for "train" from the left three quarters, for "test" from the rest.
     """
     rng = np.random.default_rng([seed, part == "test"])
-    photos = _photographs(part)
+    photos = photographs(part)
     found = np.empty_like(x)
     for i, image in enumerate(x):
         photo = photos[rng.integers(len(photos))]
@@ -53,7 +53,8 @@ def blended(x: np.ndarray, part: str, seed: int = 0) -> np.ndarray:
     return found
 
 
-def _photographs(part: str) -> list[np.ndarray]:
+def photographs(part: str) -> list[np.ndarray]:
+    """Returns the parts of seven photographs for `"train"` or `"test"`: float32 (height, width, 3) in [0, 1]."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 

@@ -12,7 +12,8 @@ from keras_pcp.fit.run import Run
 from keras_pcp.statistics.trainability import mean_singular_value
 from keras_pcp.support.changes import guarded
 
-_SAMPLES, _NUMBERS = 8, 2**21  # at most so many samples for the Jacobian, and numbers in them
+# For the Jacobian: at most so many samples, numbers in them, and directions. It must not take longer than a training step.
+_SAMPLES, _NUMBERS, _DIRECTIONS = 4, 2**21, 8
 
 
 @contextmanager
@@ -36,6 +37,6 @@ def _measured(model: keras.Model, inputs: list[np.ndarray]) -> float:
     if not all(keras.backend.is_float_dtype(str(array.dtype)) for array in inputs):
         return math.nan
     try:
-        return guarded(lambda: mean_singular_value(model, inputs))
+        return guarded(lambda: mean_singular_value(model, inputs, directions=_DIRECTIONS))
     except Exception:  # an operation without a gradient, or too little memory
         return math.nan

@@ -57,8 +57,15 @@ def mean_singular_value(model: keras.Model, x: Any, *, directions: int = DIRECTI
     basis = _directions(sum(sizes[i] for i in traced.outputs), directions, np.random.default_rng(seed))
     pairs = [(n, d) for n in range(len(inputs[0])) for d in range(len(basis))]
     rows = [_gradients(model, inputs, basis, pairs[i : i + at_once]) for i in range(0, len(pairs), at_once)]
-    jacobians = np.concatenate(rows).reshape(len(inputs[0]), len(basis), -1)
-    return float(np.mean(np.linalg.svd(jacobians, compute_uv=False))) if np.isfinite(jacobians).all() else float("nan")
+    jacobians = np.concatenate(rows).reshape(len(inputs[0]), len(basis), -1).astype(float)
+    return float(np.mean(_singular_values(jacobians))) if np.isfinite(jacobians).all() else float("nan")
+
+
+def _singular_values(matrices: np.ndarray) -> np.ndarray:
+    """Returns the singular values of matrices that are far longer along one axis, from the products along that axis."""
+    across = matrices.swapaxes(1, 2)
+    products = matrices @ across if matrices.shape[1] <= matrices.shape[2] else across @ matrices
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0.0))
 
 
 def _directions(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
