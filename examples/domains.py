@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from image_data import Arrays, load
+from photographs import photographs
 
 SIZE = 28
 
@@ -51,14 +52,3 @@ def blended(x: np.ndarray, part: str, seed: int = 0) -> np.ndarray:
         top, left = rng.integers(photo.shape[0] - SIZE), rng.integers(photo.shape[1] - SIZE)
         found[i] = np.abs(image - photo[top : top + SIZE, left : left + SIZE])
     return found
-
-
-def photographs(part: str) -> list[np.ndarray]:
-    """Returns the parts of seven photographs for `"train"` or `"test"`: float32 (height, width, 3) in [0, 1]."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    more = data.astronaut(), data.cat(), data.coffee(), data.stereo_motorcycle()[0], data.rocket()
-    photos = [np.asarray(p, "float32") / 255 for p in (*load_sample_images().images, *more)]
-    cuts = [p.shape[1] * 3 // 4 for p in photos]
-    return [p[:, :cut] if part == "train" else p[:, cut:] for p, cut in zip(photos, cuts, strict=True)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from domains import photographs
+from photographs import photographs
 
 SHAPES = "ellipse", "rectangle", "triangle"
 

@@ -49,7 +49,7 @@ class Segmentation:
 
     metric = "mean IoU"
 
-    def model(self, size: int, names: tuple[str, ...], width: int = 16, depth: int = 3) -> keras.Model:
+    def model(self, size: int, names: tuple[str, ...], width: int = 8, depth: int = 3) -> keras.Model:
         def block(x, filters):
             for _ in range(2):
                 x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
