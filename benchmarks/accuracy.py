@@ -27,7 +27,7 @@ import keras
 import tensorflow as tf
 from hand_over import hand_over
 from rows import read, write
-from trained_model import accuracy, add_arguments, batches, opened, prepared
+from trained_model import accuracy, add_arguments, batches, fresh, opened, prepared
 
 import keras_pcp
 from keras_pcp.statistics.trainability import mean_singular_value
@@ -90,7 +90,7 @@ def run(args, method, criterion, target, seed, data):
     """Prunes and tunes once; returns the row."""
     (x, y), val, test = data
     keras.utils.set_random_seed(seed)
-    model = opened(args)
+    model = fresh(args, x, y) if args.scratch else opened(args)
     unpruned = keras.models.clone_model(model)
     unpruned.set_weights(model.get_weights())
     graph = keras_pcp.build_graph(unpruned)
@@ -203,6 +203,7 @@ def main():
     parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()
+    args.tag = ", ".join(filter(None, ("from scratch" * args.scratch, args.tag)))
     train, *held_out = prepared(args)
     data = (tuple(array[: args.images] for array in train), *held_out)
     fields = ("model", "method", "criterion", "target", "seed", "tag", "signal")

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a .keras file, or 'vgg' for a small one trained at once")
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--data-dir")
+    parser.add_argument("--scratch", action="store_true", help="start from random weights, drawn by the seed")
     held_out = "where validation images come from; 'test' for a model that has seen all training images"
     parser.add_argument("--held-out", choices=("train", "test"), default="train", help=held_out)
     parser.add_argument("--mean", type=float, default=0.0)
@@ -38,7 +39,7 @@ def prepared(args: argparse.Namespace) -> tuple[Arrays, Arrays, Arrays]:
     else:
         train, val = hold_out(*train, min(HELD_OUT, len(x) // 6))
     data = train, val, test
-    if args.model == "vgg" and not vgg_file(args).exists():
+    if args.model == "vgg" and not args.scratch and not vgg_file(args).exists():
         train_vgg(*train).save(vgg_file(args))
     return data
 
@@ -56,10 +57,9 @@ def opened(args: argparse.Namespace) -> keras.Model:
     return model
 
 
-def train_vgg(x: np.ndarray, y: np.ndarray, width: int = 16, epochs: int = 8) -> keras.Model:
-    """Trains a plain network of six convolutions and a dense layer with batch normalization."""
-    keras.utils.set_random_seed(0)
-    i = keras.Input(x.shape[1:])
+def vgg(shape: tuple[int, ...], classes: int, width: int = 16) -> keras.Model:
+    """Returns a plain network of six convolutions and a dense layer with batch normalization."""
+    i = keras.Input(shape)
     h = i
     for stage in range(3):
         for _ in range(2):
@@ -67,7 +67,18 @@ def train_vgg(x: np.ndarray, y: np.ndarray, width: int = 16, epochs: int = 8) ->
             h = L.ReLU()(L.BatchNormalization()(h))
         h = L.MaxPooling2D()(h)
     h = L.ReLU()(L.BatchNormalization()(L.Dense(4 * width, use_bias=False)(L.Flatten()(h))))
-    model = keras.Model(i, L.Dense(int(y.max()) + 1)(h), name="vgg")
+    return keras.Model(i, L.Dense(classes)(h), name="vgg")
+
+
+def fresh(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> keras.Model:
+    """Returns the model with random weights."""
+    return vgg(x.shape[1:], int(y.max()) + 1) if args.model == "vgg" else keras.models.clone_model(opened(args))
+
+
+def train_vgg(x: np.ndarray, y: np.ndarray, epochs: int = 8) -> keras.Model:
+    """Returns that network, trained."""
+    keras.utils.set_random_seed(0)
+    model = vgg(x.shape[1:], int(y.max()) + 1)
     steps = len(x) // 128 * epochs
     model.compile(
         keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.05, steps), momentum=0.9, weight_decay=1e-4),
