@@ -125,6 +125,22 @@ def correction() -> str:
     return table([*header, "removed", "corrected", "removed, statistics anew", "corrected, statistics anew"], body)
 
 
+def dense_prediction() -> str:
+    """A detector and a U-Net before pruning, unpruned for as long, and pruned: means and ranges over the seeds."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows("dense_prediction"):
+        for name in ("before", "unpruned, as long", "pruned"):
+            found.setdefault((row["task"], name), []).append(row[name])
+    body = []
+    for (task, name), group in found.items():
+        (metric,) = {"mAP at 0.5", "mean IoU"} & set(group[0])
+        score, mean = [r[metric] for r in group], {k: statistics.mean(r[k] for r in group) for k in group[0]}
+        cells = [task, name, metric, f"{mean[metric]:.3f}", f"{min(score):.3f} to {max(score):.3f}", str(len(group))]
+        cells += [f"{mean['MACs']:,.0f}", f"{mean['LiteRT file, bytes']:,.0f}"]
+        body.append([*cells, f"{max(r['LiteRT error'] for r in group):.0e}"])
+    return table(["task", "model", "metric", "mean", "range", "seeds", "MACs", "LiteRT bytes", "LiteRT error"], body)
+
+
 def differences() -> str:
     """Test accuracy of progressive pruning minus that of each layer once, with the same criterion and seed."""
     found: dict[tuple, dict[str, float]] = {}
@@ -445,6 +461,7 @@ MAKERS = (
     accuracy,
     adaptive,
     correction,
+    dense_prediction,
     differences,
     attempts,
     memory,

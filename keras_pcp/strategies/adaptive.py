@@ -69,7 +69,7 @@ class Adaptive(Strategy):
     Attributes:
         rates: what gives every group its rate: `"effective_rank"`, or a `scope` of `select_by_cost`.
         patience: at how many moments before a channel must have been marked to be removed, at least 0. With 0, nothing is
-            soft.
+            soft, and the penalty never acts, because what is marked goes at once.
         protection: weight of the penalty on marked filters, at least 0; 0: none.
         correct: whether the layers that read removed channels are corrected.
         moments: number of moments, at least 1. Shorter trainings have fewer.
