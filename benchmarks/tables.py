@@ -93,16 +93,17 @@ def adaptive() -> str:
     """Adaptive channel pruning, with parts of it off, and methods of the same kind: means and ranges over the seeds."""
     found: dict[tuple, list[dict]] = {}
     for row in rows("adaptive"):
-        found.setdefault((-row["target"], row["method"], row["tag"], row["criterion"]), []).append(row)
+        key = row["model"], -row["target"], row["method"], row["tag"], row["criterion"]
+        found.setdefault(key, []).append(row)
     body = []
-    for (target, method, tag, criterion), group in sorted(found.items()):
+    for (model, target, method, tag, criterion), group in sorted(found.items()):
         acc, mean = [r["acc"] for r in group], {k: statistics.mean(r[k] for r in group) for k in ADAPTIVE}
         body.append(
-            [f"{-target}", method, tag, criterion, f"{mean['macs']:.3f}", f"{mean['singular_value']:.2f}"]
+            [model, f"{-target}", method, tag, criterion, f"{mean['macs']:.3f}", f"{mean['singular_value']:.2f}"]
             + [f"{mean[k]:.4f}" for k in ("first_steps", "val_acc", "acc")]
             + [f"{min(acc):.4f} to {max(acc):.4f}", str(len(acc)), f"{mean['seconds']:.0f}"]
         )
-    header = ["limit", "method", "options", "criterion", "MACs", "singular value", "first 100 steps"]
+    header = ["model", "limit", "method", "options", "criterion", "MACs", "singular value", "first 100 steps"]
     return table([*header, "validation", "test", "range", "seeds", "s"], body)
 
 
@@ -292,6 +293,7 @@ def fit_time() -> str:
     """One line a repeat."""
     body = [
         [
+            r["model"],
             r.get("method", "progressive"),
             str(r["epochs"]),
             f"{r['plain_seconds']:.0f}",
@@ -302,11 +304,32 @@ def fit_time() -> str:
             f"{r['retracing_seconds']:.1f}",
             str(r["rounds"]),
             str(r["shrinks"]),
+            number(r.get("peak_ratio"), ".3f"),
         ]
         for r in rows("fit_time")
     ]
-    header = ["method", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
-    return table([*header, "rounds", "shrinks"], body)
+    header = ["model", "method", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
+    return table([*header, "rounds", "shrinks", "peak memory, ratio"], body)
+
+
+def fit_applications() -> str:
+    """Adaptive pruning of every model of keras.applications in a `fit` of three steps: one line a model."""
+    body = [
+        [
+            r["model"],
+            str(r["groups"]),
+            f"{r['macs']:.3f}",
+            f"{r['params']:.3f}",
+            str(r["cuts"]),
+            number(r["error_plain"], ".3f"),
+            number(r["error_corrected"], ".3f"),
+            "yes" if r["reached"] else "no",
+            "yes" if r["finite"] else "no",
+        ]
+        for r in rows("fit_applications")
+    ]
+    header = ["model", "groups", "MACs", "parameters", "cuts", "error, only removed", "error, corrected"]
+    return table([*header, "limit met", "finite"], body)
 
 
 # Rows keep the name that an operation had when they were recorded; tables show its present name.
@@ -467,6 +490,7 @@ MAKERS = (
     memory,
     adaptation,
     fit_time,
+    fit_applications,
     applications,
     kerashub,
     coverage_summary,
