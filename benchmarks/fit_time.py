@@ -35,9 +35,11 @@ def timed_fit(args: argparse.Namespace, repeat: int, method: str | None) -> dict
     )
     options, pruning = {"max_macs": args.max_macs, "begin": args.begin, "end": args.end}, None
     if method == "progressive":
-        pruning = keras_pcp.ProgressivePruning(validation_data=val, **options)
+        strategy = keras_pcp.strategies.Progressive(multiple_of=args.multiple_of)
+        pruning = keras_pcp.ProgressivePruning(strategy=strategy, validation_data=val, **options)
     elif method == "adaptive":
-        pruning = keras_pcp.AdaptivePruning(**options)
+        strategy = keras_pcp.strategies.Adaptive(multiple_of=args.multiple_of)
+        pruning = keras_pcp.AdaptivePruning(strategy=strategy, **options)
     full, started = keras_pcp.count_cost(model).macs, time.perf_counter()
     model.fit(*train, batch_size=128, epochs=args.epochs, verbose=0, callbacks=[pruning] if pruning else [])
     found = {"seconds": time.perf_counter() - started, "images": len(train[0]) * args.epochs}
@@ -60,6 +62,7 @@ def main():
     add_arguments(parser)
     parser.add_argument("--method", choices=("progressive", "adaptive"), default="progressive")
     parser.add_argument("--max-macs", type=float, default=0.5)
+    parser.add_argument("--multiple-of", type=int, default=1, help="widths are rounded to a multiple of it")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
@@ -70,6 +73,7 @@ def main():
             "model": Path(args.model).stem,
             "data": args.data,
             "method": args.method,
+            "multiple_of": args.multiple_of,
             "repeat": repeat,
             "epochs": args.epochs,
             "images": plain["images"],

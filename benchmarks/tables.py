@@ -295,6 +295,7 @@ def fit_time() -> str:
         [
             r["model"],
             r.get("method", "progressive"),
+            str(r.get("multiple_of", 1)),
             str(r["epochs"]),
             f"{r['plain_seconds']:.0f}",
             f"{r['pruning_seconds']:.0f}",
@@ -308,7 +309,17 @@ def fit_time() -> str:
         ]
         for r in rows("fit_time")
     ]
-    header = ["model", "method", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s", "surgery, s", "retracing, s"]
+    header = [
+        "model",
+        "method",
+        "epochs",
+        "fit, s",
+        "fit with pruning, s",
+        "ratio",
+        "attempts, s",
+        "surgery, s",
+        "retracing, s",
+    ]
     return table([*header, "rounds", "shrinks", "peak memory, ratio"], body)
 
 

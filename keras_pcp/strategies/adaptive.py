@@ -27,7 +27,7 @@ At every moment:
 No validation data is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ import numpy as np
 from keras_pcp.criteria.filters import balanced
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.widths import smallest
+from keras_pcp.graph.widths import check_widths, smallest
 from keras_pcp.select.problem import Problem
 from keras_pcp.select.select import SCOPES, just_enough
 from keras_pcp.strategies.decorrelation import Decorrelation
@@ -73,6 +73,9 @@ class Adaptive(Strategy):
         protection: weight of the penalty on marked filters, at least 0; 0: none.
         correct: whether the layers that read removed channels are corrected.
         moments: number of moments, at least 1. Shorter trainings have fewer.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: final widths are rounded up to a multiple of this number; or {group name: multiple}. On a CPU, training
+            and inference may take twice as long with widths that are not multiples of 4.
 
     Raises:
         InvalidArgumentError: an option is out of range.
@@ -89,16 +92,25 @@ class Adaptive(Strategy):
     protection: float = 1.0
     correct: bool = True
     moments: int = 4
+    min_channels: int | Mapping[str, int] = 1
+    multiple_of: int | Mapping[str, int] = 1
 
     def __post_init__(self):
         checks.choice("rates", self.rates, (EFFECTIVE_RANK, *SCOPES))
         checks.count("patience", self.patience, 0)
         checks.number("protection", self.protection, "[0, inf)")
         checks.count("moments", self.moments)
+        check_widths(self.min_channels, self.multiple_of)
 
     def init(self, problem: Problem) -> Marked:
-        """Returns the state in which nothing is marked; raises LimitError if the limits cannot be reached."""
-        problem.check_reachable(smallest(problem.graph))
+        """Returns the state in which nothing is marked.
+
+        Raises:
+            LimitError: the limits cannot be reached.
+            InvalidArgumentError: `min_channels` or `multiple_of` names a group that is not in the graph.
+        """
+        check_widths(self.min_channels, self.multiple_of, problem.graph)
+        problem.check_reachable(smallest(problem.graph, self.min_channels, self.multiple_of))
         return Marked(problem.nothing_removed(), {g.name: np.zeros(g.num_channels, int) for g in problem.graph})
 
     def rounds(self, problem: Problem) -> int:
@@ -114,12 +126,12 @@ class Adaptive(Strategy):
         """Marks channels, and removes those that have been marked for long enough."""
         last = seen.moment >= seen.moments - 1
         goal = problem if last else problem.toward(min(1.0, max(seen.target, 1e-9)))
+        options = {"scope": self.rates, "min_channels": self.min_channels, "multiple_of": self.multiple_of}
         if self.rates == EFFECTIVE_RANK:
             spectra = seen.scores(spectrum)
             shares = {g.name: effective_rank(spectra[g.name]) / g.num_channels for g in problem.graph}
-            keep = just_enough(goal, seen.scores(), scope="local", shares=shares).keep
-        else:
-            keep = just_enough(goal, seen.scores(), scope=self.rates).keep
+            options |= {"scope": "local", "shares": shares}
+        keep = just_enough(goal, seen.scores(), **options).keep
         age = {name: np.where(mask, 0, state.age[name] + 1) for name, mask in keep.items()}
         wait = 0 if last else self.patience
         left = Selection({name: seen.uncut.keep[name] & (age[name] <= wait) for name in keep})

@@ -86,6 +86,18 @@ def test_each_group_has_its_rate(rates, widths):
     assert [int(mask.sum()) for mask in action.keep.keep.values()] == widths
 
 
+def test_final_widths_are_multiples_and_at_least_so_many():
+    problem = problem_of(16, 16)
+    strategy = Adaptive(patience=0, multiple_of=4, min_channels={"g1": 12})
+    scores = {"g0": list(range(16)), "g1": list(range(16))}
+    _, action = strategy.update(problem, strategy.init(problem), Seen(scores, problem.nothing_removed(), 1.0, 3))
+    assert [np.count_nonzero(mask) for mask in action.keep.keep.values()] == [4, 12]
+    with pytest.raises(InvalidArgumentError, match="not groups"):
+        Adaptive(multiple_of={"g7": 4}).init(problem)
+    with pytest.raises(LimitError):
+        Adaptive(min_channels=12).init(problem)
+
+
 def test_the_penalty_is_on_what_is_marked_and_not_yet_removed():
     model = network()
     problem = Problem.of(keras_pcp.build_graph(model), Limits(max_macs=0.5))
