@@ -309,18 +309,9 @@ def fit_time() -> str:
         ]
         for r in rows("fit_time")
     ]
-    header = [
-        "model",
-        "method",
-        "epochs",
-        "fit, s",
-        "fit with pruning, s",
-        "ratio",
-        "attempts, s",
-        "surgery, s",
-        "retracing, s",
-    ]
-    return table([*header, "rounds", "shrinks", "peak memory, ratio"], body)
+    header = ["model", "method", "multiple of", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s"]
+    header += ["surgery, s", "retracing, s", "rounds", "shrinks", "peak memory, ratio"]
+    return table(header, body)
 
 
 def fit_applications() -> str:
