@@ -6,6 +6,8 @@ from keras_pcp.criteria.filters import balanced, filters
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.statistics import Statistics
 
+_BLOCK = 128  # filters that `orthogonality` leaves out between two updates of its matrix
+
 
 def distances(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     """Returns the Euclidean distances between all filters, (num_channels, num_channels).
@@ -69,16 +71,22 @@ def orthogonality(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
     matrix = balanced(group, statistics.weights)
     gram = matrix[left] @ matrix[left].T
     inverse = np.linalg.inv(gram + (1e-3 * np.trace(gram) / max(len(left), 1) or 1.0) * np.eye(len(left)))
+    scores = np.zeros(len(matrix))
     # 1 / inverse[c, c] is the squared distance of c from the span of the others. To leave out a filter is a step of the
-    # Cholesky decomposition of the inverse, with the largest element of the diagonal as its pivot.
-    diagonal, rows, scores = np.diag(inverse).copy(), np.zeros_like(inverse), np.zeros(len(matrix))
-    for k in range(len(left)):
-        gone = int(np.argmax(diagonal))
-        root = np.sqrt(diagonal[gone])
-        scores[left[gone]] = 1 / root
-        rows[k] = (inverse[gone] - rows[:k, gone] @ rows[:k]) / root
-        diagonal -= np.square(rows[k])
-        diagonal[gone] = -np.inf
+    # Cholesky decomposition of the inverse, with the largest element of the diagonal as its pivot. The steps of a block
+    # read only their own rows; what they subtract from the rest of the matrix is one product.
+    while len(left):
+        diagonal, rows = np.diag(inverse).copy(), np.zeros((min(_BLOCK, len(left)), len(left)))
+        for k in range(len(rows)):
+            gone = int(np.argmax(diagonal))
+            root = np.sqrt(diagonal[gone])
+            scores[left[gone]] = 1 / root
+            rows[k] = (inverse[gone] - rows[:k, gone] @ rows[:k]) / root
+            diagonal -= np.square(rows[k])
+            diagonal[gone] = -np.inf
+        stay = np.isfinite(diagonal)
+        inverse = inverse[np.ix_(stay, stay)] - rows[:, stay].T @ rows[:, stay]
+        left = left[stay]
     return scores
 
 

@@ -6,9 +6,9 @@ Remove rows R of a kernel W and change the others so that the layer's outputs ch
 
 P is what the layer reads, and H is the inverse of P^T P + penalty. This is the Optimal Brain Surgeon for a set of weights. H
 is computed once for all attempts of a round. An attempt then only solves a system as large as the set that it removes. For
-a single cut, `corrected` solves for the rows K that stay instead, without H:
+a single cut, `corrected` solves for the rows K that stay instead, without H. With E = P_R W_R, what the outputs lose:
 
-    W'_K = W_K + (P^T P + penalty)[K, K]^-1 (P^T P)[K, R] W_R.
+    W'_K = W_K + (P_K^T P_K + penalty)^-1 P_K^T E = W_K + P_K^T (P_K P_K^T + penalty)^-1 E.
 
 References:
     Hassibi & Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992.
@@ -34,11 +34,12 @@ from keras_pcp.statistics.layer_inputs import (
     kernel_matrix,
     patches,
     penalized,
+    penalty,
     window_of,
 )
 from keras_pcp.support import internals
 
-# Layers that read more numbers at a position are not corrected: the matrix of their products would take over 512 MiB.
+# Layers that read more numbers at a position are not corrected: with as many positions, a matrix would take over 512 MiB.
 _MOST_ROWS = 8192
 
 
@@ -117,30 +118,29 @@ def corrected(
         kernel = as_floats(weights[i]).astype(float)
         if math.prod(kernel.shape[:-1]) > _MOST_ROWS:
             continue
-        apart, mean = _read(step, window, rng)
-        moments, matrix = apart.swapaxes(1, 2) @ apart, kernel_matrix(window, kernel)
-        if not np.isfinite(moments).all():
+        read, mean = _read(step, window, rng)
+        squares, matrix = np.einsum("gpr,gpr->g", read, read), kernel_matrix(window, kernel)
+        if not np.isfinite(squares).all():
             continue
         kept = kernel_matrix(window, np.broadcast_to(masks[i], kernel.shape))[0, :, 0]
-        new = _solved(moments, penalized(moments, apart.shape[1], ridge), matrix, kept)
-        whole = _energy(matrix, moments) or 1.0
-        errors[i] = tuple(_energy(other - matrix, moments) / whole for other in (matrix * kept[:, None], new))
+        here, lost = read[:, :, kept], read[:, :, ~kept] @ matrix[:, ~kept]
+        change = _regressed(here, lost, penalty(squares, read.shape[1], ridge))
+        whole = np.square(read @ matrix).sum() or 1.0
+        errors[i] = tuple(float(np.square(left).sum() / whole) for left in (lost, lost - here @ change))
+        new = matrix * kept[:, None]
+        new[:, kept] += change
         values[i] = kernel_array(new, kernel.shape)
         if layer.use_bias:
             values[index[id(layer.bias)]] = as_floats(layer.bias) + (mean @ (matrix - new)).ravel()
     return values, errors
 
 
-def _solved(moments: np.ndarray, gram: np.ndarray, matrix: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Returns the kernel whose rows that stay make up for the others; `gram` is `moments` with the penalty."""
-    new = matrix * kept[:, None]
-    new[:, kept] += np.linalg.solve(gram[:, kept][:, :, kept], moments[:, kept][:, :, ~kept] @ matrix[:, ~kept])
-    return new
-
-
-def _energy(matrix: np.ndarray, moments: np.ndarray) -> float:
-    """Returns the sum of squares of P @ matrix, where `moments` is P^T P."""
-    return float(np.sum(matrix * (moments @ matrix)))
+def _regressed(read: np.ndarray, outputs: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns the kernel that gives some outputs best, with a penalty; solves the smaller of two systems."""
+    turned = read.swapaxes(1, 2)
+    if read.shape[1] < read.shape[2]:
+        return turned @ np.linalg.solve(read @ turned + weight * np.eye(read.shape[1]), outputs)
+    return np.linalg.solve(turned @ read + weight * np.eye(read.shape[2]), turned @ outputs)
 
 
 def _reads(

@@ -109,8 +109,12 @@ def kernel_array(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(matrix, 0, 1).reshape(shape)
 
 
+def penalty(squares: np.ndarray, positions: int, ridge: float) -> np.ndarray:
+    """Returns `ridge` times the mean squared norm of inputs, (groups, 1, 1); `squares` are the sums of all, (groups,)."""
+    found = ridge * squares / positions
+    return np.where(found > 0, found, 1)[:, None, None]  # 1 for a layer that reads only zeros
+
+
 def penalized(gram: np.ndarray, positions: int, ridge: float) -> np.ndarray:
-    """Returns sums of products of inputs, (groups, rows, rows), plus `ridge` times trace per position on the diagonal."""
-    penalty = ridge * np.trace(gram, axis1=1, axis2=2) / positions
-    penalty = np.where(penalty > 0, penalty, 1)  # for a layer that reads only zeros
-    return gram + penalty[:, None, None] * np.eye(gram.shape[2])
+    """Returns sums of products of inputs, (groups, rows, rows), plus `penalty` on the diagonal."""
+    return gram + penalty(np.trace(gram, axis1=1, axis2=2), positions, ridge) * np.eye(gram.shape[2])

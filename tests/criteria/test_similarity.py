@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_pcp
+from keras_pcp.criteria import similarity
 from keras_pcp.surgery.masks import masked
 
 L = keras.layers
@@ -40,6 +41,30 @@ def test_each_score_is_the_distance_from_the_span_of_what_is_left():
         assert found[gone] == pytest.approx(distances[gone], rel=0.05)  # there is a small penalty
         assert found[gone] == found[left].min()
         left.remove(gone)
+
+
+@pytest.mark.parametrize("left", [1, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize("removed", [0, 3])
+def test_blocks_change_neither_the_order_nor_the_scores(monkeypatch, left, removed):
+    """Against a new inverse for every filter that goes, with blocks of 8 filters."""
+    monkeypatch.setattr(similarity, "_BLOCK", 8)
+    rng = np.random.default_rng(left)
+    kernel, keep = rng.normal(size=(12, left + removed)), rng.permutation(left + removed) >= removed
+    model = model_of(kernel)
+    graph = keras_pcp.build_graph(model)
+    with masked(model, graph, keras_pcp.Selection({"d0": keep})):
+        found = keras_pcp.score_channels(model, graph, "orthogonality")["d0"]
+    matrix = kernel.astype("float32").astype(float).T
+    matrix = matrix[keep] / np.linalg.norm(matrix)
+    penalty, here, expected = 1e-3 * np.square(matrix).sum() / left, np.arange(left), np.zeros(left)
+    while len(here):
+        inverse = np.linalg.inv(matrix[here] @ matrix[here].T + penalty * np.eye(len(here)))
+        gone = np.argmax(np.diag(inverse))
+        expected[here[gone]] = 1 / np.sqrt(inverse[gone, gone])
+        here = np.delete(here, gone)
+    assert found[keep] == pytest.approx(expected, rel=1e-9)
+    assert np.argsort(found[keep]).tolist() == np.argsort(expected).tolist()
+    assert not found[~keep].any()
 
 
 def test_of_two_equal_filters_one_stays_and_more_filters_than_numbers_still_have_an_order():

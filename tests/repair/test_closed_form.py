@@ -49,15 +49,16 @@ def test_compensation_is_the_ridge_regression_of_what_is_left(kind, bias):
             assert shift == pytest.approx(mean @ (old - new), abs=1e-5)
 
 
-def test_errors_of_a_correction_are_those_of_the_outputs():
+@pytest.mark.parametrize("samples", [60, 5, 4])  # more than the five rows that stay, as many, and fewer
+def test_errors_of_a_correction_are_those_of_the_outputs(samples):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 6)).astype("float32")
+    x = rng.normal(size=(samples, 6)).astype("float32")
     x[:, 1] = 0.9 * x[:, 0] + 0.1 * x[:, 1]
     i = keras.Input((6,))
     model = keras.Model(i, L.Dense(5, use_bias=False, name="reader")(i))
     mask = (np.arange(6) != 1)[:, None]
     values, errors = corrected(model, {0: mask}, x, ridge=1e-3)
-    kernel, new = model.layers[-1].kernel.numpy(), values[0]
+    kernel, new = model.layers[-1].kernel.numpy().astype(float), values[0]
     whole = np.square(x @ kernel).sum()
     expected = [
         np.square(x @ (kernel * mask) - x @ kernel).sum() / whole,
@@ -65,6 +66,8 @@ def test_errors_of_a_correction_are_those_of_the_outputs():
     ]
     assert errors[0] == pytest.approx(expected, rel=1e-5)
     assert expected[1] < 0.05 * expected[0]
+    exact = Compensation(model, [0], x, ridge=1e-3).values({0: mask})[0]
+    assert new == pytest.approx(exact, abs=1e-6)
 
 
 def test_layers_that_read_infinite_values_or_too_many_are_left_alone(monkeypatch):
