@@ -19,6 +19,7 @@ from .repair.distillation import Distillation
 from .repair.least_squares import refit
 from .search.widths import search_widths
 from .select.select import select_by_cost, select_by_ratio
+from .supernet.model import StagewiseSupernet
 from .surgery.copies import prune_model, widen_model
 from .surgery.in_place import shrink
 from .surgery.masks import masked

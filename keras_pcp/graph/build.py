@@ -7,6 +7,7 @@ import keras
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph.channel_graph import ChannelGraph, check_graph
 from keras_pcp.graph.grouping import grouped
+from keras_pcp.graph.notes import Index, Notes
 from keras_pcp.graph.program import Program, program_of
 from keras_pcp.graph.recorder import GraphRecorder
 from keras_pcp.graph.rules import (
@@ -65,6 +66,11 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
 
 def graph_of(program: Program, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
     """Does what `build_graph` does, for a program."""
+    return grouped(program, *notes_of(program, on_unknown, frozen_layers))
+
+
+def notes_of(program: Program, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> tuple[Index, Notes]:
+    """Returns what the rules say about a program, from which `grouped` makes the graph."""
     checks.choice("on_unknown", on_unknown, UNKNOWN)
     frozen_layers = checks.names("frozen_layers", frozen_layers)
     names = set(program.names.values())
@@ -75,7 +81,7 @@ def graph_of(program: Program, on_unknown: str = "error", frozen_layers: Iterabl
     notes = recorder.run()
     if notes.unknown and on_unknown == "error":
         raise UnsupportedModelError(_unknown_message(notes.unknown))
-    return grouped(program, recorder.index, notes)
+    return recorder.index, notes
 
 
 def _unknown_message(unknown: dict[str, str]) -> str:

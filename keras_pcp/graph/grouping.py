@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,30 @@ def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
         blocks=program.opened.blocks,
         fingerprint=fingerprint(program.trace, index.weights),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Which channels lie where along the channel axis of a tensor; positions that no place has are fixed.
+
+    Attributes:
+        axis, size: the axis, and its length.
+        places: (group name, channels, positions), once for each group found there.
+    """
+
+    axis: int
+    size: int
+    places: tuple[tuple[str, np.ndarray, np.ndarray], ...]
+
+
+def places_in_tensors(notes: Notes) -> dict[int, Places]:
+    """Returns {number of a tensor: what lies where}, for the tensors that have channels of groups."""
+    group_of, channel_of, names, _ = _group_labels(notes, notes.table.resolve())
+    pieces, found = _Pieces(group_of, channel_of, names), {}
+    for tensor, labels in notes.labels.items():
+        if labels is not None and (split := pieces.split(labels.ids)):
+            found[tensor] = Places(labels.axis, len(labels), tuple((names[g], c, p) for g, c, p in split))
+    return found
 
 
 def _check_weights(index: Index, notes: Notes, group_of: np.ndarray) -> None:

@@ -1,0 +1,96 @@
+"""Finds the best sub-nets exactly, if errors and costs are sums over stages.
+
+A stage has a table of options. An option gives widths to all groups of the stage. Groups that several stages have must get the
+same width in all of them. Going from stage to stage, it is enough to remember, for each assignment of widths to the groups that
+later stages share, the options so far that no other beats in cost and error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What is known of one stage.
+
+    Attributes:
+        groups: numbers of its groups.
+        levels: what each option gives to each group, ints (options, groups).
+        costs: costs of each option, (options, limits).
+        errors: errors, (options,).
+    """
+
+    groups: tuple[int, ...]
+    levels: np.ndarray
+    costs: np.ndarray
+    errors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """All sub-nets that no other beats, the cheapest first.
+
+    Attributes:
+        options: the option of each stage, ints (sub-nets, stages).
+        costs: their costs, (sub-nets, limits).
+        errors: their errors, (sub-nets,).
+    """
+
+    options: np.ndarray
+    costs: np.ndarray
+    errors: np.ndarray
+
+    def best(self, bounds: Sequence[float]) -> int | None:
+        """Returns the number of the sub-net with the least error that exceeds no bound; None if there is none."""
+        allowed = np.flatnonzero((self.costs <= np.asarray(bounds)).all(axis=1))
+        return int(allowed[np.argmin(self.errors[allowed])]) if len(allowed) else None
+
+
+def pareto_front(tables: Sequence[Table]) -> Front:
+    """Returns the sub-nets that no other beats in all costs and the error.
+
+    Example:
+        >>> cheap_or_good = np.array([[0], [1]]), np.array([[1.0], [3.0]]), np.array([0.5, 0.0])
+        >>> front = pareto_front([Table((0,), *cheap_or_good), Table((1,), *cheap_or_good)])
+        >>> front.costs.ravel().tolist(), front.errors.tolist(), front.best([4.5])
+        ([2.0, 4.0, 6.0], [1.0, 0.5, 0.0], 1)
+    """
+    limits = tables[0].costs.shape[1]
+    known: dict[tuple, Front] = {(): Front(np.zeros((1, 0), int), np.zeros((1, limits)), np.zeros(1))}
+    open_groups: tuple[int, ...] = ()
+    for number, table in enumerate(tables):
+        later = {group for other in tables[number + 1 :] for group in other.groups}
+        shared = [group for group in table.groups if group in open_groups]
+        still_open = tuple(sorted({*open_groups, *table.groups} & later))
+        columns = [table.groups.index(group) for group in shared]
+        by_shared: dict[tuple, list[int]] = {}
+        for option, given in enumerate(table.levels[:, columns].tolist()):
+            by_shared.setdefault(tuple(given), []).append(option)
+        found: dict[tuple, list[Front]] = {}
+        for key, front in known.items():
+            has = dict(zip(open_groups, key, strict=True))
+            for option in by_shared.get(tuple(has[group] for group in shared), []):
+                gets = has | dict(zip(table.groups, table.levels[option].tolist(), strict=True))
+                longer = np.column_stack([front.options, np.full(len(front.errors), option)])
+                extended = Front(longer, front.costs + table.costs[option], front.errors + table.errors[option])
+                found.setdefault(tuple(gets[group] for group in still_open), []).append(extended)
+        known, open_groups = {key: _undominated(fronts) for key, fronts in found.items()}, still_open
+    return _undominated(list(known.values()))
+
+
+def _undominated(fronts: list[Front]) -> Front:
+    """Joins fronts, and leaves out what another sub-net beats or equals."""
+    joined = Front(*(np.concatenate([getattr(f, name) for f in fronts]) for name in ("options", "costs", "errors")))
+    order = np.lexsort((joined.errors, *joined.costs.T[::-1]))
+    costs, errors = joined.costs[order], joined.errors[order]
+    if costs.shape[1] == 1:
+        best_before = np.concatenate([[np.inf], np.minimum.accumulate(errors)[:-1]])
+        kept = np.flatnonzero(errors < best_before)
+    else:
+        kept = []
+        for i in range(len(order)):
+            beaten = (costs[kept] <= costs[i]).all(axis=1) & (errors[kept] <= errors[i])
+            kept += [] if beaten.any() else [i]
+    return Front(joined.options[order[kept]], costs[kept], errors[kept])

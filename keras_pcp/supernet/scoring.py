@@ -1,0 +1,76 @@
+"""Scores sub-nets: how far each stage of a sub-net is from the full net, on held-out samples.
+
+Each stage reads the features of the full net, so a stage's error depends only on the widths in it. Statistics of batch
+normalization are those of the sub-net on the same samples: the stage runs once in training mode to get them, and once with them.
+They are written nowhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_pcp.graph.trace import arrange_inputs
+from keras_pcp.repair.batch_norm import batch_normalizations
+from keras_pcp.supernet.stages import Called, Stage
+from keras_pcp.support.changes import Journal, temporarily
+
+if TYPE_CHECKING:
+    from keras_pcp.supernet.model import StagewiseSupernet
+
+
+class Scorer:
+    """Compares stages of sub-nets with those of the full net. Each stage is traced once, whatever the number of sub-nets.
+
+    Args:
+        supernet: the super-net. It must not be trained while it is scored.
+        x: inputs, as arrays; all of them are one batch.
+        stages: the stages, by default those of the super-net.
+    """
+
+    def __init__(self, supernet: "StagewiseSupernet", x: Any, stages: Sequence[Stage] = ()):
+        self.supernet, self.stages = supernet, tuple(stages) or supernet.plan.stages
+        self.normalizations = [layer for layer in batch_normalizations(supernet.model) if layer.trainable]
+        self._compiled = [tf.function(self._run(stage)) for stage in self.stages]
+        traced, full = supernet.plan.trace, supernet.plan.levels[:, -1]
+        self.features: dict[int, Any] = dict(zip(traced.inputs, arrange_inputs(traced, x), strict=True))
+        for number in range(len(self.stages)):
+            self.features |= self.outputs(number, full)
+
+    def score(self, stage: int, widths: np.ndarray) -> float:
+        """Returns the error of one stage of the sub-net with these widths, (groups,): 0 or more, a sum over its outputs."""
+        made, ranks = self.outputs(stage, widths), ops.convert_to_tensor(self.supernet.ranks)
+        each = (self.supernet.relative_error(i, made[i], self.features[i], widths, ranks) for i in made)
+        return float(sum(each))
+
+    def outputs(self, stage: int, widths: np.ndarray) -> Mapping[int, Any]:
+        """Returns what one stage makes of the full net's features, {number of a tensor: value}."""
+        features = {i: self.features[i] for i in self.stages[stage].inputs}
+        return self._compiled[stage](features, ops.convert_to_tensor(widths, "int32"))
+
+    @property
+    def num_traces(self) -> int:
+        """How often stages have been traced."""
+        return sum(function.experimental_get_tracing_count() for function in self._compiled)
+
+    def _run(self, stage: Stage) -> Any:
+        """Returns the function (features, widths) -> outputs of a stage."""
+        supernet, called = self.supernet, Called(self.supernet.plan.trace, stage)
+        statistics = [v for layer in self.normalizations for v in (layer.moving_mean, layer.moving_variance)]
+
+        def run(features, widths):
+            ranks = ops.convert_to_tensor(supernet.ranks)
+            with temporarily(self._forget), supernet.narrowed(widths, ranks) as scope:
+                called(features, training=True)
+            state = [(v, scope.get_current_value(v)) for v in statistics]
+            with supernet.narrowed(widths, ranks, [(v, value) for v, value in state if value is not None]):
+                return called(features, training=False)
+
+        return run
+
+    def _forget(self, journal: Journal) -> None:
+        """Lets batch normalization take the statistics of the batch alone."""
+        for layer in self.normalizations:
+            journal.set(layer, "momentum", 0.0)

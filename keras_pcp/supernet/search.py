@@ -1,0 +1,194 @@
+"""The search for the best sub-net of a trained super-net."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_pcp.errors import LimitError
+from keras_pcp.graph.selection import Selection
+from keras_pcp.repair.batch_norm import reestimate_batch_norm
+from keras_pcp.select.problem import Limits, Problem
+from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
+from keras_pcp.supernet.evolution import evolve
+from keras_pcp.supernet.scoring import Scorer
+from keras_pcp.supernet.tables import costs, options
+from keras_pcp.support import checks
+from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
+from keras_pcp.surgery.copies import prune_model
+
+if TYPE_CHECKING:
+    from keras_pcp.supernet.model import StagewiseSupernet
+
+METHODS = ("dynamic", "evolution")
+
+
+@dataclass(frozen=True, eq=False)
+class Subnet:
+    """A sub-net: its selection in the numbering of the unpruned model, its costs, and its error as a sum over stages."""
+
+    selection: Selection
+    cost: dict[str, float]
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetSearch:
+    """The result of a search.
+
+    Attributes:
+        model: the best sub-net as a plain Keras model, with weights of the super-net. Fine-tune it in an ordinary `fit`.
+        selection: what it keeps, in the numbering of the unpruned model.
+        cost: {"macs": ..., ...}: what it costs, for each limit.
+        error: its error, a sum over stages.
+        front: all sub-nets that no other beats, the cheapest first. With `method="evolution"`, only the one found.
+        tied: groups that reach over a cut, so that the stages on both sides have the same width.
+        evaluations: number of evaluations of a stage.
+        seconds: {"scoring": ..., "choosing": ...}.
+    """
+
+    model: keras.Model
+    selection: Selection
+    cost: dict[str, float]
+    error: float
+    front: tuple[Subnet, ...]
+    tied: tuple[str, ...]
+    evaluations: int
+    seconds: dict[str, float]
+
+
+def search(
+    supernet: "StagewiseSupernet",
+    *,
+    max_macs: float | int | None = None,
+    max_params: float | int | None = None,
+    max_bytes: float | int | None = None,
+    validation_data: Any,
+    samples: int = 512,
+    method: str = "dynamic",
+    evaluations: int = 1000,
+    seed: int = 0,
+    verbose: bool = True,
+) -> SupernetSearch:
+    """Finds the widths with the least error under limits. The super-net stays as it is.
+
+    The error of a sub-net is the sum of those of its stages, each against the full net on the full net's features. So every
+    stage is scored alone, and the best combination is found exactly, by dynamic programming.
+
+    Args:
+        supernet: a trained super-net.
+        max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
+        validation_data: held-out samples: inputs, (x, y) or a dataset. Labels are not used.
+        samples: number of samples for scoring. They are one batch, so they must fit into memory.
+        method: `"dynamic"`: dynamic programming over tables of stages. `"evolution"`: evolutionary search.
+        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, some are drawn. With
+            `"evolution"`, the number of sub-nets that are scored.
+        seed: for the draws.
+        verbose: whether to show a progress bar.
+
+    Raises:
+        InvalidArgumentError: an option is out of range, or the data does not fit the model.
+        LimitError: the limits cannot be reached with the narrowest sub-net.
+    """
+    problem = Problem.of(supernet.plan.graph, Limits(max_macs, max_params, max_bytes))
+    checks.choice("method", method, METHODS)
+    checks.count("samples", samples), checks.count("evaluations", evaluations), checks.count("seed", seed, 0)
+    ranks, levels = keras.ops.convert_to_numpy(supernet.ranks), supernet.plan.levels
+    problem.check_reachable(supernet.plan.gating.selection(levels[:, 0], ranks))
+    x = take_samples(with_any_labels(validation_data), samples, seed, "validation_data")[0]
+    check_inputs(supernet.model, x, "validation_data")
+    scorer = Scorer(supernet, x)
+    run = _dynamic if method == "dynamic" else _evolution
+    front, best, count, seconds = run(supernet, problem, scorer, evaluations, seed, verbose)
+    selection = front[best].selection
+    model = prune_model(supernet.model, supernet.plan.graph, selection)
+    reestimate_batch_norm(model, tree.map_structure(np.asarray, x))
+    found = front[best]
+    return SupernetSearch(model, selection, found.cost, found.error, tuple(front), supernet.plan.tied, count, seconds)
+
+
+def stage_tables(
+    supernet: "StagewiseSupernet", limited: list[str], scorer: Scorer, most: int, seed: int = 0, verbose: bool = False
+) -> list[Table]:
+    """Scores options of every stage, at most `most` each."""
+    plan, ranks = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks)
+    rng, num_levels = np.random.default_rng(seed), supernet.plan.levels.shape[1]
+    tied = [plan.gating.names.index(name) for name in plan.tied]
+    chosen = [options(part, tied, num_levels, most, rng) for part in plan.parts]
+    bar = keras.utils.Progbar(sum(map(len, chosen)), verbose=int(verbose), unit_name="option")
+    tables = []
+    for number, (part, levels) in enumerate(zip(plan.parts, chosen, strict=True)):
+        groups = list(part.groups)
+        widths = plan.levels[groups, levels] if groups else np.zeros((1, 0), int)
+        errors = []
+        for row in widths:
+            every = plan.levels[:, -1].copy()
+            every[groups] = row
+            errors.append(scorer.score(number, every))
+            bar.add(1)
+        tables.append(Table(part.groups, levels, costs(part, plan.gating, ranks, widths, limited), np.array(errors)))
+    return tables
+
+
+def _dynamic(supernet, problem, scorer, most, seed, verbose):
+    limited, started = list(problem.bounds), time.perf_counter()
+    tables = stage_tables(supernet, limited, scorer, most, seed, verbose)
+    scored = time.perf_counter()
+    found = pareto_front(tables)
+    best = found.best(list(problem.bounds.values()))
+    if best is None:
+        raise LimitError(
+            f"none of the {len(found.errors)} best sub-nets that were drawn holds the limits, although the narrowest one does; "
+            "raise evaluations"
+        )
+    front = [_subnet(supernet, tables, found, i, limited) for i in range(len(found.errors))]
+    seconds = {"scoring": scored - started, "choosing": time.perf_counter() - scored}
+    return front, best, sum(len(table.errors) for table in tables), seconds
+
+
+def levels_of(supernet: "StagewiseSupernet", tables: list[Table], chosen: np.ndarray) -> np.ndarray:
+    """Returns the levels of all groups, given the option of each stage."""
+    levels = np.full(len(supernet.plan.gating.names), supernet.plan.levels.shape[1] - 1)
+    for table, option in zip(tables, chosen, strict=True):
+        levels[list(table.groups)] = table.levels[option]
+    return levels
+
+
+def _subnet(
+    supernet: "StagewiseSupernet", tables: list[Table], front: Front, number: int, limited: list[str]
+) -> Subnet:
+    plan, levels = supernet.plan, levels_of(supernet, tables, front.options[number])
+    widths = plan.levels[np.arange(len(levels)), levels]
+    selection = plan.gating.selection(widths, keras.ops.convert_to_numpy(supernet.ranks))
+    return Subnet(selection, dict(zip(limited, front.costs[number].tolist(), strict=True)), float(front.errors[number]))
+
+
+def _evolution(supernet, problem, scorer, evaluations, seed, verbose):
+    plan, ranks, started = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks), time.perf_counter()
+    groups, known = np.arange(len(plan.levels)), {}
+    bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
+
+    def selected(levels):
+        return plan.gating.selection(plan.levels[groups, levels], ranks)
+
+    def error(levels):
+        total = 0.0
+        for number, part in enumerate(plan.parts):
+            key = number, tuple(levels[list(part.groups)].tolist())
+            if key not in known:
+                known[key] = scorer.score(number, plan.levels[groups, levels])
+            total += known[key]
+        bar.add(1)
+        return total
+
+    def allowed(levels):
+        return problem.holds(selected(levels))
+
+    levels, least = evolve(error, allowed, plan.levels.shape[1], len(groups), evaluations=evaluations, seed=seed)
+    selection = selected(levels)
+    cost = {name: getattr(problem.cost(selection), name) for name in problem.bounds}
+    seconds = {"scoring": time.perf_counter() - started, "choosing": 0.0}
+    return [Subnet(selection, cost, least)], 0, len(known), seconds

@@ -1,0 +1,169 @@
+"""Cuts a network into stages, and runs one of them.
+
+A stage is a series of consecutive calls. Each stage reads tensors of the stages before it, and makes tensors that later stages
+or the user of the model read. A good place for a cut is where a single tensor is alive: all that follows depends on it alone.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.graph.program import Program
+from keras_pcp.graph.trace import Trace, bound
+from keras_pcp.support.text import shorten
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The calls `start` to `stop - 1` of a trace.
+
+    Attributes:
+        start, stop: numbers of calls.
+        inputs: numbers of the tensors that the stage reads and does not make, those of the model's inputs included.
+        outputs: numbers of the tensors that it makes and that later calls or the user of the model read.
+    """
+
+    start: int
+    stop: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def run(self, traced: Trace, values: Mapping[int, Any]) -> dict[int, Any]:
+        """Runs the stage on values of its inputs, {number of a tensor: value}; returns those of its outputs.
+
+        Whether it is training is decided by the Keras call around it, as in `keras.Model.call`; see `Called`.
+        """
+        values = {i: values[i] for i in self.inputs}
+        for call in traced.calls[self.start : self.stop]:
+            step = bound(traced, call, [values[i] for i in call.inputs])
+            step.kwargs.pop("training", None)
+            values.update(zip(call.outputs, step.run(), strict=True))
+        return {i: values[i] for i in self.outputs}
+
+
+class Called(keras.layers.Layer):
+    """Runs a stage where no Keras call is around it that could say whether it is training."""
+
+    def __init__(self, traced: Trace, stage: Stage):
+        super().__init__(autocast=False)
+        self.run = lambda values: stage.run(traced, values)
+
+    def call(self, values: Mapping[int, Any], training: bool = False) -> dict[int, Any]:
+        """Returns the outputs of the stage."""
+        return self.run(values)
+
+
+def whole(traced: Trace) -> Stage:
+    """Returns all calls as one stage."""
+    return _stage(traced, 0, len(traced.calls))
+
+
+def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: Collection[str] = ()) -> list[Stage]:
+    """Cuts a network into stages.
+
+    Args:
+        program: the network.
+        macs: MACs of each call; without names, the cuts are chosen such that the largest stage is as small as possible.
+        num_stages: number of stages, at least 1. Not used if there are names.
+        cut_after: names of the layers after whose last call to cut; any number of tensors may be alive there. Without
+            names, the network is cut where the resolution changes and one tensor is alive.
+
+    Raises:
+        InvalidArgumentError: there are too few such places, a layer is unknown, or a nested model that is called several
+            times would be cut.
+    """
+    traced = program.trace
+    if cut_after:
+        cuts = sorted({_last_call(program, name) + 1 for name in cut_after} - {len(traced.calls)})
+    else:
+        cuts = _balanced(macs, resolution_changes(traced, macs), num_stages, program.model.name)
+    edges = [0, *cuts, len(traced.calls)]
+    found = [_stage(traced, *pair) for pair in itertools.pairwise(edges)]
+    made = Counter(i for call in traced.calls for i in call.outputs)
+    for stage in found[:-1]:
+        again = [traced.tensors[i].name for i in stage.outputs if made[i] > 1]
+        if again:
+            raise InvalidArgumentError(
+                f"{program.model.name!r} cannot be cut inside a nested model that it calls several times "
+                f"(tensor {again[0]!r}); cut after other layers"
+            )
+    return found
+
+
+def resolution_changes(traced: Trace, macs: Sequence[float]) -> list[int]:
+    """Returns where a network may be cut by itself: numbers of calls, before each of which only one tensor is alive.
+
+    There is one place for each resolution but the last. It comes after the last merge of branches at that resolution. Of
+    those places, it is the last one with the smallest tensor: in a network of bottleneck blocks, the end of a block.
+    """
+    found: list[tuple[tuple, int, int]] = []
+    for place, alive in _alive(traced):
+        if len(alive) == 1 and len(traced.tensors[alive[0]].shape) > 2 and sum(macs[:place]):
+            shape = traced.tensors[alive[0]].shape
+            found.append((tuple(shape[1:-1]), int(shape[-1]), place))
+    best, merges = [], [number + 1 for number, call in enumerate(traced.calls) if len(set(call.inputs)) > 1]
+    for _, run in itertools.groupby(found, key=lambda entry: entry[0]):
+        run = list(run)
+        merged = max((m for m in merges if m <= run[-1][-1]), default=0)
+        late = [(-size, place) for _, size, place in run if place >= merged]
+        best.append(max(late)[1])
+    return best[:-1]
+
+
+def _alive(traced: Trace) -> list[tuple[int, list[int]]]:
+    """Returns for each place between two calls the tensors that were made before it and are read after it."""
+    last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
+    made, found = {i: 0 for i in traced.inputs}, []
+    again = Counter(i for call in traced.calls for i in call.outputs)
+    for number, call in enumerate(traced.calls):
+        if number:
+            alive = [i for i in made if last.get(i, -1) >= number]
+            if all(again[i] < 2 for i in alive):
+                found.append((number, alive))
+        made |= dict.fromkeys(call.outputs, number)
+    return found
+
+
+def _balanced(macs: Sequence[float], places: list[int], num_stages: int, name: str) -> list[int]:
+    """Returns the cuts by which the stage with the most MACs has as few as possible."""
+    if len(places) < num_stages - 1:
+        raise InvalidArgumentError(
+            f"num_stages must be at most {len(places) + 1} for model {name!r}, got {num_stages}: it has {len(places)} places "
+            "where the resolution changes and all that follows depends on one tensor; pass fewer stages, or the names of "
+            "layers by cut_after"
+        )
+    total = np.concatenate([[0.0], np.cumsum(macs)])
+
+    def largest(cuts: tuple[int, ...]) -> float:
+        return float(np.diff(total[[0, *cuts, len(macs)]]).max())
+
+    return list(min(itertools.combinations(places, num_stages - 1), key=largest))
+
+
+def _last_call(program: Program, name: str) -> int:
+    calls = program.trace.calls
+    found = [i for i, c in enumerate(calls) if c.operation is not None and program.name_of(c.operation) == name]
+    if not found:
+        known = [program.name_of(c.operation) for c in calls if c.operation is not None]
+        raise InvalidArgumentError(
+            f"cut_after names {name!r}, which model {program.model.name!r} does not call; it calls {shorten(known)}"
+        )
+    return found[-1]
+
+
+def _stage(traced: Trace, start: int, stop: int) -> Stage:
+    calls, later = traced.calls[start:stop], traced.calls[stop:]
+    made = dict.fromkeys(i for call in calls for i in call.outputs)
+    wanted = {i for call in later for i in call.inputs} | set(traced.outputs)
+    before: dict[int, None] = {}
+    known: set[int] = set()
+    for call in calls:
+        before |= dict.fromkeys(i for i in call.inputs if i not in known)
+        known |= set(call.outputs)
+    return Stage(start, stop, tuple(before), tuple(i for i in made if i in wanted))

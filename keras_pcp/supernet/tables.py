@@ -1,0 +1,116 @@
+"""What stages may be like: the groups of each stage, its options, and what they cost."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.cost import cost_of
+from keras_pcp.graph.trace import Trace
+from keras_pcp.supernet.gating import Axis, Gating
+from keras_pcp.supernet.stages import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class StagePart:
+    """The part of a graph that belongs to a stage.
+
+    Attributes:
+        groups: numbers of the groups that its layers make or read, in order.
+        graph: the graph with only the weights and multiply-accumulates of the stage.
+    """
+
+    groups: tuple[int, ...]
+    graph: ChannelGraph
+
+
+def parts_of(
+    graph: ChannelGraph,
+    trace: Trace,
+    names: Mapping[int, str],
+    stages: Sequence[Stage],
+    gating: Gating,
+    channels: Mapping[int, Axis],
+) -> list[StagePart]:
+    """Divides a graph into stages. A layer that several stages call costs in the first one.
+
+    Args:
+        graph, trace: of the model.
+        names: {`id` of an operation: its name in the graph}.
+        stages: the stages.
+        gating: the groups, numbered.
+        channels: {number of a tensor: axis of its channels}.
+    """
+    owner: dict[str, int] = {}
+    called: list[set[str]] = []
+    for number, stage in enumerate(stages):
+        operations = [call.operation for call in trace.calls[stage.start : stage.stop] if call.operation is not None]
+        called.append({names[id(operation)] for operation in operations})
+        for name in called[-1]:
+            owner.setdefault(name, number)
+    found = []
+    for number, stage in enumerate(stages):
+        own = [info for info in graph.weights if owner.get(info.layer, 0) == number]
+        terms = [term for term in graph.macs if owner.get(term.layer, 0) == number]
+        pieces = [e.pieces for info in own for e in info.shape] + [e.pieces for term in terms for e in term.extents]
+        groups = {gating.names.index(name) for piece in pieces for name, _ in piece}
+        groups |= {i for i, g in enumerate(graph) if any(s.layer in called[number] for s in g.slices)}
+        for tensor in stage.outputs:
+            groups |= set(np.unique(channels[tensor].group).tolist()) - {-1} if tensor in channels else set()
+        found.append(StagePart(tuple(sorted(groups)), replace(graph, weights=tuple(own), macs=tuple(terms))))
+    return found
+
+
+def tied_groups(parts: Sequence[StagePart]) -> list[int]:
+    """Returns the groups that several stages have."""
+    counts = np.bincount([group for part in parts for group in part.groups])
+    return np.flatnonzero(counts > 1).tolist()
+
+
+def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns what a stage may be like, as levels of its groups, ints (options, groups).
+
+    All possibilities, if they are at most `most`. Otherwise a draw: for each assignment of levels to the groups that other
+    stages share (a draw of these, too, if there are more than a quarter of `most`), all other groups at the same level, for each
+    level, and then random levels. Levels of shared groups are drawn such that the other stages draw the same ones.
+    """
+    count = len(part.groups)
+    if num_levels**count <= most:
+        return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(-1, count)
+    shared = [part.groups.index(group) for group in part.groups if group in tied]
+    free = [i for i in range(count) if i not in shared]
+    assignments = _assignments(len(shared), num_levels, max(num_levels, most // 4))
+    found: dict[tuple, None] = {}
+    for row in range(most):
+        levels = np.empty(count, int)
+        levels[shared] = assignments[row % len(assignments)]
+        turn = row // len(assignments)
+        # A largest level for all groups, so that narrow stages are drawn as often as wide ones.
+        levels[free] = turn if turn < num_levels else rng.integers(0, rng.integers(1, num_levels + 1), len(free))
+        found[tuple(levels.tolist())] = None
+    return np.array(list(found), int)
+
+
+def _assignments(count: int, num_levels: int, most: int) -> np.ndarray:
+    """Returns levels of `count` shared groups: all, or, if these are too many, the same level for all of them."""
+    if num_levels**count <= most:
+        return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(-1, count)
+    return np.repeat(np.arange(num_levels)[:, None], count, axis=1)
+
+
+def costs(part: StagePart, gating: Gating, ranks: np.ndarray, widths: np.ndarray, limited: Sequence[str]) -> np.ndarray:
+    """Returns what a stage costs, (options, limits), for widths of its groups, (options, groups of the stage)."""
+    found, every = [], gating.sizes.copy()
+    for row in widths:
+        every[list(part.groups)] = row
+        cost = cost_of(part.graph, gating.selection(every, ranks))
+        found.append([getattr(cost, name) for name in limited])
+    return np.array(found, float).reshape(len(widths), len(limited))
+
+
+def num_subnets(parts: Sequence[StagePart], num_levels: int) -> int:
+    """Returns how many sub-nets there are."""
+    return math.prod([num_levels] * len({group for part in parts for group in part.groups}))
