@@ -1,8 +1,8 @@
 """Finds the best sub-nets exactly, if errors and costs are sums over stages.
 
-A stage has a table of options. An option gives widths to all groups of the stage. Groups that several stages have must get the
-same width in all of them. Going from stage to stage, it is enough to remember, for each assignment of widths to the groups that
-later stages share, the options so far that no other beats in cost and error.
+A stage has a table of options. An option gives widths to all groups of the stage. Groups that several stages have must
+get the same width in all of them. Going from stage to stage, it is enough to remember, for each assignment of widths to
+the groups that later stages share, the options so far that no other beats in cost and error.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Evolutionary search for the best sub-net: what the literature does where errors are not sums.
 
-Guo et al., Single Path One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, arXiv 1904.00420: a population, of
-which the best become parents; half of the children are mutations of one parent, half are crossings of two.
+Guo et al., Single Path One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020, arXiv 1904.00420: a
+population, of which the best become parents; half of the children are mutations of one parent, half are crossings of two.
 """
 
 from collections.abc import Callable

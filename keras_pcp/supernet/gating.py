@@ -1,7 +1,7 @@
 """Widths as tensors: a network computes as if narrower, without surgery and without being traced again.
 
-The channels of a group have an order; a width keeps the first ones. The weights that read the other channels are multiplied by
-0. So one traced function serves every sub-net, and gradients reach what a sub-net uses.
+The channels of a group have an order; a width keeps the first ones. The weights that read the other channels are
+multiplied by 0. So one traced function serves every sub-net, and gradients reach what a sub-net uses.
 """
 
 from collections.abc import Iterable, Mapping

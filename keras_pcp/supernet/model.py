@@ -1,25 +1,25 @@
 """Stage-wise channel pruning: one network that holds all narrower ones, trained stage by stage with itself as the teacher.
 
-Zhang, Yu, Rong, Ou: Stage-wise Channel Pruning for Model Compression, arXiv 2011.04908 v1 (2020); v2 (2021) as Effective Model
-Compression via Stage-wise Pruning.
+Zhang, Yu, Rong, Ou: Stage-wise Channel Pruning for Model Compression, arXiv 2011.04908 v1 (2020); v2 (2021) as Effective
+Model Compression via Stage-wise Pruning.
 
-Known of the paper, from its two abstracts: a super-net whose sub-nets share weights gives wrong scores, because there are too
-many sub-nets (training is not full), and because channels are drawn with unequal probability (training is not fair). The network
-is cut into stages, and each stage has a super-net of its own. The unpruned full net supervises training and search by in-place
-distillation. In every iteration, the full net and the tiny net are drawn, too. Formulas, widths, stages, losses and tables are not
-public. What follows is ours, except where a source is named.
+Known of the paper, from its two abstracts: a super-net whose sub-nets share weights gives wrong scores, because there are
+too many sub-nets (training is not full), and because channels are drawn with unequal probability (training is not fair).
+The network is cut into stages, and each stage has a super-net of its own. The unpruned full net supervises training and
+search by in-place distillation. In every iteration, the full net and the tiny net are drawn, too. Formulas, widths,
+stages, losses and tables are not public. What follows is ours, except where a source is named.
 
 In every training step:
     1. The full net runs once. Its loss is the compiled one. Its features at the ends of the stages are the teacher's.
-    2. The tiny net and `samples` random sub-nets are drawn (the sandwich rule of Yu & Huang, Universally Slimmable Networks, ICCV
-       2019, arXiv 1903.05134). Each stage of a sub-net reads the full net's features, without gradient, and is taught by the full
-       net's features at its end: squared error in units of their mean square. At the outputs of the model, it is the
-       distillation loss. Channels that a sub-net leaves out do not count.
+    2. The tiny net and `samples` random sub-nets are drawn (the sandwich rule of Yu & Huang, Universally Slimmable
+       Networks, ICCV 2019, arXiv 1903.05134). Each stage of a sub-net reads the full net's features, without gradient,
+       and is taught by the full net's features at its end: squared error in units of their mean square. At the outputs of
+       the model, it is the distillation loss. Channels that a sub-net leaves out do not count.
     3. The channels of a group have an order, by default that of the L1 norm; a sub-net of a width has the first ones. With
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
-Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because it cannot
-read the missing channels is part of its own error.
+Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
+it cannot read the missing channels is part of its own error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,8 +86,8 @@ class Plan:
 class StagewiseSupernet(keras.Model):
     """Trains a model together with all its narrower versions; `search` then finds the best one.
 
-    It is a Keras model: `compile`, `fit`, `evaluate`, callbacks and saving work as ever. `fit` trains `model` itself, in place.
-    `evaluate` and `predict` use the full width. With `num_stages=1` it is a plain slimmable super-net.
+    It is a Keras model: `compile`, `fit`, `evaluate`, callbacks and saving work as ever. `fit` trains `model` itself, in
+    place. `evaluate` and `predict` use the full width. With `num_stages=1` it is a plain slimmable super-net.
 
     Args:
         model: a built Functional or Sequential model, trained or not.

@@ -1,8 +1,8 @@
 """Scores sub-nets: how far each stage of a sub-net is from the full net, on held-out samples.
 
 Each stage reads the features of the full net, so a stage's error depends only on the widths in it. Statistics of batch
-normalization are those of the sub-net on the same samples: the stage runs once in training mode to get them, and once with them.
-They are written nowhere.
+normalization are those of the sub-net on the same samples: the stage runs once in training mode to get them, and once
+with them. They are written nowhere.
 """
 
 from collections.abc import Mapping, Sequence

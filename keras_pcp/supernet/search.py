@@ -141,7 +141,7 @@ def _dynamic(supernet, problem, scorer, most, seed, verbose):
     best = found.best(list(problem.bounds.values()))
     if best is None:
         raise LimitError(
-            f"none of the {len(found.errors)} best sub-nets that were drawn holds the limits, although the narrowest one does; "
+            f"none of the {len(found.errors)} best sub-nets that were drawn holds the limits; the narrowest one does, so "
             "raise evaluations"
         )
     front = [_subnet(supernet, tables, found, i, limited) for i in range(len(found.errors))]

@@ -1,7 +1,8 @@
 """Cuts a network into stages, and runs one of them.
 
-A stage is a series of consecutive calls. Each stage reads tensors of the stages before it, and makes tensors that later stages
-or the user of the model read. A good place for a cut is where a single tensor is alive: all that follows depends on it alone.
+A stage is a series of consecutive calls. Each stage reads tensors of the stages before it, and makes tensors that later
+stages or the user of the model read. A good place for a cut is where a single tensor is alive: all that follows depends
+on it alone.
 """
 
 import itertools
@@ -119,7 +120,7 @@ def resolution_changes(traced: Trace, macs: Sequence[float]) -> list[int]:
 def _alive(traced: Trace) -> list[tuple[int, list[int]]]:
     """Returns for each place between two calls the tensors that were made before it and are read after it."""
     last = {i: number for number, call in enumerate(traced.calls) for i in call.inputs}
-    made, found = {i: 0 for i in traced.inputs}, []
+    made, found = dict.fromkeys(traced.inputs, 0), []
     again = Counter(i for call in traced.calls for i in call.outputs)
     for number, call in enumerate(traced.calls):
         if number:
@@ -134,9 +135,9 @@ def _balanced(macs: Sequence[float], places: list[int], num_stages: int, name: s
     """Returns the cuts by which the stage with the most MACs has as few as possible."""
     if len(places) < num_stages - 1:
         raise InvalidArgumentError(
-            f"num_stages must be at most {len(places) + 1} for model {name!r}, got {num_stages}: it has {len(places)} places "
-            "where the resolution changes and all that follows depends on one tensor; pass fewer stages, or the names of "
-            "layers by cut_after"
+            f"num_stages must be at most {len(places) + 1} for model {name!r}, got {num_stages}: it has {len(places)} "
+            "places where the resolution changes and all that follows depends on one tensor; pass fewer stages, or the "
+            "names of layers by cut_after"
         )
     total = np.concatenate([[0.0], np.cumsum(macs)])
 

@@ -74,8 +74,8 @@ def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rn
     """Returns what a stage may be like, as levels of its groups, ints (options, groups).
 
     All possibilities, if they are at most `most`. Otherwise a draw: for each assignment of levels to the groups that other
-    stages share (a draw of these, too, if there are more than a quarter of `most`), all other groups at the same level, for each
-    level, and then random levels. Levels of shared groups are drawn such that the other stages draw the same ones.
+    stages share (a draw of these, too, if there are more than a quarter of `most`), all other groups at the same level,
+    for each level, and then random levels. Levels of shared groups are drawn such that the other stages draw the same ones.
     """
     count = len(part.groups)
     if num_levels**count <= most:
