@@ -79,7 +79,7 @@ def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rn
     """
     count = len(part.groups)
     if num_levels**count <= most:
-        return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(-1, count)
+        return _all_levels(count, num_levels)
     shared = [part.groups.index(group) for group in part.groups if group in tied]
     free = [i for i in range(count) if i not in shared]
     assignments = _assignments(len(shared), num_levels, max(num_levels, most // 4))
@@ -97,8 +97,12 @@ def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rn
 def _assignments(count: int, num_levels: int, most: int) -> np.ndarray:
     """Returns levels of `count` shared groups: all, or, if these are too many, the same level for all of them."""
     if num_levels**count <= most:
-        return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(-1, count)
+        return _all_levels(count, num_levels)
     return np.repeat(np.arange(num_levels)[:, None], count, axis=1)
+
+
+def _all_levels(count: int, num_levels: int) -> np.ndarray:
+    return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(num_levels**count, count)
 
 
 def costs(part: StagePart, gating: Gating, ranks: np.ndarray, widths: np.ndarray, limited: Sequence[str]) -> np.ndarray:

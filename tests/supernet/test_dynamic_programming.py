@@ -1,0 +1,115 @@
+"""Exact search over stages, against trying everything; and evolutionary search."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from keras_pcp.supernet.dynamic_programming import Table, pareto_front
+from keras_pcp.supernet.evolution import evolve
+from keras_pcp.supernet.tables import StagePart, options
+
+SHAPES = {
+    "apart": ((0, 1), (2,), (3, 4)),
+    "neighbours": ((0, 1), (1, 2), (2, 3)),
+    "far": ((0, 1), (2,), (0, 3)),
+    "one for all": ((0, 1), (0, 2), (0, 3), (0,)),
+    "a stage without groups": ((0, 1), (), (1, 2)),
+}
+
+
+def random_tables(groups_of_stages, num_levels=3, limits=1, seed=0, drop=0):
+    rng, found = np.random.default_rng(seed), []
+    for groups in groups_of_stages:
+        levels = np.array(list(itertools.product(range(num_levels), repeat=len(groups))), int)
+        levels = levels.reshape(num_levels ** len(groups), len(groups))
+        levels = levels[drop:] if len(levels) > drop else levels
+        # Whole numbers, so that there are ties.
+        costs = rng.integers(1, 6, (len(levels), limits)) + levels.sum(1, keepdims=True)
+        found.append(Table(groups, levels, costs.astype(float), rng.integers(0, 9, len(levels)).astype(float)))
+    return found
+
+
+def tried(tables):
+    """Yields (options, cost, error) of every sub-net."""
+    for chosen in itertools.product(*(range(len(t.errors)) for t in tables)):
+        given = {}
+        for table, option in zip(tables, chosen, strict=True):
+            for group, level in zip(table.groups, table.levels[option], strict=True):
+                given.setdefault(group, set()).add(int(level))
+        if all(len(levels) == 1 for levels in given.values()):
+            each = list(zip(tables, chosen, strict=True))
+            yield chosen, sum(t.costs[o] for t, o in each), sum(t.errors[o] for t, o in each)
+
+
+@pytest.mark.parametrize("limits", [1, 2])
+@pytest.mark.parametrize("drop", [0, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_front_is_that_of_all_sub_nets(shape, drop, limits):
+    for seed in range(5):
+        tables = random_tables(SHAPES[shape], limits=limits, seed=seed, drop=drop)
+        front, every = pareto_front(tables), list(tried(tables))
+        assert every
+        points = {(*cost, error) for _, cost, error in every}
+        best = {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
+        assert {(*c, e) for c, e in zip(front.costs, front.errors, strict=True)} == best
+        known = {chosen: (*cost, error) for chosen, cost, error in every}
+        for chosen, cost, error in zip(front.options, front.costs, front.errors, strict=True):
+            assert known[tuple(chosen)] == (*cost, error)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_best_under_a_limit_is_that_of_all_sub_nets(shape):
+    tables = random_tables(SHAPES[shape], seed=7)
+    front, every = pareto_front(tables), list(tried(tables))
+    for bound in np.linspace(min(c[0] for _, c, _ in every), max(c[0] for _, c, _ in every), 7):
+        expected = min(error for _, cost, error in every if cost[0] <= bound)
+        assert front.errors[front.best([bound])] == expected
+    assert front.best([0.0]) is None
+
+
+def test_the_front_is_at_least_as_good_as_what_evolution_finds():
+    tables = random_tables(((0, 1, 2), (2, 3, 4), (4, 5, 6)), num_levels=5, seed=3)
+    by_levels = [{tuple(row): i for i, row in enumerate(t.levels.tolist())} for t in tables]
+
+    def of(levels):
+        for table, known in zip(tables, by_levels, strict=True):
+            yield table, known[tuple(levels[list(table.groups)].tolist())]
+
+    bound = 30.0
+    levels, error = evolve(
+        lambda v: sum(t.errors[o] for t, o in of(v)),
+        lambda v: sum(t.costs[o, 0] for t, o in of(v)) <= bound,
+        5,
+        7,
+        evaluations=500,
+    )
+    front = pareto_front(tables)
+    assert sum(t.errors[o] for t, o in of(levels)) == error
+    assert front.errors[front.best([bound])] <= error
+
+
+def test_evolution_keeps_the_limit_and_counts_evaluations():
+    asked = []
+    levels, error = evolve(
+        lambda v: asked.append(tuple(v)) or float(-v.sum()), lambda v: v.sum() <= 6, 4, 5, evaluations=60, population=10
+    )
+    assert len(asked) == len(set(asked)) == 60
+    assert max(map(sum, asked)) == levels.sum() == -error == 6
+
+
+def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others():
+    rng = np.random.default_rng(0)
+    assert len(options(StagePart((0, 1), None), [0], 3, 9, rng)) == 9
+    parts = [StagePart((0, 1, 2, 3), None), StagePart((3, 4, 5, 6), None)]
+    first, second = (options(part, [3], 10, 100, rng) for part in parts)
+    assert set(first[:, 3]) == set(second[:, 0]) == set(range(10))
+    assert 50 < len(first) <= 100
+    for level in range(10):  # all at one level
+        assert (first == level).all(axis=1).any()
+
+
+def test_many_shared_groups_get_the_same_level():
+    part = StagePart(tuple(range(8)), None)
+    found = options(part, [0, 1, 2, 3, 4, 5], 10, 200, np.random.default_rng(0))
+    assert all(len(set(row[:6])) == 1 for row in found.tolist())

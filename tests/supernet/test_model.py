@@ -1,0 +1,275 @@
+"""The super-net in `fit`, saved, and searched."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_fits import network, samples
+from zoo import assert_close, build, inputs_for, outputs_of
+
+import keras_pcp
+from keras_pcp.errors import InvalidArgumentError, LimitError
+from keras_pcp.supernet.scoring import Scorer
+from keras_pcp.supernet.stages import whole
+
+L = keras.layers
+
+
+def staged(seed=0, drop=0.0):
+    """Returns a network with two places where the resolution changes."""
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input((8, 8, 1))
+    for name, filters, strides in (("first", 8, 1), ("second", 8, 1), ("third", 12, 2), ("fourth", 16, 2)):
+        x = L.Conv2D(filters, 3, strides, padding="same", use_bias=False, name=name)(x)
+        x = L.ReLU()(L.BatchNormalization(momentum=0.5)(x))
+    x = L.Dropout(drop)(x) if drop else x
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.GlobalAveragePooling2D()(x)))
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8, 8, 1)).astype("float32")
+    return x, (x.mean((1, 2, 3)) > 0).astype(int) + (x[:, :4].mean((1, 2, 3)) > 0)
+
+
+def compiled(supernet, **options):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    supernet.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, metrics=["accuracy"], **options)
+    return supernet
+
+
+def fitted(supernet, epochs=2, **options):
+    return compiled(supernet, **options).fit(*data(), batch_size=16, epochs=epochs, verbose=0).history
+
+
+def test_sub_nets_come_closer_to_the_full_net():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3)
+    scorer = Scorer(supernet, data()[0])
+    middle = supernet.plan.levels[:, 4]
+    before = [scorer.score(stage, middle) for stage in range(3)]
+    history = fitted(supernet, epochs=10)
+    assert history["distillation"][-1] < history["distillation"][0]
+    scorer = Scorer(supernet, data()[0])
+    assert sum(scorer.score(stage, middle) for stage in range(3)) < sum(before)
+
+
+def test_the_full_net_is_the_model_and_trains_in_place():
+    model = staged()
+    before = model.get_weights()
+    supernet = keras_pcp.StagewiseSupernet(model, 3)
+    assert_close(outputs_of(supernet, data()[0]), outputs_of(model, data()[0]), 1e-6)
+    fitted(supernet, epochs=1)
+    assert_close(outputs_of(supernet, data()[0]), outputs_of(model, data()[0]), 1e-6)
+    assert not any(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True) if a.ndim > 1)
+
+
+def test_without_sub_nets_a_step_would_do_what_an_ordinary_step_does():
+    plain, model = staged(), staged()
+    supernet = keras_pcp.StagewiseSupernet(model, 3, samples=0, distillation_weight=1e-12)
+    compiled(plain).fit(*data(), batch_size=16, epochs=2, shuffle=False, verbose=0)
+    compiled(supernet).fit(*data(), batch_size=16, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(plain.get_weights(), model.get_weights(), strict=True):  # statistics of normalization included
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_sub_nets_reach_what_they_use_and_not_the_teacher():
+    model = staged()
+    supernet = keras_pcp.StagewiseSupernet(model, 3, samples=0, ratios=(0.25,))
+    x = tf.constant(data()[0])
+    with tf.GradientTape() as tape:
+        supernet(x, training=True)
+        [loss] = supernet.losses
+    kernels = {w.path: w for w in model.trainable_variables if "kernel" in w.path}
+    gradients = dict(zip(kernels, tape.gradient(loss, [w.value for w in kernels.values()]), strict=True))
+    second = next(np.asarray(g) for path, g in gradients.items() if "second" in path)
+    used = np.abs(second).max((0, 1, 3)) > 0
+    keep = supernet.plan.gating.selection(supernet.plan.levels[:, 0], np.asarray(supernet.ranks.value))
+    np.testing.assert_array_equal(used, keep.keep["first"])
+
+
+def test_one_trace_for_all_sub_nets():
+    supernet = compiled(keras_pcp.StagewiseSupernet(staged(), 3))
+    supernet.fit(*data(), batch_size=16, epochs=5, verbose=0)
+    assert supernet.train_function is not None
+    scorer = Scorer(supernet, data()[0])
+    for level in range(8):
+        for stage in range(3):
+            scorer.score(stage, supernet.plan.levels[:, level])
+    assert scorer.num_traces == 3
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_scores_are_those_of_the_pruned_model_with_statistics_of_the_same_samples(drop):
+    model = staged(drop=drop)
+    supernet = keras_pcp.StagewiseSupernet(model, 3)
+    x, widths = data()[0], supernet.plan.levels[:, 3]
+    before = model.get_weights()
+    scorer = Scorer(supernet, x, [whole(supernet.plan.trace)])
+    [found] = scorer.outputs(0, widths).values()
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    if not drop:
+        selection = supernet.plan.gating.selection(widths, np.asarray(supernet.ranks.value))
+        small = keras_pcp.prune_model(model, supernet.plan.graph, selection)
+        keras_pcp.reestimate_batch_norm(small, x, batch_size=64)
+        np.testing.assert_allclose(found, small.predict(x, verbose=0), rtol=1e-3, atol=1e-5)
+    assert scorer.score(0, supernet.plan.levels[:, -1]) == pytest.approx(0, abs=1e-9) or drop
+
+
+def test_channels_that_a_sub_net_does_not_have_do_not_count():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3)
+    [border] = supernet.plan.stages[0].outputs
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(2, 8, 8, 8)).astype("float32")
+    ranks = np.asarray(supernet.ranks.value)
+    widths = supernet.plan.gating.sizes // 2
+    keep = supernet.plan.gating.selection(widths, ranks).keep["second"]
+    student = np.where(keep, teacher, 100.0)
+    assert float(supernet.relative_error(border, student, teacher, widths, ranks)) == 0
+    student = np.where(keep, 0, teacher)
+    assert float(supernet.relative_error(border, student, teacher, widths, ranks)) == pytest.approx(1)
+
+
+def test_the_search_holds_its_limit_and_gives_a_plain_model():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.25, 0.5, 0.75))
+    fitted(supernet)
+    full = keras_pcp.count_cost(supernet.model).macs
+    found = supernet.search(max_macs=0.5, validation_data=data(), evaluations=64, verbose=False)
+    assert found.tied == ("second", "third")
+    cost = keras_pcp.count_cost(found.model)
+    assert cost.macs == pytest.approx(found.cost["macs"])
+    assert 0.35 * full < cost.macs <= 0.5 * full
+    costs, errors = [n.cost["macs"] for n in found.front], [n.error for n in found.front]
+    assert costs == sorted(costs)
+    assert errors == sorted(errors, reverse=True)
+    assert costs[-1] == full
+    assert errors[-1] == pytest.approx(0, abs=1e-9)
+    assert type(found.model) is type(supernet.model)
+    compiled(found.model).fit(*data(), verbose=0)
+    by_evolution = supernet.search(
+        max_macs=0.5, validation_data=data(), evaluations=200, method="evolution", verbose=False
+    )
+    assert found.error <= by_evolution.error + 1e-6
+
+
+def test_what_is_wrong_is_said_before_anything_is_scored():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.5,))
+    with pytest.raises(LimitError, match="macs cannot get below"):
+        supernet.search(max_macs=0.01, validation_data=data())
+    with pytest.raises(InvalidArgumentError, match="no limit given"):
+        supernet.search(validation_data=data())
+    with pytest.raises(InvalidArgumentError, match="method must be"):
+        supernet.search(max_macs=0.5, validation_data=data(), method="greedy")
+    with pytest.raises(InvalidArgumentError, match="does not fit the inputs"):
+        supernet.search(max_macs=0.5, validation_data=np.zeros((8, 3)))
+    for options, message in (
+        ({"num_stages": 0}, "num_stages"),
+        ({"samples": -1}, "samples"),
+        ({"ratios": (0.5, 2)}, "ratios"),
+        ({"ratios": ()}, "ratios"),
+        ({"distillation_weight": 0}, "distillation_weight"),
+        ({"sampling": "all"}, "sampling"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            keras_pcp.StagewiseSupernet(staged(), **options)
+    x = keras.Input((4,))
+    with pytest.raises(InvalidArgumentError, match="no channels that can be pruned"):
+        keras_pcp.StagewiseSupernet(keras.Model(x, L.Dense(2)(x)), 1)
+
+
+def test_saved_and_loaded_it_goes_on_alike(tmp_path):
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, sampling="fair", samples=1)
+    fitted(supernet)
+    supernet.save(tmp_path / "supernet.keras")
+    again = keras.models.load_model(tmp_path / "supernet.keras")
+    assert again.get_config()["sampling"] == "fair"
+    for net in (supernet, again):
+        net.fit(*data(), batch_size=16, shuffle=False, verbose=0)
+    for a, b in zip(supernet.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fit_that_was_cut_off_goes_on_alike(tmp_path):
+    class CutOff(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    whole_run, first, second = (keras_pcp.StagewiseSupernet(staged(), 3) for _ in range(3))
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(16)
+    compiled(whole_run).fit(batches, epochs=4, verbose=0)
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(first).fit(batches, epochs=4, verbose=0, callbacks=[backup, CutOff()])
+    compiled(second).fit(batches, epochs=4, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+    for a, b in zip(whole_run.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}])
+def test_ways_to_compile(options):
+    history = fitted(keras_pcp.StagewiseSupernet(staged(), 3, samples=1), **options)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        supernet = keras_pcp.StagewiseSupernet(staged(), 3)
+        history = fitted(supernet)
+        found = supernet.search(max_macs=0.5, validation_data=data(), evaluations=30, verbose=False)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(history["loss"]).all()
+    assert np.isfinite(found.error)
+
+
+@pytest.mark.parametrize("name", ["two_in_two_out", "nested", "single_shot_detector", "u_net", "shared_layers"])
+def test_other_networks(name):
+    model = build(name)
+    supernet = keras_pcp.StagewiseSupernet(model, 1, samples=1)
+    x = inputs_for(model, batch=8)
+    y = [np.zeros(o.shape, "float32") for o in outputs_of(model, x)]
+    supernet.compile("sgd", ["mse"] * len(y) if len(y) > 1 else "mse")
+    structure = keras.tree.pack_sequence_as(model.output, y)
+    assert np.isfinite(supernet.fit(x, structure, verbose=0).history["loss"]).all()
+    assert keras.tree.map_structure(np.shape, supernet.predict(x, verbose=0)) == keras.tree.map_structure(
+        np.shape, structure
+    )
+
+
+def test_a_network_whose_outputs_are_probabilities():
+    model = network()
+    inner = keras.Model(model.inputs, L.Softmax()(model.output))
+    supernet = keras_pcp.StagewiseSupernet(inner, 1)
+    assert supernet.loss_of_outputs is None
+    supernet.compile("sgd", "sparse_categorical_crossentropy")
+    assert np.isfinite(supernet.fit(*samples(), verbose=0).history["loss"]).all()
+
+
+@pytest.mark.slow
+def test_on_two_devices():
+    code = """
+import numpy as np, keras, tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras_pcp
+from test_model import compiled, data, staged
+both = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with both.scope():
+    supernet = compiled(keras_pcp.StagewiseSupernet(staged(), 3))
+history = supernet.fit(*data(), batch_size=16, epochs=3, verbose=0).history
+assert both.num_replicas_in_sync == 2 and np.isfinite(history["loss"]).all()
+assert history["distillation"][-1] < history["distillation"][0], history
+assert int(supernet.step) == 12, int(supernet.step)
+found = supernet.search(max_macs=0.5, validation_data=data(), evaluations=30, verbose=False)
+print("good", found.model.count_params())
+"""
+    here = Path(__file__).parent
+    code = f"import sys; sys.path[:0] = {[str(here), str(here.parent)]}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "good" in done.stdout, done.stderr[-2000:]
