@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from keras_pcp.deliver.report import PruningReport
 
 _BEFORE, _AFTER, _METRIC = "#c9d3de", "#2166ac", "#b2182b"
@@ -20,6 +22,31 @@ def plot_report(report: "PruningReport") -> Any:
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
     _plot_widths(left, report)
     _plot_rounds(right, report)
+    return figure
+
+
+def plot_front(front: "Sequence[tuple[dict[str, float], float]]", found: "tuple[dict[str, float], float]") -> Any:
+    """Returns a figure: error against cost of the best sub-nets, and the one that was found under the limits.
+
+    Args:
+        front: (cost, error) of each sub-net; costs are {"macs": ..., ...}.
+        found: those of the sub-net that was found.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(found[0]) + 1, 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(found[0]), squeeze=False)[0], found[0], strict=True):
+        axes.plot([cost[name] for cost, _ in front], [error for _, error in front], color=_AFTER, marker=".")
+        axes.plot([found[0][name]], [found[1]], color=_METRIC, marker="o", linestyle="", label="found")
+        axes.set_xlabel({"macs": "MACs", "params": "parameters"}.get(name, name))
+        axes.set_ylabel("error, sum over stages")
+        axes.set_title("the best sub-nets", fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -5,16 +5,22 @@ normalization are those of the sub-net on the same samples: the stage runs once 
 with them. They are written nowhere.
 """
 
+import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.repair.batch_norm import batch_normalizations
+from keras_pcp.search import checkpoint
 from keras_pcp.supernet.stages import Called, Stage
+from keras_pcp.support import files
 from keras_pcp.support.changes import Journal, temporarily
 
 if TYPE_CHECKING:
@@ -74,3 +80,58 @@ class Scorer:
         """Lets batch normalization take the statistics of the batch alone."""
         for layer in self.normalizations:
             journal.set(layer, "momentum", 0.0)
+
+
+class StageErrors:
+    """The errors of stages that have been scored so far. They are kept in a file, if there is one.
+
+    Args:
+        supernet: the super-net.
+        scorer: computes errors.
+        file: where errors are written. If it exists, the errors in it are known already.
+
+    Raises:
+        InvalidArgumentError: the file is damaged, or belongs to another super-net or other samples.
+    """
+
+    every = 20.0  # seconds between two writes
+
+    def __init__(self, supernet: "StagewiseSupernet", scorer: Scorer, file: Path | None = None):
+        self.plan, self.scorer, self.file, self.written = supernet.plan, scorer, file, time.monotonic()
+        self.known: dict[str, float] = {}
+        if file is not None:
+            features = [np.asarray(value) for value in scorer.features.values()]
+            self.identity = checkpoint.digest([*supernet.get_weights(), supernet.plan.levels, *features])
+            self.known = self._read() if file.exists() else {}
+
+    def of(self, stage: int, levels: np.ndarray) -> float:
+        """Returns the error of a stage, given the levels of its groups."""
+        key = f"{stage}: {' '.join(map(str, levels.tolist()))}"
+        if key not in self.known:
+            widths, groups = self.plan.levels[:, -1].copy(), list(self.plan.parts[stage].groups)
+            widths[groups] = self.plan.levels[groups, levels]
+            self.known[key] = self.scorer.score(stage, widths)
+            if time.monotonic() - self.written > self.every:
+                self.write()
+        return self.known[key]
+
+    def write(self) -> None:
+        """Writes what is known; raises FileError if the system cannot write the file."""
+        if self.file is not None:
+            files.write(self.file, json.dumps({"supernet": self.identity, "errors": self.known}))
+            self.written = time.monotonic()
+
+    def _read(self) -> dict[str, float]:
+        try:
+            data = json.loads(self.file.read_bytes())
+            belongs, found = data["supernet"] == self.identity, {str(k): float(v) for k, v in data["errors"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidArgumentError(
+                f"checkpoint {self.file} is damaged ({type(error).__name__}: {error}); delete it to start again"
+            ) from error
+        if not belongs:
+            raise InvalidArgumentError(
+                f"checkpoint {self.file} belongs to another super-net, to other widths, or to other samples; delete it to "
+                "start again"
+            )
+        return found

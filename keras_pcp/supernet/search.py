@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -10,14 +11,16 @@ from keras import tree
 
 from keras_pcp.errors import LimitError
 from keras_pcp.graph.selection import Selection
+from keras_pcp.plots import plot_front
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
 from keras_pcp.supernet.evolution import evolve
-from keras_pcp.supernet.scoring import Scorer
+from keras_pcp.supernet.scoring import Scorer, StageErrors
 from keras_pcp.supernet.tables import costs, options
 from keras_pcp.support import checks
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
+from keras_pcp.support.files import check_target, replacing
 from keras_pcp.surgery.copies import prune_model
 
 if TYPE_CHECKING:
@@ -59,6 +62,17 @@ class SupernetSearch:
     evaluations: int
     seconds: dict[str, float]
 
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draws error against cost for the front, and the sub-net found (needs matplotlib).
+
+        Returns the matplotlib figure. With `path`, also saves it to that file.
+        """
+        figure = plot_front([(n.cost, n.error) for n in self.front], (self.cost, self.error))
+        if path is not None:
+            with replacing(path) as part:
+                figure.savefig(part, dpi=120, bbox_inches="tight")
+        return figure
+
 
 def search(
     supernet: "StagewiseSupernet",
@@ -71,6 +85,7 @@ def search(
     method: str = "dynamic",
     evaluations: int = 1000,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     verbose: bool = True,
 ) -> SupernetSearch:
     """Finds the widths with the least error under limits. The super-net stays as it is.
@@ -87,10 +102,13 @@ def search(
         evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, some are drawn. With
             `"evolution"`, the number of sub-nets that are scored.
         seed: for the draws.
+        checkpoint: a file to which scores are written as they come. If it exists, they are not computed again.
         verbose: whether to show a progress bar.
 
     Raises:
-        InvalidArgumentError: an option is out of range, or the data does not fit the model.
+        InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint is damaged or
+            belongs to another super-net or other samples.
+        FileError: the checkpoint cannot be written.
         LimitError: the limits cannot be reached with the narrowest sub-net.
     """
     problem = Problem.of(supernet.plan.graph, Limits(max_macs, max_params, max_bytes))
@@ -100,18 +118,26 @@ def search(
     problem.check_reachable(supernet.plan.gating.selection(levels[:, 0], ranks))
     x = take_samples(with_any_labels(validation_data), samples, seed, "validation_data")[0]
     check_inputs(supernet.model, x, "validation_data")
-    scorer = Scorer(supernet, x)
+    errors = StageErrors(supernet, Scorer(supernet, x), None if checkpoint is None else check_target(checkpoint))
     run = _dynamic if method == "dynamic" else _evolution
-    front, best, count, seconds = run(supernet, problem, scorer, evaluations, seed, verbose)
+    front, best, seconds = run(supernet, problem, errors, evaluations, seed, verbose)
+    errors.write()
     selection = front[best].selection
     model = prune_model(supernet.model, supernet.plan.graph, selection)
     reestimate_batch_norm(model, tree.map_structure(np.asarray, x))
     found = front[best]
-    return SupernetSearch(model, selection, found.cost, found.error, tuple(front), supernet.plan.tied, count, seconds)
+    return SupernetSearch(
+        model, selection, found.cost, found.error, tuple(front), supernet.plan.tied, len(errors.known), seconds
+    )
 
 
 def stage_tables(
-    supernet: "StagewiseSupernet", limited: list[str], scorer: Scorer, most: int, seed: int = 0, verbose: bool = False
+    supernet: "StagewiseSupernet",
+    limited: list[str],
+    errors: StageErrors,
+    most: int,
+    seed: int = 0,
+    verbose: bool = False,
 ) -> list[Table]:
     """Scores options of every stage, at most `most` each."""
     plan, ranks = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks)
@@ -121,21 +147,21 @@ def stage_tables(
     bar = keras.utils.Progbar(sum(map(len, chosen)), verbose=int(verbose), unit_name="option")
     tables = []
     for number, (part, levels) in enumerate(zip(plan.parts, chosen, strict=True)):
-        groups = list(part.groups)
-        widths = plan.levels[groups, levels] if groups else np.zeros((1, 0), int)
-        errors = []
-        for row in widths:
-            every = plan.levels[:, -1].copy()
-            every[groups] = row
-            errors.append(scorer.score(number, every))
+        found = []
+        for row in levels:
+            found.append(errors.of(number, row))
             bar.add(1)
-        tables.append(Table(part.groups, levels, costs(part, plan.gating, ranks, widths, limited), np.array(errors)))
+        cost = costs(part, plan.gating, ranks, plan.levels[list(part.groups), levels], limited)
+        tables.append(Table(part.groups, levels, cost, np.array(found)))
     return tables
 
 
-def _dynamic(supernet, problem, scorer, most, seed, verbose):
+def _dynamic(
+    supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, most: int, seed: int, verbose: bool
+) -> tuple[list[Subnet], int, dict[str, float]]:
+    """Returns the front, the number of the best sub-net in it, and seconds."""
     limited, started = list(problem.bounds), time.perf_counter()
-    tables = stage_tables(supernet, limited, scorer, most, seed, verbose)
+    tables = stage_tables(supernet, limited, errors, most, seed, verbose)
     scored = time.perf_counter()
     found = pareto_front(tables)
     best = found.best(list(problem.bounds.values()))
@@ -145,8 +171,7 @@ def _dynamic(supernet, problem, scorer, most, seed, verbose):
             "raise evaluations"
         )
     front = [_subnet(supernet, tables, found, i, limited) for i in range(len(found.errors))]
-    seconds = {"scoring": scored - started, "choosing": time.perf_counter() - scored}
-    return front, best, sum(len(table.errors) for table in tables), seconds
+    return front, best, {"scoring": scored - started, "choosing": time.perf_counter() - scored}
 
 
 def levels_of(supernet: "StagewiseSupernet", tables: list[Table], chosen: np.ndarray) -> np.ndarray:
@@ -166,29 +191,25 @@ def _subnet(
     return Subnet(selection, dict(zip(limited, front.costs[number].tolist(), strict=True)), float(front.errors[number]))
 
 
-def _evolution(supernet, problem, scorer, evaluations, seed, verbose):
+def _evolution(
+    supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, evaluations: int, seed: int, verbose: bool
+) -> tuple[list[Subnet], int, dict[str, float]]:
+    """Returns the sub-net that evolution finds, as `_dynamic` does."""
     plan, ranks, started = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks), time.perf_counter()
-    groups, known = np.arange(len(plan.levels)), {}
     bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
 
-    def selected(levels):
-        return plan.gating.selection(plan.levels[groups, levels], ranks)
+    def selected(levels: np.ndarray) -> Selection:
+        return plan.gating.selection(plan.levels[np.arange(len(levels)), levels], ranks)
 
-    def error(levels):
-        total = 0.0
-        for number, part in enumerate(plan.parts):
-            key = number, tuple(levels[list(part.groups)].tolist())
-            if key not in known:
-                known[key] = scorer.score(number, plan.levels[groups, levels])
-            total += known[key]
+    def error(levels: np.ndarray) -> float:
         bar.add(1)
-        return total
+        return sum(errors.of(number, levels[list(part.groups)]) for number, part in enumerate(plan.parts))
 
-    def allowed(levels):
+    def allowed(levels: np.ndarray) -> bool:
         return problem.holds(selected(levels))
 
-    levels, least = evolve(error, allowed, plan.levels.shape[1], len(groups), evaluations=evaluations, seed=seed)
+    sizes = plan.levels.shape[1], len(plan.levels)
+    levels, least = evolve(error, allowed, *sizes, evaluations=evaluations, seed=seed)
     selection = selected(levels)
     cost = {name: getattr(problem.cost(selection), name) for name in problem.bounds}
-    seconds = {"scoring": time.perf_counter() - started, "choosing": 0.0}
-    return [Subnet(selection, cost, least)], 0, len(known), seconds
+    return [Subnet(selection, cost, least)], 0, {"scoring": time.perf_counter() - started, "choosing": 0.0}

@@ -156,6 +156,23 @@ def test_the_search_holds_its_limit_and_gives_a_plain_model():
     assert found.error <= by_evolution.error + 1e-6
 
 
+def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    supernet, file = keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.25, 0.5)), tmp_path / "search.json"
+    options = {"max_macs": 0.5, "validation_data": data(), "verbose": False, "checkpoint": file}
+    first = supernet.search(**options)
+    figure = first.plot(tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    assert len(figure.axes) == 1
+    monkeypatch.setattr(Scorer, "score", None)
+    again = supernet.search(**options)
+    assert (again.selection, again.error, again.evaluations) == (first.selection, first.error, first.evaluations)
+    with pytest.raises(InvalidArgumentError, match="other samples"):
+        supernet.search(**options, samples=8)
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(InvalidArgumentError, match="is damaged"):
+        supernet.search(**options)
+
+
 def test_what_is_wrong_is_said_before_anything_is_scored():
     supernet = keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.5,))
     with pytest.raises(LimitError, match="macs cannot get below"):
