@@ -38,7 +38,8 @@ class Axis:
     def mask(self, widths: Any, ranks: Any, rank: int) -> Any:
         """Returns a boolean tensor that broadcasts to a tensor of a rank, False where a channel is left out."""
         place = ops.take(ranks, np.maximum(self.channel, 0))
-        keep = ops.logical_or(self.channel < 0, place < ops.take(widths, np.maximum(self.group, 0)))
+        width = ops.take(ops.cast(widths, "int32"), np.maximum(self.group, 0))
+        keep = ops.logical_or(self.channel < 0, place < width)
         return ops.reshape(keep, [-1 if i == self.axis else 1 for i in range(rank)])
 
 

@@ -18,7 +18,7 @@ from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
 from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.scoring import Scorer, StageErrors
 from keras_pcp.supernet.tables import costs, options
-from keras_pcp.support import checks
+from keras_pcp.support import checks, internals
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
 from keras_pcp.support.files import check_target, replacing
 from keras_pcp.surgery.copies import prune_model
@@ -114,7 +114,7 @@ def search(
     problem = Problem.of(supernet.plan.graph, Limits(max_macs, max_params, max_bytes))
     checks.choice("method", method, METHODS)
     checks.count("samples", samples), checks.count("evaluations", evaluations), checks.count("seed", seed, 0)
-    ranks, levels = keras.ops.convert_to_numpy(supernet.ranks), supernet.plan.levels
+    ranks, levels = internals.array_of(supernet.ranks), supernet.plan.levels
     problem.check_reachable(supernet.plan.gating.selection(levels[:, 0], ranks))
     x = take_samples(with_any_labels(validation_data), samples, seed, "validation_data")[0]
     check_inputs(supernet.model, x, "validation_data")
@@ -140,7 +140,7 @@ def stage_tables(
     verbose: bool = False,
 ) -> list[Table]:
     """Scores options of every stage, at most `most` each."""
-    plan, ranks = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks)
+    plan, ranks = supernet.plan, internals.array_of(supernet.ranks)
     rng, num_levels = np.random.default_rng(seed), supernet.plan.levels.shape[1]
     tied = [plan.gating.names.index(name) for name in plan.tied]
     chosen = [options(part, tied, num_levels, most, rng) for part in plan.parts]
@@ -187,7 +187,7 @@ def _subnet(
 ) -> Subnet:
     plan, levels = supernet.plan, levels_of(supernet, tables, front.options[number])
     widths = plan.levels[np.arange(len(levels)), levels]
-    selection = plan.gating.selection(widths, keras.ops.convert_to_numpy(supernet.ranks))
+    selection = plan.gating.selection(widths, internals.array_of(supernet.ranks))
     return Subnet(selection, dict(zip(limited, front.costs[number].tolist(), strict=True)), float(front.errors[number]))
 
 
@@ -195,7 +195,7 @@ def _evolution(
     supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, evaluations: int, seed: int, verbose: bool
 ) -> tuple[list[Subnet], int, dict[str, float]]:
     """Returns the sub-net that evolution finds, as `_dynamic` does."""
-    plan, ranks, started = supernet.plan, keras.ops.convert_to_numpy(supernet.ranks), time.perf_counter()
+    plan, ranks, started = supernet.plan, internals.array_of(supernet.ranks), time.perf_counter()
     bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
 
     def selected(levels: np.ndarray) -> Selection:
