@@ -96,6 +96,19 @@ def test_a_training_goes_on_from_the_file_that_it_left(names):
     assert 0.4 * full < keras_pcp.count_cost(again).macs <= 0.5 * full
 
 
+def test_a_super_net_is_searched_as_the_readme_says(names, tmp_path):
+    inputs = x = keras.Input((8, 8, 1))
+    for strides in (1, 2, 2):
+        x = L.Conv2D(6, 3, strides, padding="same", activation="relu")(x)
+    names["model"] = keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
+
+    exec(code_of("Search all widths with a super-net"), names)
+
+    full = keras_pcp.count_cost(names["model"]).macs
+    assert keras_pcp.count_cost(names["small"]).macs <= 0.5 * full
+    assert (tmp_path / "front.png").exists()
+
+
 def test_subclasses_are_pruned_as_the_readme_says(names):
     gan = names["gan"] = Gan()
     gan.compile()
