@@ -50,6 +50,17 @@ from keras_pcp.support.models import check_model
 
 SAMPLING = ("prefix", "fair")
 RATIOS = tuple(i / 10 for i in range(1, 11))
+_SAVED = (
+    "num_stages",
+    "cut_after",
+    "ratios",
+    "samples",
+    "distillation_weight",
+    "sampling",
+    "frozen_layers",
+    "on_unknown",
+)
+_SAVED += ("seed", "name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +161,8 @@ class StagewiseSupernet(keras.Model):
         super().__init__(name=name or f"{model.name}_supernet")
         self.model, self.samples, self.distillation_weight = model, samples, distillation_weight
         self.sampling, self.seed = sampling, seed
-        self.cut_after, self.frozen_layers = (
-            checks.names("cut_after", cut_after),
-            checks.names("frozen_layers", frozen_layers),
-        )
+        self.cut_after = checks.names("cut_after", cut_after)
+        self.frozen_layers = checks.names("frozen_layers", frozen_layers)
         self.ratios, self.num_stages, self.on_unknown = _ratios(ratios), num_stages, on_unknown
         self.loss_of_outputs = _loss_of(model) if loss is None else loss
         self._analyse(criterion)
@@ -180,7 +189,30 @@ class StagewiseSupernet(keras.Model):
         state = {"trainable": False, "dtype": "int32", "aggregation": "only_first_replica"}
         self.ranks = self.add_weight(ranks.shape, initializer=lambda shape, dtype=None: ranks, name="ranks", **state)
         self.step = self.add_weight((), initializer="zeros", name="step", **state)
+        state = {"initializer": "ones", "trainable": False, "aggregation": "only_first_replica"}
+        self.stage_weights = self.add_weight((len(found),), name="stage_weights", dtype="float32", **state)
         self.built = True
+
+    def teach(self, *stages: int) -> None:
+        """Lets only some stages of sub-nets be taught from now on, by their numbers from 0; without any, all.
+
+        Nothing is traced again. The full net trains as ever.
+
+        Raises:
+            InvalidArgumentError: there is no such stage.
+
+        Example:
+            >>> import keras, keras_pcp
+            >>> x = keras.Input((8,))
+            >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, activation="relu")(x)))
+            >>> supernet = keras_pcp.StagewiseSupernet(model, num_stages=1)
+            >>> supernet.teach(0)
+        """
+        count = len(self.plan.stages)
+        for stage in stages:
+            if checks.count("a stage", stage, 0) >= count:
+                raise InvalidArgumentError(f"there are {count} stages, 0 to {count - 1}, so no stage {stage}")
+        self.stage_weights.assign(np.isin(np.arange(count), stages or range(count)).astype("float32"))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the outputs of the full net. In training, adds the loss of the sub-nets."""
@@ -199,9 +231,9 @@ class StagewiseSupernet(keras.Model):
         losses = []
         for widths, ranks in self.draw():
             with self.narrowed(widths, ranks):
-                for stage in self.plan.stages:
-                    made = stage.run(self.plan.trace, features)
-                    losses += [self.error(i, made[i], features[i], widths, ranks) for i in stage.outputs]
+                for number, stage in enumerate(self.plan.stages):
+                    made, weight = stage.run(self.plan.trace, features), self.stage_weights[number]
+                    losses += [weight * self.error(i, made[i], features[i], widths, ranks) for i in stage.outputs]
         return ops.sum(ops.stack(losses)) / (1 + self.samples)
 
     def draw(self) -> list[tuple[Any, Any]]:
@@ -261,21 +293,9 @@ class StagewiseSupernet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor, JSON-ready. The order of the channels is saved with the weights."""
-        own = (
-            "num_stages",
-            "cut_after",
-            "ratios",
-            "samples",
-            "distillation_weight",
-            "sampling",
-            "frozen_layers",
-            "on_unknown",
-            "seed",
-            "name",
-        )
         parts = {"model": self.model, "loss": self.loss_of_outputs}
         serialized = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
-        return {name: getattr(self, name) for name in own} | serialized
+        return {name: getattr(self, name) for name in _SAVED} | serialized
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "StagewiseSupernet":

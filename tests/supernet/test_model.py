@@ -120,6 +120,19 @@ def test_scores_are_those_of_the_pruned_model_with_statistics_of_the_same_sample
     assert scorer.score(0, supernet.plan.levels[:, -1]) == pytest.approx(0, abs=1e-9) or drop
 
 
+def test_stages_can_be_taught_one_by_one():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, samples=0, ratios=(0.25,))
+    x, losses = tf.constant(data()[0]), []
+    for taught in ((0,), (1,), (2,), (0, 1, 2), ()):
+        supernet.teach(*taught)
+        supernet(x, training=True)
+        losses.append(float(supernet.losses[0]))
+    assert min(losses) > 0
+    assert sum(losses[:3]) == pytest.approx(losses[3], rel=1e-4) == pytest.approx(losses[4], rel=1e-4)
+    with pytest.raises(InvalidArgumentError, match="no stage 3"):
+        supernet.teach(3)
+
+
 def test_channels_that_a_sub_net_does_not_have_do_not_count():
     supernet = keras_pcp.StagewiseSupernet(staged(), 3)
     [border] = supernet.plan.stages[0].outputs
