@@ -346,7 +346,7 @@ class Draw:
         def short(group, statistics):
             return np.ones(group.num_channels + 1)
 
-        fast = ["l1", "l2", "fpgm", "cosine", "least_distance", "random", "bn_scale"]
+        fast = ["l1", "l2", "fpgm", "cosine", "least_distance", "random", "bn_scale", "orthogonality", "reciprocal"]
         slow = [
             "taylor",
             "taylor_gate",
@@ -484,6 +484,7 @@ class Draw:
             keras_pcp.strategies.LayerByLayer,
             keras_pcp.strategies.SoftFilterPruning,
             keras_pcp.strategies.Chex,
+            *[keras_pcp.strategies.Adaptive] * 2,
         )
         options = {}
         if kind is keras_pcp.strategies.Progressive:
@@ -501,6 +502,14 @@ class Draw:
             options["scope"] = lambda: self.one("local", "global")
         if kind is keras_pcp.strategies.RandomWidths:
             options["draws"] = lambda: self.one(1, 2)
+        if kind is keras_pcp.strategies.Adaptive:
+            options |= {
+                "rates": lambda: self.one("effective_rank", "global", "local", "threshold"),
+                "patience": lambda: self.one(0, 1, 5, np.int64(2)),
+                "protection": lambda: self.one(0.0, 1.0, 1, np.float32(3)),
+                "correct": lambda: self.one(True, False),
+                "moments": lambda: self.one(1, 2, 20, np.int64(3)),
+            }
         return kind(**self.options(**options))
 
     def measuring(self) -> Any:
@@ -736,7 +745,9 @@ def callback(d: Draw) -> Any:
             lambda t: np.float32(t),
         ),
     )
-    return keras_pcp.ProgressivePruning(validation_data=d.arg(d.data), **options)
+    if d.rng.random() < 0.7:
+        return keras_pcp.ProgressivePruning(validation_data=d.arg(d.data), **options)
+    return keras_pcp.AdaptivePruning(**options, **d.options(validation_data=d.data))
 
 
 def _distillation() -> Any:
@@ -748,10 +759,13 @@ def _distillation() -> Any:
 def fit(d: Draw) -> str:
     callbacks = [callback(d)]
     model, before = d.subject.model, int(d.subject.model.optimizer.iterations)
+    metrics = [v.numpy() for v in model.metrics_variables]
     try:
         model.fit(d.subject.x, d.subject.y, batch_size=4, epochs=d.one(1, 2), verbose=0, callbacks=callbacks)
     except Exception:
         if int(model.optimizer.iterations) == before:
+            for variable, value in zip(model.metrics_variables, metrics, strict=True):
+                variable.assign(value)  # Keras itself resets them when an epoch begins
             raise
         callbacks[0].on_train_end()
         model.train_on_batch(d.subject.x, d.subject.y)  # still whole

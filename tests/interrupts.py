@@ -10,6 +10,7 @@ Lines of keras_pcp count, those of contextlib that it runs, and those of Keras t
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ import keras
 import numpy as np
 
 import keras_pcp
+from keras_pcp.fit.live_model import LiveModel
 from keras_pcp.fit.session import Session
 from keras_pcp.support import changes, internals
 
@@ -115,7 +117,12 @@ def reestimate_batch_norm(s):
     keras_pcp.reestimate_batch_norm(s.model, X, batch_size=4)
 
 
-OPERATIONS = {f.__name__: f for f in (shrink, masked, reestimate_batch_norm)}
+def corrected_cut(s):
+    everything = keras_pcp.Selection({g.name: np.ones(g.num_channels, bool) for g in s.graph})
+    LiveModel(s.model, s.graph, everything).cut(s.selection, False, lambda journal: None, [X])
+
+
+OPERATIONS = {f.__name__: f for f in (shrink, masked, reestimate_batch_norm, corrected_cut)}
 
 
 def interrupted(run, number, error, all_of_keras=False):
@@ -232,7 +239,16 @@ def watching(watch):
         Session.take_due, Session.record = take_due, record
 
 
-def a_fit(seed, eagerly):
+def progressive(data, **options):
+    measuring = keras_pcp.Measuring(samples=16)
+    return keras_pcp.ProgressivePruning(validation_data=data, refit_data=data, measuring=measuring, **options)
+
+
+def adaptive(data, **options):
+    return keras_pcp.AdaptivePruning(**options)
+
+
+def a_fit(seed, eagerly, pruning):
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     i = keras.Input((8, 8, 1))
@@ -244,19 +260,11 @@ def a_fit(seed, eagerly):
     model.optimizer.build(model.trainable_variables)  # Keras would leave it half built in an interrupted first step
     x, y = rng.normal(size=(48, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 48)
     watch = Watch()
-    pruning = keras_pcp.ProgressivePruning(
-        max_macs=0.6,
-        validation_data=(x, y),
-        refit_data=(x, y),
-        begin=0.1,
-        end=0.9,
-        measuring=keras_pcp.Measuring(samples=16),
-        distillation=keras_pcp.Distillation(0.5),
-    )
+    callback = pruning((x, y), max_macs=0.6, begin=0.1, end=0.9, distillation=keras_pcp.Distillation(0.5))
 
     def run():
         with watching(watch):
-            model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[watch, pruning])
+            model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[watch, callback])
 
     return model, watch, run, (x, y)
 
@@ -299,17 +307,17 @@ def signals(count, seed=0):
     signal.signal(signal.SIGALRM, partial(raise_interrupt, sent))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
     hits, within, torn, spans, attempt = 0, 0, [], {}, 0
-    for eagerly in (True, False):
+    for kind in itertools.product((True, False), (progressive, adaptive)):
         for _ in range(2):  # the second one is as fast as those to come
-            _, watch, run, _ = a_fit(0, eagerly)
+            _, watch, run, _ = a_fit(0, *kind)
             run()
-            spans[eagerly] = time.perf_counter() - watch.first_moment
-    print("seconds from the first moment of pruning on:", spans, flush=True)
+            spans[kind] = time.perf_counter() - watch.first_moment
+    print("seconds from the first moment of pruning on:", *spans.values(), flush=True)
     while hits < count:
         attempt += 1
-        eagerly = attempt % 4 > 0
-        model, watch, run, data = a_fit(attempt, eagerly)
-        delay = rng.uniform(0.001, 0.9) * spans[eagerly]
+        kind = attempt % 4 > 0, (progressive, adaptive)[attempt % 3 == 0]
+        model, watch, run, data = a_fit(attempt, *kind)
+        delay = rng.uniform(0.001, 0.9) * spans[kind]
         sent.clear()
         timer = threading.Timer(delay, send_interrupt, [sent])
         alarm = partial(signal.setitimer, signal.ITIMER_REAL, delay)
@@ -332,7 +340,7 @@ def signals(count, seed=0):
         try:
             check_after(model, watch, data)
         except Exception as e:
-            torn.append((attempt, eagerly, delay, f"{type(e).__name__}: {str(e)[:400]}"))
+            torn.append((attempt, kind[0], kind[1].__name__, delay, f"{type(e).__name__}: {str(e)[:400]}"))
             print("torn", torn[-1], flush=True)
         del error, model, watch, run
         if attempt % 10 == 0:

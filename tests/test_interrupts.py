@@ -1,4 +1,4 @@
-"""An interrupt on any line of `shrink`, `masked` and `reestimate_batch_norm` leaves the model wholly old or wholly new.
+"""An interrupt on any line of an operation that changes a model leaves the model wholly old or wholly new.
 
 Here some of the lines; `python tests/interrupts.py --every-line` takes all of them.
 """
@@ -13,6 +13,7 @@ import pytest
         ("shrink", 997, 17),
         pytest.param("masked", 131, 5, marks=pytest.mark.slow),
         pytest.param("reestimate_batch_norm", 239, 7, marks=pytest.mark.slow),
+        pytest.param("corrected_cut", 997, 17, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupt_leaves_the_model_old_or_new(name, stride, offset):
