@@ -190,7 +190,9 @@ class StagewiseSupernet(keras.Model):
         self.ranks = self.add_weight(ranks.shape, initializer=lambda shape, dtype=None: ranks, name="ranks", **state)
         self.step = self.add_weight((), initializer="zeros", name="step", **state)
         state = {"initializer": "ones", "trainable": False, "aggregation": "only_first_replica"}
-        self.stage_weights = self.add_weight((len(found),), name="stage_weights", dtype="float32", **state)
+        self.stage_weights = self.add_weight(
+            (len(found),), name="stage_weights", dtype="float32", autocast=False, **state
+        )
         self.built = True
 
     def teach(self, *stages: int) -> None:
