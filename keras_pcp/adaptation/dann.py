@@ -48,7 +48,8 @@ def build_dann(
 
     Raises:
         UnsupportedModelError: `features` is not a functional model with one output.
-        InvalidArgumentError: the domain head does not return (batch, 1), or `weight` is out of range.
+        InvalidArgumentError: a head does not take the features, the domain head does not return (batch, 1), or `weight` is
+            out of range.
 
     Example:
         >>> import keras, keras_pcp
@@ -69,8 +70,8 @@ def build_dann(
     checks.instance("name", name, str, "a str")
     shared = features.output
     adversarial = not isinstance(domain_head, MeanDiscrepancy)
-    domain = domain_head(GradientReversal(weight, name="reversal")(shared) if adversarial else shared)
-    label = label_head(shared)
+    reached = GradientReversal(weight, name="reversal")(shared) if adversarial else shared
+    domain, label = _called("domain_head", domain_head, reached), _called("label_head", label_head, shared)
     for role, output in (("label_head", label), ("domain_head", domain)):
         checks.instance(f"what {role} returns", output, keras.KerasTensor, "one tensor")
     if tuple(domain.shape[1:]) != (1,):
@@ -82,6 +83,16 @@ def build_dann(
     # Keras 3.8 looks up the metrics of an output by the name of its layer, not by the key of the output.
     named = {key: keras.layers.Identity(name=key, dtype=output.dtype)(output) for key, output in outputs.items()}
     return keras.Model(features.input, named, name=name)
+
+
+def _called(role: str, head: Callable, features: keras.KerasTensor) -> Any:
+    try:
+        return head(features)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"{role} does not take features of shape {tuple(features.shape)} (see the error above); give a layer or a model "
+            "whose input has this shape"
+        ) from error
 
 
 class DANN:

@@ -161,6 +161,10 @@ def test_features_may_have_batch_normalization_and_a_list_of_one_input():
 def test_bad_networks_and_data_are_refused():
     with pytest.raises(UnsupportedModelError, match="one output"):
         keras_pcp.build_dann(L.Dense(2), L.Dense(2), L.Dense(1))
+    other = keras.Sequential([keras.Input((77,)), L.Dense(1)])
+    for role, heads in {"label_head": (other, L.Dense(1)), "domain_head": (L.Dense(2), other)}.items():
+        with pytest.raises(InvalidArgumentError, match=f"{role} does not take features of shape .None, 8"):
+            keras_pcp.build_dann(features(), *heads)
     with pytest.raises(InvalidArgumentError, match=r"\(batch, 1\)"):
         keras_pcp.build_dann(features(), L.Dense(2), L.Dense(2))
     (x, y), target = domains()
