@@ -13,5 +13,5 @@ from keras_pcp.version import __version__
 # The names are listed in `__init__.pyi` and imported when they are first used, so `keras-pcp --help` needs no TensorFlow.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-if "keras" in sys.modules:  # it has to know the layers of ours that a saved model may hold
-    from keras_pcp import adaptation
+if "keras" in sys.modules:  # it has to know the layers and models of ours that a file may hold
+    from keras_pcp import adaptation, supernet

@@ -2,12 +2,33 @@
 
 from typing import TYPE_CHECKING, Any
 
+from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.support.files import check_target, replacing
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from keras_pcp.deliver.report import PruningReport
 
 _BEFORE, _AFTER, _METRIC = "#c9d3de", "#2166ac", "#b2182b"
+
+
+def saved(figure: Any, path: "str | Path | None") -> Any:
+    """Writes a figure to a file, as a PNG if the path has no suffix; None writes nothing. Returns the figure.
+
+    Raises:
+        InvalidArgumentError: the file cannot be written, or matplotlib does not know its format.
+        FileError: the system cannot write it.
+    """
+    if path is not None:
+        path = check_target(path)
+        try:
+            with replacing(path if path.suffix else path.with_name(path.name + ".png")) as part:
+                figure.savefig(part, dpi=120, bbox_inches="tight")
+        except ValueError as error:
+            raise InvalidArgumentError(f"cannot draw {path}: {error}") from error
+    return figure
 
 
 def plot_report(report: "PruningReport") -> Any:

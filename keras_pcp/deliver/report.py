@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.selection import Selection
+from keras_pcp.plots import plot_report, saved
 from keras_pcp.strategies.rounds import Round
-from keras_pcp.support.files import check_target, replacing, write
+from keras_pcp.support.files import write
 
 
 @dataclass(frozen=True)
@@ -156,17 +156,7 @@ class PruningReport:
 
         Returns the matplotlib figure. With `path`, also saves it to that file.
         """
-        from keras_pcp.plots import plot_report
-
-        figure = plot_report(self)
-        if path is not None:
-            path = check_target(path)
-            try:
-                with replacing(path if path.suffix else path.with_name(path.name + ".png")) as part:
-                    figure.savefig(part, dpi=120, bbox_inches="tight")
-            except ValueError as error:
-                raise InvalidArgumentError(f"cannot draw {path}: {error}") from error
-        return figure
+        return saved(plot_report(self), path)
 
 
 def _cut_line(cut: Cut) -> str:

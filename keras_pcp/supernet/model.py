@@ -42,7 +42,7 @@ from keras_pcp.graph.trace import Trace, arrange_inputs
 from keras_pcp.graph.widths import least_width
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.supernet.gating import Axis, Gating
-from keras_pcp.supernet.search import SupernetSearch, search
+from keras_pcp.supernet.search import search
 from keras_pcp.supernet.stages import Stage, stages
 from keras_pcp.supernet.tables import StagePart, parts_of, tied_groups
 from keras_pcp.support import checks, internals
@@ -279,19 +279,7 @@ class StagewiseSupernet(keras.Model):
             student, teacher = student * mask, teacher * mask
         return ops.sum(ops.square(student - teacher)) / (ops.sum(ops.square(teacher)) + keras.config.epsilon())
 
-    def search(self, **options: Any) -> SupernetSearch:
-        """Finds the best widths under limits; see `keras_pcp.supernet.search.search` for the options.
-
-        Example:
-            >>> import keras, numpy as np, keras_pcp
-            >>> x = keras.Input((8,))
-            >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, activation="relu")(x)))
-            >>> supernet = keras_pcp.StagewiseSupernet(model, num_stages=1)
-            >>> found = supernet.search(max_macs=0.5, validation_data=np.random.rand(64, 8), verbose=False)
-            >>> found.model.count_params() < model.count_params(), found.cost["macs"] <= 0.5 * 160
-            (True, True)
-        """
-        return search(self, **options)
+    search = search
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor, JSON-ready. The order of the channels is saved with the weights."""

@@ -11,7 +11,7 @@ from keras import tree
 
 from keras_pcp.errors import LimitError
 from keras_pcp.graph.selection import Selection
-from keras_pcp.plots import plot_front
+from keras_pcp.plots import plot_front, saved
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
@@ -20,7 +20,7 @@ from keras_pcp.supernet.scoring import Scorer, StageErrors
 from keras_pcp.supernet.tables import costs, options
 from keras_pcp.support import checks, internals
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
-from keras_pcp.support.files import check_target, replacing
+from keras_pcp.support.files import check_target
 from keras_pcp.surgery.copies import prune_model
 
 if TYPE_CHECKING:
@@ -67,11 +67,7 @@ class SupernetSearch:
 
         Returns the matplotlib figure. With `path`, also saves it to that file.
         """
-        figure = plot_front([(n.cost, n.error) for n in self.front], (self.cost, self.error))
-        if path is not None:
-            with replacing(path) as part:
-                figure.savefig(part, dpi=120, bbox_inches="tight")
-        return figure
+        return saved(plot_front([(n.cost, n.error) for n in self.front], (self.cost, self.error)), path)
 
 
 def search(
@@ -110,6 +106,15 @@ def search(
             belongs to another super-net or other samples.
         FileError: the checkpoint cannot be written.
         LimitError: the limits cannot be reached with the narrowest sub-net.
+
+    Example:
+        >>> import keras, numpy as np, keras_pcp
+        >>> x = keras.Input((8,))
+        >>> model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(16, activation="relu")(x)))
+        >>> supernet = keras_pcp.StagewiseSupernet(model, num_stages=1)
+        >>> found = supernet.search(max_macs=0.5, validation_data=np.random.rand(64, 8), verbose=False)
+        >>> found.model.count_params() < model.count_params(), found.cost["macs"] <= 0.5 * 160
+        (True, True)
     """
     problem = Problem.of(supernet.plan.graph, Limits(max_macs, max_params, max_bytes))
     checks.choice("method", method, METHODS)

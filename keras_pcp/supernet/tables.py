@@ -1,7 +1,6 @@
 """What stages may be like: the groups of each stage, its options, and what they cost."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,8 +112,3 @@ def costs(part: StagePart, gating: Gating, ranks: np.ndarray, widths: np.ndarray
         cost = cost_of(part.graph, gating.selection(every, ranks))
         found.append([getattr(cost, name) for name in limited])
     return np.array(found, float).reshape(len(widths), len(limited))
-
-
-def num_subnets(parts: Sequence[StagePart], num_levels: int) -> int:
-    """Returns how many sub-nets there are."""
-    return math.prod([num_levels] * len({group for part in parts for group in part.groups}))

@@ -224,6 +224,14 @@ def test_saved_and_loaded_it_goes_on_alike(tmp_path):
 
 
 @pytest.mark.slow
+def test_another_process_needs_only_to_import_the_package(tmp_path):
+    keras_pcp.StagewiseSupernet(staged(), 3).save(tmp_path / "supernet.keras")
+    code = "import keras, keras_pcp; print(type(keras.models.load_model('supernet.keras')).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "StagewiseSupernet", done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_a_fit_that_was_cut_off_goes_on_alike(tmp_path):
     class CutOff(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
