@@ -314,6 +314,15 @@ def fit_time() -> str:
     return table(header, body)
 
 
+def step_time() -> str:
+    """The median training step of pruned networks and super-nets against that of the unpruned network."""
+    body = [
+        [r["model"], r["network"], number(r["macs"], ".3f"), f"{r['seconds']:.3f}", f"{r['ratio']:.2f}"]
+        for r in rows("step_time")
+    ]
+    return table(["model", "network, or widths of its groups", "MACs", "step, s", "ratio"], body)
+
+
 def fit_applications() -> str:
     """Adaptive pruning of every model of keras.applications in a `fit` of three steps: one line a model."""
     body = [
@@ -492,6 +501,7 @@ MAKERS = (
     memory,
     adaptation,
     fit_time,
+    step_time,
     fit_applications,
     applications,
     kerashub,

@@ -75,7 +75,7 @@ class Adaptive(Strategy):
         moments: number of moments, at least 1. Shorter trainings have fewer.
         min_channels: channels that every group keeps at least; or {group name: channels}.
         multiple_of: final widths are rounded up to a multiple of this number; or {group name: multiple}. On a CPU, training
-            and inference may take twice as long with widths that are not multiples of 4.
+            steps may take twice as long with widths that are not multiples of 4.
 
     Raises:
         InvalidArgumentError: an option is out of range.
