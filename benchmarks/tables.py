@@ -317,10 +317,17 @@ def fit_time() -> str:
 def step_time() -> str:
     """The median training step of pruned networks and super-nets against that of the unpruned network."""
     body = [
-        [r["model"], r["network"], number(r["macs"], ".3f"), f"{r['seconds']:.3f}", f"{r['ratio']:.2f}"]
+        [
+            r["model"],
+            str(r["steps"]),
+            r["network"],
+            number(r["macs"], ".3f"),
+            f"{r['seconds']:.3f}",
+            f"{r['ratio']:.2f}",
+        ]
         for r in rows("step_time")
     ]
-    return table(["model", "network, or widths of its groups", "MACs", "step, s", "ratio"], body)
+    return table(["model", "steps timed", "network, or widths of its groups", "MACs", "step, s", "ratio"], body)
 
 
 def fit_applications() -> str:

@@ -74,8 +74,8 @@ class Adaptive(Strategy):
         correct: whether the layers that read removed channels are corrected.
         moments: number of moments, at least 1. Shorter trainings have fewer.
         min_channels: channels that every group keeps at least; or {group name: channels}.
-        multiple_of: final widths are rounded up to a multiple of this number; or {group name: multiple}. On a CPU, training
-            steps may take twice as long with widths that are not multiples of 4.
+        multiple_of: final widths are rounded up to a multiple of this number (8 or 16 suits many CPUs); or {group name:
+            multiple}.
 
     Raises:
         InvalidArgumentError: an option is out of range.
