@@ -6,6 +6,9 @@
 Prints one JSON line a repeat: seconds of both, their ratio, the callback's own time by kind, and the peak memory of both.
 Each `fit` runs in a process of its own, so that the peak is its own. It counts all that is resident in the process: the
 libraries, the data and the model.
+
+With `--in-turn`, there is one `fit`, with pruning. At every tenth step an unpruned copy takes a step, too, which is timed.
+The time of an unpruned `fit` is the mean of these times the number of steps. So both see the same load of the machine.
 """
 
 import argparse
@@ -17,35 +20,65 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import keras
+import numpy as np
 from rows import write
 from trained_model import add_arguments, prepared
 
 import keras_pcp
 
+BATCH = 128
 
-def timed_fit(args: argparse.Namespace, repeat: int, method: str | None) -> dict:
-    """Loads, compiles and trains, with or without pruning; returns what was measured."""
-    train, val, _ = prepared(args)
-    keras.utils.set_random_seed(repeat)
+
+def compiled(args: argparse.Namespace) -> keras.Model:
+    """Loads and compiles the model."""
     model = keras.models.load_model(args.model)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    options, pruning = {"max_macs": args.max_macs, "begin": args.begin, "end": args.end}, None
+    return model
+
+
+class InTurn(keras.callbacks.Callback):
+    """Lets an unpruned model take a step at every tenth step of a `fit`, and times it."""
+
+    def __init__(self, unpruned, x, y):
+        super().__init__()
+        self.unpruned, self.batch, self.seconds = unpruned, (x, y), []
+        unpruned.train_on_batch(x, y)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch % 10 == 0:
+            started = time.perf_counter()
+            self.unpruned.train_on_batch(*self.batch)
+            self.seconds.append(time.perf_counter() - started)
+
+
+def timed_fit(args: argparse.Namespace, repeat: int, method: str | None) -> dict:
+    """Trains, with or without pruning; returns what was measured."""
+    train, val, _ = prepared(args)
+    keras.utils.set_random_seed(repeat)
+    model, callbacks = compiled(args), []
+    options = {"max_macs": args.max_macs, "begin": args.begin, "end": args.end}
     if method == "progressive":
         strategy = keras_pcp.strategies.Progressive(multiple_of=args.multiple_of)
-        pruning = keras_pcp.ProgressivePruning(strategy=strategy, validation_data=val, **options)
+        callbacks.append(keras_pcp.ProgressivePruning(strategy=strategy, validation_data=val, **options))
     elif method == "adaptive":
         strategy = keras_pcp.strategies.Adaptive(multiple_of=args.multiple_of)
-        pruning = keras_pcp.AdaptivePruning(strategy=strategy, **options)
+        callbacks.append(keras_pcp.AdaptivePruning(strategy=strategy, **options))
+    if args.in_turn:
+        callbacks.append(InTurn(compiled(args), *(array[:BATCH] for array in train)))
     full, started = keras_pcp.count_cost(model).macs, time.perf_counter()
-    model.fit(*train, batch_size=128, epochs=args.epochs, verbose=0, callbacks=[pruning] if pruning else [])
+    model.fit(*train, batch_size=BATCH, epochs=args.epochs, verbose=0, callbacks=callbacks)
     found = {"seconds": time.perf_counter() - started, "images": len(train[0]) * args.epochs}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    if pruning:
-        report = pruning.report
+    if args.in_turn:
+        beside = callbacks[-1].seconds
+        found["seconds"] -= sum(beside)
+        found["unpruned_seconds"] = float(np.mean(beside)) * -(-len(train[0]) // BATCH) * args.epochs
+    if method:
+        report = callbacks[0].report
         found |= {"macs": keras_pcp.count_cost(model).macs / full, "kinds": dict(report.seconds)}
         found |= {"rounds": len(report.rounds), "shrinks": len(report.shrinks)}
     return found
@@ -65,9 +98,14 @@ def main():
     parser.add_argument("--multiple-of", type=int, default=1, help="widths are rounded to a multiple of it")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--in-turn", action="store_true", help="time steps of both in one fit")
     args = parser.parse_args()
     for repeat in range(args.repeats):
-        plain, pruned = alone(args, repeat, None), alone(args, repeat, args.method)
+        if args.in_turn:
+            pruned = timed_fit(args, repeat, args.method)
+            plain = pruned | {"seconds": pruned["unpruned_seconds"]}
+        else:
+            plain, pruned = alone(args, repeat, None), alone(args, repeat, args.method)
         row = {
             "suite": "fit_time",
             "model": Path(args.model).stem,
@@ -84,11 +122,11 @@ def main():
             **{f"{kind}_seconds": round(value, 2) for kind, value in pruned["kinds"].items()},
             "rounds": pruned["rounds"],
             "shrinks": pruned["shrinks"],
-            "plain_peak_mib": round(plain["peak"]),
-            "pruning_peak_mib": round(pruned["peak"]),
-            "peak_ratio": round(pruned["peak"] / plain["peak"], 4),
-            "command": "python " + " ".join(sys.argv),
         }
+        if not args.in_turn:
+            row |= {"plain_peak_mib": round(plain["peak"]), "pruning_peak_mib": round(pruned["peak"])}
+            row["peak_ratio"] = round(pruned["peak"] / plain["peak"], 4)
+        row["command"] = "python " + " ".join(sys.argv)
         write(row, args.out)
 
 

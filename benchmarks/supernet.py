@@ -1,14 +1,19 @@
-"""How well the score of a sub-net tells its accuracy: super-nets trained stage by stage, against a plain one.
+"""How well the score of a sub-net tells its accuracy, and what a search finds: stage by stage, and with a plain super-net.
 
     python benchmarks/supernet.py --model resnet20_cifar10.keras --data cifar10 --held-out test \
         --out benchmarks/results/supernet.jsonl
 
-1. Draws sub-nets: 24 between 25% and 60% of the MACs, and 24 at 40%. Each is cut out of the given network, and all are tuned
-   alike for a short time. Their accuracy on the test images is what a score has to tell.
-2. Trains super-nets from the given weights, with three stages and with one (a plain super-net), with the same number of
-steps. 3. Scores the sub-nets by each super-net on validation images, and writes Kendall's tau between score and accuracy.
-4. Searches by each super-net, cuts what it finds out of the given network, and tunes it like the others, to compare it with
-   uniform and random widths. "Inherited": cut out of the super-net instead, which has trained for longer.
+Parts, all by default; `--parts` chooses:
+    truth: Draws sub-nets: 24 between 25% and 60% of the MACs, and 24 at 40%. Each is cut out of the given network, and all
+        are tuned alike for a short time, once for each seed. Their accuracy on test images is what a score has to tell.
+    scores: Trains super-nets from the given weights, with three stages and with one (a plain super-net), with the same
+        number of steps, and scores the sub-nets by each on validation images. `tables.py` computes Kendall's tau.
+    search: Searches by each super-net: by dynamic programming with several stages, and by evolution, as the literature
+        does, with one. Cuts what it finds out of the given network, and tunes it like the others. "Inherited": cut out of
+        the super-net instead, which has trained for longer.
+    controls: Tunes uniform and random widths alike, and prunes in a fit of as many epochs by `ProgressivePruning` and
+        `AdaptivePruning`.
+    methods: Compares dynamic programming with evolution on the scores of one super-net.
 
 Rows that are already in the output file are skipped, so an interrupted run continues where it stopped.
 """
@@ -24,7 +29,6 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.supernet.scoring import Scorer
 from keras_pcp.supernet.stages import whole
 
@@ -39,15 +43,17 @@ def compiled(model, rate, steps):
     return model
 
 
-def tuned(model, args, data, seed):
+def tuned(model, args, data, seed, callbacks=()):
     """Tunes a model for a short time; returns its accuracies on validation and test images, and seconds."""
     (x, y), val, test = data
     x, y = x[: args.tune_images], y[: args.tune_images]
     keras.utils.set_random_seed(seed)
     started = time.perf_counter()
-    keras_pcp.reestimate_batch_norm(model, x, seed=seed)
+    if not callbacks:
+        keras_pcp.reestimate_batch_norm(model, x, seed=seed)
     compiled(model, args.tune_rate, len(x) // args.batch * args.tune_epochs)
-    model.fit(batches(x, y, args.batch, seed, 2, flip=True), epochs=args.tune_epochs, verbose=0)
+    images = batches(x, y, args.batch, seed, 2, flip=True)
+    model.fit(images, epochs=args.tune_epochs, callbacks=list(callbacks), verbose=0)
     keras_pcp.reestimate_batch_norm(model, x, seed=seed)
     found = {"val_acc": accuracy(model, *val), "acc": accuracy(model, *test)}
     return found | {"seconds": round(time.perf_counter() - started, 1)}
@@ -73,16 +79,14 @@ def selected(supernet, levels):
     return supernet.plan.gating.selection(widths, keras.ops.convert_to_numpy(supernet.ranks))
 
 
-def kendall_tau(a, b):
-    """Returns Kendall's tau-b."""
-    upper = np.triu_indices(len(a), 1)
-    first, second = (np.sign(np.subtract.outer(v, v))[upper] for v in (np.asarray(a), np.asarray(b)))
-    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+def file_of(args, stages, seed):
+    """Returns where a trained super-net is kept."""
+    return Path(args.folder) / f"supernet_{Path(args.model).stem}_{stages}_{args.sampling}_{seed}.keras"
 
 
 def trained(args, data, stages, seed):
     """Returns a trained super-net, from a file if it has been trained before."""
-    file = Path(args.folder) / f"supernet_{Path(args.model).stem}_{stages}_{args.sampling}_{seed}.keras"
+    file = file_of(args, stages, seed)
     if file.exists():
         return keras.models.load_model(file), None
     (x, y), *_ = data
@@ -117,6 +121,143 @@ def scores_of(supernet, levels, val, samples):
     return found
 
 
+def truth(args, data, first):
+    """Yields the rows of tuned sub-nets, as functions that compute them, with what names each."""
+    full = keras_pcp.count_cost(first.model).macs
+    for seed in numbers(args.seeds):
+        for kind, between in SETS.items():
+            for number, levels in enumerate(drawn_subnets(first, between, args.subnets)):
+
+                def row(levels=levels, seed=seed):
+                    small = keras_pcp.prune_model(first.model, first.plan.graph, selected(first, levels))
+                    share = keras_pcp.count_cost(small).macs / full
+                    return {"levels": levels.tolist(), "macs": round(share, 4), **tuned(small, args, data, seed)}
+
+                yield {"kind": "truth", "set": kind, "number": number, "seed": seed}, row
+
+
+def scores(args, data, first):
+    """Yields the rows of scored sub-nets."""
+    for seed in numbers(args.seeds):
+        for stages in numbers(args.stages):
+
+            def row(stages=stages, seed=seed):
+                supernet, seconds = trained(args, data, stages, seed)
+                found = {"seconds": seconds, "acc_full": accuracy(supernet.model, *data[2]), "scores": {}}
+                for kind, between in SETS.items():
+                    levels = drawn_subnets(first, between, args.subnets)
+                    found["scores"][kind] = scores_of(supernet, levels, data[1], args.score_samples)
+                return found
+
+            yield {"kind": "scores", "stages": stages, "sampling": args.sampling, "seed": seed}, row
+
+
+def searches(args, data, first):
+    """Yields the rows of searches, each tuned."""
+    full = keras_pcp.count_cost(first.model).macs
+    for seed in numbers(args.seeds):
+        for stages in numbers(args.stages):
+            for limit in map(float, args.limits.split(",")):
+                for inherited in (False, True):
+
+                    def row(stages=stages, seed=seed, limit=limit, inherited=inherited):
+                        supernet, _ = trained(args, data, stages, seed)
+                        method = "dynamic" if stages > 1 else "evolution"
+                        file = file_of(args, stages, seed).with_suffix(f".{args.search_samples}.json")
+                        found = searched(supernet, args, data, method, limit, seed, file)
+                        small = keras_pcp.prune_model(first.model, first.plan.graph, found.selection)
+                        return {
+                            "macs": round(found.cost["macs"] / full, 4),
+                            "error": found.error,
+                            "evaluations": found.evaluations,
+                            "search_seconds": found.seconds,
+                            **tuned(found.model if inherited else small, args, data, seed),
+                        }
+
+                    kind = "search, inherited" if inherited else "search"
+                    yield {"kind": kind, "stages": stages, "sampling": args.sampling, "seed": seed, "limit": limit}, row
+
+
+def searched(supernet, args, data, method, limit, seed, file=None):
+    """Searches by a trained super-net."""
+    return supernet.search(
+        max_macs=limit,
+        validation_data=data[1],
+        samples=args.search_samples,
+        method=method,
+        evaluations=args.evaluations,
+        seed=seed,
+        checkpoint=file,
+        verbose=bool(args.verbose),
+    )
+
+
+def methods(args, data, first):
+    """Yields rows that compare ways to search: all options of the stages, fewer, and evolution."""
+    stages = max(numbers(args.stages))
+    for method, evaluations in (("dynamic", 1000), ("dynamic", 300), ("dynamic", 100), ("evolution", 2000)):
+        for limit in map(float, args.limits.split(",")):
+
+            def row(method=method, evaluations=evaluations, limit=limit):
+                supernet, _ = trained(args, data, stages, 0)
+                now = argparse.Namespace(**{**vars(args), "evaluations": evaluations})
+                started = time.perf_counter()
+                found = searched(supernet, now, data, method, limit, 0)
+                seconds = round(time.perf_counter() - started, 2)
+                return {"error": found.error, "scored": found.evaluations, "seconds": seconds, "parts": found.seconds}
+
+            yield {"kind": "method", "stages": stages, "method": method, "most": evaluations, "limit": limit}, row
+
+
+def controls(args, data, first):
+    """Yields rows of the given network with other widths, tuned alike; random ones once, with the first seed."""
+    model, graph = first.model, first.plan.graph
+    seeds, full = numbers(args.seeds), keras_pcp.count_cost(graph).macs
+    scores = keras_pcp.score_channels(model, graph, "l1")
+    for seed in seeds:
+        for limit in map(float, args.limits.split(",")):
+            uniform = keras_pcp.select_by_cost(graph, scores, max_macs=limit, scope="local")
+            candidates = {"uniform": uniform}
+            if seed == seeds[0]:
+                levels = drawn_subnets(first, (limit - 0.01, limit), args.random)
+                candidates |= {f"random {i}": selected(first, row) for i, row in enumerate(levels)}
+            for name, selection in candidates.items():
+
+                def row(selection=selection, seed=seed):
+                    small = keras_pcp.prune_model(model, graph, selection)
+                    share = keras_pcp.count_cost(small).macs / full
+                    return {"macs": round(share, 4), **tuned(small, args, data, seed)}
+
+                yield {"kind": name, "seed": seed, "limit": limit}, row
+            for name, method in (("ProgressivePruning", "pcp"), ("AdaptivePruning", "acp")):
+                yield (
+                    {"kind": name, "seed": seed, "limit": limit},
+                    lambda m=method, s=seed, t=limit: pruned(args, data, m, s, t),
+                )
+
+
+def pruned(args, data, method, seed, limit):
+    """Prunes in a fit as long as the tuning of the others."""
+    model = opened(args)
+    full = keras_pcp.count_cost(model).macs
+    options = {"max_macs": limit, "begin": 0.0, "end": 0.5}
+    if method == "pcp":
+        measuring = keras_pcp.Measuring(samples=256, seed=seed)
+        callback = keras_pcp.ProgressivePruning(validation_data=data[1], measuring=measuring, **options)
+    else:
+        callback = keras_pcp.AdaptivePruning(**options)
+    found = tuned(model, args, data, seed, [callback])
+    return {"macs": round(keras_pcp.count_cost(model).macs / full, 4), **found}
+
+
+PARTS = {"truth": truth, "scores": scores, "search": searches, "controls": controls, "methods": methods}
+
+
+def numbers(text: str) -> list[int]:
+    """Returns the integers in a text, separated by commas."""
+    return [int(number) for number in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -126,6 +267,8 @@ def main():
     parser.add_argument("--sampling", default="prefix")
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--score-samples", type=int, default=1000)
+    parser.add_argument("--search-samples", type=int, default=256)
+    parser.add_argument("--evaluations", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
@@ -135,88 +278,20 @@ def main():
     parser.add_argument("--tune-images", type=int, default=10000)
     parser.add_argument("--limits", default="0.5,0.25")
     parser.add_argument("--random", type=int, default=16, help="random widths to compare a search with")
-    parser.add_argument("--parts", default="truth,scores,search")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--folder", default=".", help="where trained super-nets are kept")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()
-    data, name = prepared(args), Path(args.model).stem
+    data = prepared(args)
     first = keras_pcp.StagewiseSupernet(opened(args), 1)  # for the draw; its order of channels is that of all
-    same = {"suite": "supernet", "model": name, "data": args.data, "command": "python " + " ".join(sys.argv)}
-    parts, seeds = args.parts.split(","), [int(seed) for seed in args.seeds.split(",")]
-    if "truth" in parts:
-        known = {(r["set"], r["number"]) for r in read(args.out) if r["kind"] == "truth"}
-        for kind, between in SETS.items():
-            for number, levels in enumerate(drawn_subnets(first, between, args.subnets)):
-                if (kind, number) not in known:
-                    small = keras_pcp.prune_model(first.model, first.plan.graph, selected(first, levels))
-                    share = keras_pcp.count_cost(small).macs / keras_pcp.count_cost(first.model).macs
-                    row = {
-                        "kind": "truth",
-                        "set": kind,
-                        "number": number,
-                        "levels": levels.tolist(),
-                        "macs": round(share, 4),
-                    }
-                    write({**same, **row, **tuned(small, args, data, 0)}, args.out)
-                    keras.backend.clear_session()
-    for seed in seeds:
-        for stages in map(int, args.stages.split(",")):
-            supernet, seconds = trained(args, data, stages, seed)
-            which = {"stages": stages, "sampling": args.sampling, "seed": seed}
-            done = [r for r in read(args.out) if all(r.get(k) == v for k, v in which.items())]
-            if "scores" in parts and not any(r["kind"] == "scores" for r in done):
-                full = accuracy(supernet.model, *data[2])
-                row = {"kind": "scores", **which, "seconds": seconds, "acc_full": full, "tau": {}, "scores": {}}
-                for kind, between in SETS.items():
-                    truth = [r["acc"] for r in read(args.out) if r["kind"] == "truth" and r["set"] == kind]
-                    levels = drawn_subnets(first, between, args.subnets)
-                    row["scores"][kind] = scores_of(supernet, levels, data[1], args.score_samples)
-                    row["tau"][kind] = {
-                        k: round(kendall_tau(v, [-t for t in truth]), 4) for k, v in row["scores"][kind].items()
-                    }
-                write({**same, **row}, args.out)
-            for limit in map(float, args.limits.split(",")):
-                if "search" in parts and not any(r["kind"] == "search" and r["limit"] == limit for r in done):
-                    found = supernet.search(
-                        max_macs=limit, validation_data=data[1], samples=512, seed=seed, verbose=False
-                    )
-                    share = found.cost["macs"] / keras_pcp.count_cost(supernet.plan.graph).macs
-                    row = {"kind": "search", **which, "limit": limit, "macs": round(share, 4), "error": found.error}
-                    row |= {"evaluations": found.evaluations, "search_seconds": found.seconds}
-                    small = keras_pcp.prune_model(first.model, first.plan.graph, found.selection)
-                    write({**same, **row, **tuned(small, args, data, seed)}, args.out)
-                    write(
-                        {**same, **row, "kind": "search, inherited", **tuned(found.model, args, data, seed)}, args.out
-                    )
-                    small = keras_pcp.prune_model(supernet.model, supernet.plan.graph, uniform(first, limit))
-                    write({**same, **row, "kind": "uniform, inherited", **tuned(small, args, data, seed)}, args.out)
-            keras.backend.clear_session()
-    if "search" in parts:
-        for seed in seeds:
-            for limit in map(float, args.limits.split(",")):
-                controls(args, data, first, same, seed, limit)
-
-
-def uniform(supernet, limit):
-    """Returns the selection with the same rate for all groups."""
-    scores = keras_pcp.score_channels(supernet.model, supernet.plan.graph, "l1")
-    return keras_pcp.select_by_cost(supernet.plan.graph, scores, max_macs=limit, scope="local")
-
-
-def controls(args, data, supernet, same, seed, limit):
-    """Tunes the given network with uniform widths, and with random ones."""
-    model, graph = supernet.model, supernet.plan.graph
-    problem = Problem.of(graph, Limits(max_macs=limit))
-    full, known = problem.full.macs, read(args.out)
-    candidates = {"uniform": uniform(supernet, limit)}
-    if seed == 0:
-        levels = drawn_subnets(supernet, (limit - 0.01, limit), args.random)
-        candidates |= {f"random {i}": selected(supernet, row) for i, row in enumerate(levels)}
-    for name, selection in candidates.items():
-        if not any((r["kind"], r.get("seed"), r.get("limit")) == (name, seed, limit) for r in known):
-            small = keras_pcp.prune_model(model, graph, selection)
-            row = {"kind": name, "seed": seed, "limit": limit, "macs": round(problem.cost(selection).macs / full, 4)}
-            write({**same, **row, **tuned(small, args, data, seed)}, args.out)
+    same = {"suite": "supernet", "model": Path(args.model).stem, "data": args.data}
+    command = {"command": "python " + " ".join(sys.argv)}
+    for part in args.parts.split(","):
+        for name, compute in PARTS[part](args, data, first):
+            name = same | name | {"tune_epochs": args.tune_epochs}
+            if not any(all(row.get(k) == v for k, v in name.items()) for row in read(args.out)):
+                write(name | compute() | command, args.out)
+                keras.backend.clear_session()
 
 
 if __name__ == "__main__":

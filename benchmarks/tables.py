@@ -10,6 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import supernet_tables
 from rows import read
 
 ROOT = Path(__file__).parents[1]
@@ -330,6 +331,24 @@ def step_time() -> str:
     return table(["model", "steps timed", "network, or widths of its groups", "MACs", "step, s", "ratio"], body)
 
 
+def supernet_scores() -> str:
+    """How well scores of sub-nets foretell their accuracy."""
+    header = ["sub-nets", "super-net", "score", "tau, mean", "range, or 95% interval", "super-nets"]
+    return table(header, supernet_tables.taus(rows("supernet")))
+
+
+def supernet_searches() -> str:
+    """What searches by super-nets find, beside other widths: accuracy on test images after the same tuning."""
+    header = ["model", "limit", "widths by", "MACs", "accuracy, mean (random: median)", "range", "runs", "search, s"]
+    return table(header, supernet_tables.searches(rows("supernet")))
+
+
+def supernet_methods() -> str:
+    """Dynamic programming and evolution on the scores of the same super-net."""
+    header = ["limit", "search", "evaluations, at most", "stages scored", "error found", "scoring, s", "choosing, s"]
+    return table(header, supernet_tables.methods(rows("supernet")))
+
+
 def fit_applications() -> str:
     """Adaptive pruning of every model of keras.applications in a `fit` of three steps: one line a model."""
     body = [
@@ -515,6 +534,9 @@ MAKERS = (
     coverage_summary,
     torch_pruning,
     structure,
+    supernet_scores,
+    supernet_searches,
+    supernet_methods,
 )
 
 

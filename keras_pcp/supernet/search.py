@@ -14,10 +14,9 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.plots import plot_front, saved
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.select.problem import Limits, Problem
-from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
 from keras_pcp.supernet.evolution import evolve
+from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.scoring import Scorer, StageErrors
-from keras_pcp.supernet.tables import costs, options
 from keras_pcp.support import checks, internals
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
 from keras_pcp.support.files import check_target
@@ -87,7 +86,7 @@ def search(
     """Finds the widths with the least error under limits. The super-net stays as it is.
 
     The error of a sub-net is the sum of those of its stages, each against the full net on the full net's features. So every
-    stage is scored alone, and the best combination is found exactly, by dynamic programming.
+    stage is scored alone, and the best combination of what was scored is found exactly, by dynamic programming.
 
     Args:
         supernet: a trained super-net.
@@ -95,8 +94,8 @@ def search(
         validation_data: held-out samples: inputs, (x, y) or a dataset. Labels are not used.
         samples: number of samples for scoring. They are one batch, so they must fit into memory.
         method: `"dynamic"`: dynamic programming over tables of stages. `"evolution"`: evolutionary search.
-        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, some are drawn. With
-            `"evolution"`, the number of sub-nets that are scored.
+        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, half of them are
+            drawn; the others are neighbours of the best sub-nets. With `"evolution"`, the number of sub-nets.
         seed: for the draws.
         checkpoint: a file to which scores are written as they come. If it exists, they are not computed again.
         verbose: whether to show a progress bar.
@@ -136,85 +135,52 @@ def search(
     )
 
 
-def stage_tables(
-    supernet: "StagewiseSupernet",
-    limited: list[str],
-    errors: StageErrors,
-    most: int,
-    seed: int = 0,
-    verbose: bool = False,
-) -> list[Table]:
-    """Scores options of every stage, at most `most` each."""
-    plan, ranks = supernet.plan, internals.array_of(supernet.ranks)
-    rng, num_levels = np.random.default_rng(seed), supernet.plan.levels.shape[1]
-    tied = [plan.gating.names.index(name) for name in plan.tied]
-    chosen = [options(part, tied, num_levels, most, rng) for part in plan.parts]
-    bar = keras.utils.Progbar(sum(map(len, chosen)), verbose=int(verbose), unit_name="option")
-    tables = []
-    for number, (part, levels) in enumerate(zip(plan.parts, chosen, strict=True)):
-        found = []
-        for row in levels:
-            found.append(errors.of(number, row))
-            bar.add(1)
-        cost = costs(part, plan.gating, ranks, plan.levels[list(part.groups), levels], limited)
-        tables.append(Table(part.groups, levels, cost, np.array(found)))
-    return tables
-
-
 def _dynamic(
     supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, most: int, seed: int, verbose: bool
 ) -> tuple[list[Subnet], int, dict[str, float]]:
     """Returns the front, the number of the best sub-net in it, and seconds."""
-    limited, started = list(problem.bounds), time.perf_counter()
-    tables = stage_tables(supernet, limited, errors, most, seed, verbose)
-    scored = time.perf_counter()
-    found = pareto_front(tables)
-    best = found.best(list(problem.bounds.values()))
+    bounds, started, before = list(problem.bounds.values()), time.perf_counter(), errors.seconds
+    tables = StageTables(supernet, errors, list(problem.bounds), most, seed, verbose)
+    front = tables.refine(bounds)
+    best = front.best(bounds)
     if best is None:
         raise LimitError(
-            f"none of the {len(found.errors)} best sub-nets that were drawn holds the limits; the narrowest one does, so "
+            f"none of the {len(front.errors)} best sub-nets that were drawn holds the limits; the narrowest one does, so "
             "raise evaluations"
         )
-    front = [_subnet(supernet, tables, found, i, limited) for i in range(len(found.errors))]
-    return front, best, {"scoring": scored - started, "choosing": time.perf_counter() - scored}
+    subnets = []
+    for chosen, cost, error in zip(front.options, front.costs.tolist(), front.errors.tolist(), strict=True):
+        selection = _selection(supernet, tables.levels(chosen))
+        subnets.append(Subnet(selection, dict(zip(problem.bounds, cost, strict=True)), error))
+    return subnets, best, _seconds(started, errors.seconds - before)
 
 
-def levels_of(supernet: "StagewiseSupernet", tables: list[Table], chosen: np.ndarray) -> np.ndarray:
-    """Returns the levels of all groups, given the option of each stage."""
-    levels = np.full(len(supernet.plan.gating.names), supernet.plan.levels.shape[1] - 1)
-    for table, option in zip(tables, chosen, strict=True):
-        levels[list(table.groups)] = table.levels[option]
-    return levels
+def _selection(supernet: "StagewiseSupernet", levels: np.ndarray) -> Selection:
+    """Returns what the sub-net with these levels keeps."""
+    widths = supernet.plan.levels[np.arange(len(levels)), levels]
+    return supernet.plan.gating.selection(widths, internals.array_of(supernet.ranks))
 
 
-def _subnet(
-    supernet: "StagewiseSupernet", tables: list[Table], front: Front, number: int, limited: list[str]
-) -> Subnet:
-    plan, levels = supernet.plan, levels_of(supernet, tables, front.options[number])
-    widths = plan.levels[np.arange(len(levels)), levels]
-    selection = plan.gating.selection(widths, internals.array_of(supernet.ranks))
-    return Subnet(selection, dict(zip(limited, front.costs[number].tolist(), strict=True)), float(front.errors[number]))
+def _seconds(started: float, scoring: float) -> dict[str, float]:
+    return {"scoring": scoring, "choosing": time.perf_counter() - started - scoring}
 
 
 def _evolution(
     supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, evaluations: int, seed: int, verbose: bool
 ) -> tuple[list[Subnet], int, dict[str, float]]:
     """Returns the sub-net that evolution finds, as `_dynamic` does."""
-    plan, ranks, started = supernet.plan, internals.array_of(supernet.ranks), time.perf_counter()
+    plan, started, before = supernet.plan, time.perf_counter(), errors.seconds
     bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
-
-    def selected(levels: np.ndarray) -> Selection:
-        return plan.gating.selection(plan.levels[np.arange(len(levels)), levels], ranks)
 
     def error(levels: np.ndarray) -> float:
         bar.add(1)
         return sum(errors.of(number, levels[list(part.groups)]) for number, part in enumerate(plan.parts))
 
     def allowed(levels: np.ndarray) -> bool:
-        return problem.holds(selected(levels))
+        return problem.holds(_selection(supernet, levels))
 
     sizes = plan.levels.shape[1], len(plan.levels)
     levels, least = evolve(error, allowed, *sizes, evaluations=evaluations, seed=seed)
-    selection = selected(levels)
+    selection = _selection(supernet, levels)
     cost = {name: getattr(problem.cost(selection), name) for name in problem.bounds}
-    return [Subnet(selection, cost, least)], 0, {"scoring": time.perf_counter() - started, "choosing": 0.0}
+    return [Subnet(selection, cost, least)], 0, _seconds(started, errors.seconds - before)

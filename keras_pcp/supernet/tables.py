@@ -93,6 +93,18 @@ def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rn
     return np.array(list(found), int)
 
 
+def neighbours(levels: np.ndarray, num_levels: int) -> np.ndarray:
+    """Returns the levels that differ in one group, by one level, ints (neighbours, groups).
+
+    Example:
+        >>> neighbours(np.array([0, 1]), 3).tolist()
+        [[0, 0], [1, 1], [0, 2]]
+    """
+    steps = np.concatenate([-np.eye(len(levels), dtype=int), np.eye(len(levels), dtype=int)])
+    found = levels + steps
+    return found[((found >= 0) & (found < num_levels)).all(axis=1)]
+
+
 def _assignments(count: int, num_levels: int, most: int) -> np.ndarray:
     """Returns levels of `count` shared groups: all, or, if these are too many, the same level for all of them."""
     if num_levels**count <= most:

@@ -1,0 +1,85 @@
+"""Tables that grow towards the best sub-nets."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pcp
+from keras_pcp.graph.cost import cost_of
+from keras_pcp.supernet.dynamic_programming import pareto_front
+from keras_pcp.supernet.growing import StageTables
+
+L = keras.layers
+FULL = 2 * 8 * 8 * 12 * 9 * 12
+
+
+class Made:
+    """Errors that are given by a formula; counts what was asked for."""
+
+    def __init__(self, supernet):
+        self.plan, self.asked = supernet.plan, []
+        self.weights = np.random.default_rng(0).uniform(0.2, 2, len(supernet.plan.levels))
+
+    def of(self, stage, levels):
+        self.asked.append((stage, *levels.tolist()))
+        groups = list(self.plan.parts[stage].groups)
+        missing = 1 - levels / (self.plan.levels.shape[1] - 1)
+        return float((self.weights[groups] * missing**2).sum() + missing.prod())
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    """A super-net of two stages with four and three groups, one of which reaches over the cut."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 3))
+    for number, strides in enumerate((1, 1, 1, 1, 2, 1)):
+        x = L.Conv2D(12, 3, strides, padding="same", activation="relu", name=f"conv_{number}")(x)
+    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+    return keras_pcp.StagewiseSupernet(model, cut_after=["conv_3"], ratios=(0.25, 0.5, 0.75))
+
+
+def best_of(supernet, most, bound, seed=0, refined=True):
+    errors = Made(supernet)
+    tables = StageTables(supernet, errors, ["macs"], most, seed)
+    front = tables.refine([bound]) if refined else pareto_front(tables.tables)
+    best = front.best([bound])
+    return errors, tables, front.errors[best], tables.levels(front.options[best])
+
+
+def test_a_stage_is_asked_for_each_option_once_and_no_more_than_allowed(supernet):
+    errors, tables, _, _ = best_of(supernet, 60, FULL / 3)
+    assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.tables)
+    assert all(len(t.errors) <= 60 for t in tables.tables)
+    assert len(tables.tables[0].errors) == 60  # of 256
+
+
+def test_the_best_is_what_its_levels_say(supernet):
+    errors, _, error, levels = best_of(supernet, 60, FULL / 3)
+    parts, gating = supernet.plan.parts, supernet.plan.gating
+    assert error == pytest.approx(sum(errors.of(i, levels[list(part.groups)]) for i, part in enumerate(parts)))
+    widths = supernet.plan.levels[np.arange(len(levels)), levels]
+    ranks = keras.ops.convert_to_numpy(supernet.ranks)
+    assert cost_of(supernet.plan.graph, gating.selection(widths, ranks)).macs <= FULL / 3
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
+def test_with_neighbours_the_best_is_nearly_that_of_all_options(supernet, share):
+    full = cost_of(supernet.plan.graph).macs
+    *_, least, _ = best_of(supernet, 10**6, share * full)
+    given = supernet.plan.parts
+    errors, num_levels = Made(supernet), supernet.plan.levels.shape[1]
+    every = []
+    for levels in itertools.product(range(num_levels), repeat=len(supernet.plan.levels)):
+        row = np.array(levels)
+        widths = supernet.plan.levels[np.arange(len(row)), row]
+        selection = supernet.plan.gating.selection(widths, keras.ops.convert_to_numpy(supernet.ranks))
+        if cost_of(supernet.plan.graph, selection).macs <= share * full:
+            every.append(sum(errors.of(i, row[list(part.groups)]) for i, part in enumerate(given)))
+    assert least == pytest.approx(min(every))
+    for seed in range(3):
+        *_, refined, _ = best_of(supernet, 80, share * full, seed)
+        *_, drawn, _ = best_of(supernet, 80, share * full, seed, refined=False)
+        assert min(every) - 1e-9 <= refined <= drawn + 1e-9
+        assert refined <= 1.1 * min(every)
