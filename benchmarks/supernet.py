@@ -49,8 +49,6 @@ def tuned(model, args, data, seed, callbacks=()):
     x, y = x[: args.tune_images], y[: args.tune_images]
     keras.utils.set_random_seed(seed)
     started = time.perf_counter()
-    if not callbacks:
-        keras_pcp.reestimate_batch_norm(model, x, seed=seed)
     compiled(model, args.tune_rate, len(x) // args.batch * args.tune_epochs)
     images = batches(x, y, args.batch, seed, 2, flip=True)
     model.fit(images, epochs=args.tune_epochs, callbacks=list(callbacks), verbose=0)
@@ -275,7 +273,7 @@ def main():
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--tune-rate", type=float, default=0.02)
     parser.add_argument("--tune-epochs", type=int, default=1)
-    parser.add_argument("--tune-images", type=int, default=10000)
+    parser.add_argument("--tune-images", type=int, default=5000)
     parser.add_argument("--limits", default="0.5,0.25")
     parser.add_argument("--random", type=int, default=16, help="random widths to compare a search with")
     parser.add_argument("--parts", default=",".join(PARTS))
