@@ -783,6 +783,33 @@ def search_widths(d: Draw) -> None:
     keras_pcp.search_widths(d.model(), validation_data=d.arg(d.data), **{"verbose": False, **options})
 
 
+def supernet(d: Draw) -> None:
+    every = {
+        "cut_after": d.frozen,
+        "ratios": lambda: d.one((0.5,), [0.25, 0.75], np.array([0.5, 1.0])),
+        "samples": lambda: d.one(0, 1, 3),
+        "distillation_weight": lambda: 0.5,
+        "loss": lambda: None,
+        "criterion": d.criterion,
+        "sampling": lambda: d.one("prefix", "fair"),
+        "frozen_layers": d.frozen,
+        "on_unknown": lambda: d.one("error", "freeze"),
+        "seed": lambda: 3,
+    }
+    options = d.options(**dict(d.rng.sample(list(every.items()), 3)))
+    net = keras_pcp.StagewiseSupernet(d.model(), d.arg(lambda: 1, SELDOM), **options)
+    if d.rng.random() < 0.3:
+        net.teach(*[d.arg(lambda: 0) for _ in range(d.one(0, 1, 2))])
+    searching = d.options(
+        samples=lambda: d.one(8, 1000),
+        method=lambda: d.one("dynamic", "evolution"),
+        evaluations=lambda: d.one(1, 12),
+        seed=lambda: 2,
+        checkpoint=lambda: d.one(None, "/nowhere/at/all.json"),
+    )
+    net.search(validation_data=d.arg(d.data), **{"verbose": False, **d.limits(), **searching})
+
+
 def register_rule(d: Draw) -> None:
     class Custom(L.Layer):
         def call(self, x):
@@ -869,6 +896,7 @@ CALLS = {
     callback: 8,
     fit: 3,
     search_widths: 5,
+    supernet: 5,
     register_rule: 5,
     dann: 2,
 }

@@ -14,6 +14,7 @@ import pytest
         pytest.param("masked", 131, 5, marks=pytest.mark.slow),
         pytest.param("reestimate_batch_norm", 239, 7, marks=pytest.mark.slow),
         pytest.param("corrected_cut", 997, 17, marks=pytest.mark.slow),
+        pytest.param("supernet_search", 2503, 17, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupt_leaves_the_model_old_or_new(name, stride, offset):

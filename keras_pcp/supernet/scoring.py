@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Compares stages of sub-nets with those of the full net. Each stage is traced once, whatever the number of sub-nets.
+    """Compares stages of sub-nets with those of the full net. Each stage is traced twice, whatever the number of sub-nets.
 
     Args:
         supernet: the super-net. It must not be trained while it is scored.
@@ -42,15 +42,15 @@ class Scorer:
         self.normalizations = [layer for layer in batch_normalizations(supernet.model) if layer.trainable]
         traced, full = supernet.plan.trace, supernet.plan.levels[:, -1]
         self.features: dict[int, Any] = dict(zip(traced.inputs, arrange_inputs(traced, x), strict=True))
-        self._compiled: list[Any] = []
-        for number, stage in enumerate(self.stages):
-            once, twice = (tf.function(self._run(stage, again)) for again in (False, True))
-            self._compiled.append(once)
-            first = self.outputs(number, full)
-            self._compiled[number] = twice
+        self._compiled, self._again = (
+            [tf.function(self._run(stage)) for stage in self.stages],
+            [True] * len(self.stages),
+        )
+        for number in range(len(self.stages)):
             made = self.outputs(number, full)
-            if all(_close(first[i], made[i]) for i in made):
-                self._compiled[number] = once
+            self._again[number] = False
+            if not all(_close(a, made[i]) for i, a in self.outputs(number, full).items()):
+                self._again[number] = True
             self.features |= made
 
     def score(self, stage: int, widths: np.ndarray) -> float:
@@ -62,19 +62,19 @@ class Scorer:
     def outputs(self, stage: int, widths: np.ndarray) -> Mapping[int, Any]:
         """Returns what one stage makes of the full net's features, {number of a tensor: value}."""
         features = {i: self.features[i] for i in self.stages[stage].inputs}
-        return self._compiled[stage](features, ops.convert_to_tensor(widths, "int32"))
+        return self._compiled[stage](features, ops.convert_to_tensor(widths, "int32"), self._again[stage])
 
     @property
     def num_traces(self) -> int:
         """How often stages have been traced."""
         return sum(function.experimental_get_tracing_count() for function in self._compiled)
 
-    def _run(self, stage: Stage, again: bool) -> Any:
-        """Returns the function (features, widths) -> outputs of a stage, run once or again with the statistics found."""
+    def _run(self, stage: Stage) -> Any:
+        """Returns the function (features, widths, whether to run again with the statistics found) -> outputs of a stage."""
         supernet, called = self.supernet, Called(self.supernet.plan.trace, stage)
         statistics = [v for layer in self.normalizations for v in (layer.moving_mean, layer.moving_variance)]
 
-        def run(features, widths):
+        def run(features, widths, again):
             ranks = ops.convert_to_tensor(supernet.ranks)
             with temporarily(self._forget), supernet.narrowed(widths, ranks) as scope:
                 made = called(features, training=True)
