@@ -297,6 +297,7 @@ def fit_time() -> str:
             r["model"],
             r.get("method", "progressive"),
             str(r.get("multiple_of", 1)),
+            "steps in turn" if r.get("in_turn") else "one fit after the other",
             str(r["epochs"]),
             f"{r['plain_seconds']:.0f}",
             f"{r['pruning_seconds']:.0f}",
@@ -310,8 +311,8 @@ def fit_time() -> str:
         ]
         for r in rows("fit_time")
     ]
-    header = ["model", "method", "multiple of", "epochs", "fit, s", "fit with pruning, s", "ratio", "attempts, s"]
-    header += ["surgery, s", "retracing, s", "rounds", "shrinks", "peak memory, ratio"]
+    header = ["model", "method", "multiple of", "timed", "epochs", "fit, s", "fit with pruning, s", "ratio"]
+    header += ["attempts, s", "surgery, s", "retracing, s", "rounds", "shrinks", "peak memory, ratio"]
     return table(header, body)
 
 
