@@ -5,6 +5,8 @@ get the same width in all of them. Going from stage to stage, it is enough to re
 the groups that later stages share, the options so far that no other beats in cost and error.
 """
 
+import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,9 +90,27 @@ def _undominated(fronts: list[Front]) -> Front:
     if costs.shape[1] == 1:
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(errors)[:-1]])
         kept = np.flatnonzero(errors < best_before)
+    elif costs.shape[1] == 2:
+        kept = _staircase(costs[:, 1].tolist(), errors.tolist())
     else:
         kept = []
         for i in range(len(order)):
             beaten = (costs[kept] <= costs[i]).all(axis=1) & (errors[kept] <= errors[i])
             kept += [] if beaten.any() else [i]
     return Front(joined.options[order[kept]], costs[kept], errors[kept])
+
+
+def _staircase(costs: list[float], errors: list[float]) -> list[int]:
+    """Returns which of the sub-nets no earlier one beats or equals in this cost and the error."""
+    stairs: list[tuple[float, float]] = []  # costs rising, errors falling
+    kept = []
+    for i, step in enumerate(zip(costs, errors, strict=True)):
+        place = bisect.bisect(stairs, step[0], key=lambda stair: stair[0])
+        if (stairs[place - 1][1] if place else math.inf) > step[1]:
+            kept.append(i)
+            last = place
+            while last < len(stairs) and stairs[last][1] >= step[1]:
+                last += 1
+            first = place - (place > 0 and stairs[place - 1][0] == step[0])
+            stairs[first:last] = [step]
+    return kept

@@ -8,13 +8,13 @@ import numpy as np
 
 from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
 from keras_pcp.supernet.scoring import StageErrors
-from keras_pcp.supernet.tables import costs, neighbours, options
+from keras_pcp.supernet.tables import costs, count_options, distinct_levels, neighbours, options
 from keras_pcp.support import internals
 
 if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
-AT_ONCE = 10  # sub-nets whose neighbours are scored before the front is computed again
+ROUNDS = 10  # how often the front is computed again, about
 
 
 class StageTables:
@@ -43,18 +43,19 @@ class StageTables:
     ):
         plan, rng = supernet.plan, np.random.default_rng(seed)
         self.plan, self.errors, self.limited, self.most = plan, errors, list(limited), most
-        self.ranks, self.num_levels = internals.array_of(supernet.ranks), plan.levels.shape[1]
-        self.known: list[dict[tuple, None]] = [{} for _ in plan.parts]
+        self.ranks, self.first = internals.array_of(supernet.ranks), distinct_levels(plan.levels)
+        self.room = [min(most, count_options(self.first[list(part.groups)])) for part in plan.parts]
+        self.known: list[set[tuple]] = [set() for _ in plan.parts]
         self.tables = [
             Table(p.groups, np.empty((0, len(p.groups)), int), np.empty((0, len(self.limited))), np.empty(0))
             for p in plan.parts
         ]
-        total = sum(min(most, self.num_levels ** len(part.groups)) for part in plan.parts)
-        self.bar = keras.utils.Progbar(total, verbose=int(verbose), unit_name="option")
+        self.bar = keras.utils.Progbar(sum(self.room), verbose=int(verbose), unit_name="option")
         tied = [plan.gating.names.index(name) for name in plan.tied]
         for stage, part in enumerate(plan.parts):
-            complete = self.num_levels ** len(part.groups) <= most
-            self.add(stage, options(part, tied, self.num_levels, most if complete else -(-most // 2), rng))
+            first = self.first[list(part.groups)]
+            drawn = most if count_options(first) <= most else -(-most // 2)
+            self.add(stage, options(part, tied, first, drawn, rng))
 
     def add(self, stage: int, levels: np.ndarray) -> int:
         """Scores options, (options, groups of the stage), that are not in the table of a stage yet, while it has room.
@@ -63,42 +64,46 @@ class StageTables:
         """
         known, table, part = self.known[stage], self.tables[stage], self.plan.parts[stage]
         new = [row for row in dict.fromkeys(map(tuple, levels.tolist())) if row not in known]
-        new = np.array(new[: self.most - len(known)], int).reshape(-1, len(part.groups))
+        new = new[: self.room[stage] - len(known)]
+        known |= set(new)
+        new = np.array(new, int).reshape(len(new), len(part.groups))
         if len(new):
-            found = []
-            for row in new:
-                found.append(self.errors.of(stage, row))
-                self.bar.add(1)
-            known |= dict.fromkeys(map(tuple, new.tolist()))
+            found = [self._error(stage, row) for row in new]
             widths = self.plan.levels[list(part.groups), new]
             cost = costs(part, self.plan.gating, self.ranks, widths, self.limited)
             both = zip((table.levels, table.costs, table.errors), (new, cost, np.array(found)), strict=True)
             self.tables[stage] = Table(part.groups, *(np.concatenate(pair) for pair in both))
         return len(new)
 
+    def _error(self, stage: int, levels: np.ndarray) -> float:
+        self.bar.add(1)
+        return self.errors.of(stage, levels)
+
     def refine(self, bounds: Sequence[float]) -> Front:
         """Adds neighbours of the sub-nets on the front, beginning with those next to the limits; returns the last front.
 
         Ends when no table has room, or no neighbour is left.
         """
-        front, done = pareto_front(self.tables), set()
-        while any(len(known) < self.most for known in self.known):
-            distance = np.abs(np.log(np.maximum(front.costs, 1) / np.asarray(bounds))).max(axis=1)
+        front, done, bounds = pareto_front(self.tables), set(), np.asarray(bounds)
+        at_once = -(-sum(self.room) // (2 * ROUNDS))
+        while any(len(known) < room for known, room in zip(self.known, self.room, strict=True)):
+            distance = np.abs(np.log(np.maximum(front.costs, 1) / bounds).max(axis=1))
             near = [tuple(self.levels(front.options[i])) for i in np.argsort(distance, kind="stable")]
-            near = [levels for levels in near if levels not in done][:AT_ONCE]
-            if not near:
-                break
+            near = [levels for levels in near if levels not in done]
             added = 0
-            for levels in near:
-                around = neighbours(np.array(levels), self.num_levels)
+            while near and added < at_once:
+                done.add(levels := near.pop(0))
+                around = neighbours(np.array(levels), self.first)
                 added += sum(self.add(i, around[:, list(part.groups)]) for i, part in enumerate(self.plan.parts))
-            done |= set(near)
-            front = pareto_front(self.tables) if added else front
+            if not added:
+                break
+            front = pareto_front(self.tables)
+        self.bar.update(sum(map(len, self.known)), finalize=True)
         return front
 
     def levels(self, chosen: np.ndarray) -> np.ndarray:
         """Returns the levels of all groups, given the option of each stage."""
-        levels = np.full(len(self.plan.gating.names), self.num_levels - 1)
+        levels = self.first[:, -1].copy()
         for table, option in zip(self.tables, chosen, strict=True):
             levels[list(table.groups)] = table.levels[option]
         return levels

@@ -20,6 +20,9 @@ In every training step:
 
 Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
 it cannot read the missing channels is part of its own error.
+
+Dropout draws other masks for a sub-net than for the full net that teaches it. So with dropout, the distillation loss never
+gets to 0.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,8 +110,8 @@ class StagewiseSupernet(keras.Model):
         ratios: widths of a group, as fractions of its channels, in (0, 1]; 1 is added.
         samples: number of random sub-nets in every step, beside the full net and the tiny one; at least 0.
         distillation_weight: weight of the distillation next to the compiled loss, above 0.
-        loss: a `keras.distillation` loss for the outputs of the model. Default: `LogitsDistillation` with temperature 1 for
-            logits of several classes, else the error that is used for features.
+        loss: a `keras.distillation` loss for the outputs of the model. Default: `LogitsDistillation` with temperature 1 if
+            the super-net is compiled with a categorical cross-entropy from logits, else the error that is used for features.
         criterion: gives the channels of a group their order, as in `score_channels`; from the weights only.
         sampling: `"prefix"`: a sub-net has the first channels in this order. `"fair"`: random sub-nets have random channels.
         frozen_layers, on_unknown: as in `build_graph`.
@@ -158,13 +161,13 @@ class StagewiseSupernet(keras.Model):
         checks.number("distillation_weight", distillation_weight, "(0, inf)")
         checks.choice("sampling", sampling, SAMPLING)
         checks.count("seed", seed, 0)
-        super().__init__(name=name or f"{model.name}_supernet")
+        super().__init__(name=name or f"{model.name}_supernet", dtype=model.dtype_policy, autocast=False)
         self.model, self.samples, self.distillation_weight = model, samples, distillation_weight
         self.sampling, self.seed = sampling, seed
         self.cut_after = checks.names("cut_after", cut_after)
         self.frozen_layers = checks.names("frozen_layers", frozen_layers)
         self.ratios, self.num_stages, self.on_unknown = _ratios(ratios), num_stages, on_unknown
-        self.loss_of_outputs = _loss_of(model) if loss is None else loss
+        self.loss_of_outputs = None if loss is None else Distillation(1.0, loss).loss
         self._analyse(criterion)
         self.distilled = keras.metrics.Mean("distillation")
 
@@ -261,23 +264,28 @@ class StagewiseSupernet(keras.Model):
         values: dict[int, Any] = {}
         for i, axis in self.plan.gated:
             weight = self.model.weights[i]
-            value = values.get(i, ops.convert_to_tensor(weight))
+            value = values[i] if i in values else internals.as_stored(weight)
             values[i] = ops.where(axis.mask(widths, ranks, len(weight.shape)), value, ops.zeros_like(value))
         return internals.stateless([*((self.model.weights[i], v) for i, v in values.items()), *state])
 
     def error(self, tensor: int, student: Any, teacher: Any, widths: Any, ranks: Any) -> Any:
         """Returns how far a sub-net's tensor is from the full net's."""
-        if tensor in self.plan.trace.outputs and self.loss_of_outputs is not None:
-            return ops.cast(self.loss_of_outputs.compute_loss(teacher, student), "float32")
+        loss = self.loss_of_outputs or _default_loss(self.loss)
+        if tensor in self.plan.trace.outputs and loss is not None:
+            return ops.cast(loss.compute_loss(teacher, student), "float32")
         return self.relative_error(tensor, student, teacher, widths, ranks)
 
     def relative_error(self, tensor: int, student: Any, teacher: Any, widths: Any, ranks: Any) -> Any:
         """Returns the squared error in units of the mean square, over the channels that the sub-net has."""
         student, teacher = ops.cast(student, "float32"), ops.cast(teacher, "float32")
         if tensor in self.plan.channels:
-            mask = ops.cast(self.plan.channels[tensor].mask(widths, ranks, len(teacher.shape)), "float32")
-            student, teacher = student * mask, teacher * mask
+            mask = self.plan.channels[tensor].mask(widths, ranks, len(teacher.shape))
+            student, teacher = (ops.where(mask, value, 0.0) for value in (student, teacher))
         return ops.sum(ops.square(student - teacher)) / (ops.sum(ops.square(teacher)) + keras.config.epsilon())
+
+    def test_step(self, *arguments: Any) -> dict[str, Any]:
+        """As in `keras.Model`. Sub-nets do not run in an evaluation, so it has no `distillation`."""
+        return {name: value for name, value in super().test_step(*arguments).items() if name != "distillation"}
 
     search = search
 
@@ -306,13 +314,11 @@ def _levels(group: Any, ratios: Sequence[float]) -> list[int]:
     return [max(least, round(group.num_channels * ratio)) for ratio in ratios]
 
 
-def _loss_of(model: keras.Model) -> Any:
-    """Returns the distillation loss for the outputs of a model, or None if their squared error must do."""
-    if not hasattr(keras, "distillation"):
+def _default_loss(compiled: Any) -> Any:
+    """Returns the distillation loss that belongs to a compiled loss: one for logits, or None."""
+    losses = tree.flatten(compiled)
+    crossentropies = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
+    from_logits = [isinstance(one, crossentropies) and one.from_logits for one in losses]
+    if not losses or not all(from_logits) or not hasattr(keras, "distillation"):
         return None
-    loss = keras.distillation.LogitsDistillation(temperature=1.0, loss=keras.losses.KLDivergence())
-    try:
-        Distillation(1.0, loss).check(model)
-    except InvalidArgumentError:
-        return None
-    return loss
+    return keras.distillation.LogitsDistillation(temperature=1.0, loss=keras.losses.KLDivergence())

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from keras import ops
+from keras import ops, tree
 
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.repair.batch_norm import batch_normalizations
 from keras_pcp.search import checkpoint
 from keras_pcp.supernet.stages import Called, Stage
-from keras_pcp.support import files
+from keras_pcp.support import files, internals
 from keras_pcp.support.changes import Journal, temporarily
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class Scorer:
         supernet: the super-net. It must not be trained while it is scored.
         x: inputs, as arrays; all of them are one batch.
         stages: the stages, by default those of the super-net.
+
+    Raises:
+        NotFiniteError: the full net gives NaN or infinite outputs.
     """
 
     def __init__(self, supernet: "StagewiseSupernet", x: Any, stages: Sequence[Stage] = ()):
@@ -42,16 +45,20 @@ class Scorer:
         self.normalizations = [layer for layer in batch_normalizations(supernet.model) if layer.trainable]
         traced, full = supernet.plan.trace, supernet.plan.levels[:, -1]
         self.features: dict[int, Any] = dict(zip(traced.inputs, arrange_inputs(traced, x), strict=True))
-        self._compiled, self._again = (
-            [tf.function(self._run(stage)) for stage in self.stages],
-            [True] * len(self.stages),
-        )
+        self._compiled = [tf.function(self._run(stage)) for stage in self.stages]
+        self._again = [True] * len(self.stages)
         for number in range(len(self.stages)):
             made = self.outputs(number, full)
             self._again[number] = False
-            if not all(_close(a, made[i]) for i, a in self.outputs(number, full).items()):
-                self._again[number] = True
+            once = self.outputs(number, full)
+            self._again[number] = not all(_close(once[i], made[i]) for i in made)
             self.features |= made
+        for i in set(traced.outputs) & set(self.features):
+            if not np.isfinite(np.asarray(self.features[i], "float32")).all():
+                raise NotFiniteError(
+                    f"output {traced.tensors[i].name!r} of model {supernet.model.name!r} has NaN or infinite values on "
+                    "validation_data; train it again with a smaller learning rate"
+                )
 
     def score(self, stage: int, widths: np.ndarray) -> float:
         """Returns the error of one stage of the sub-net with these widths, (groups,): 0 or more, a sum over its outputs."""
@@ -103,36 +110,44 @@ class StageErrors:
 
     Args:
         supernet: the super-net.
-        scorer: computes errors.
+        x: the inputs that stages are scored on, as arrays.
         file: where errors are written. If it exists, the errors in it are known already.
 
     Attributes:
         known: the errors.
+        asked: keys of the errors that were asked for.
         seconds: time spent in computing them.
 
     Raises:
         InvalidArgumentError: the file is damaged, or belongs to another super-net or other samples.
+        NotFiniteError: as in `Scorer`.
     """
 
     every = 20.0  # seconds between two writes
 
-    def __init__(self, supernet: "StagewiseSupernet", scorer: Scorer, file: Path | None = None):
-        self.plan, self.scorer, self.file, self.written = supernet.plan, scorer, file, time.monotonic()
+    def __init__(self, supernet: "StagewiseSupernet", x: Any, file: Path | None = None):
+        self.plan, self.scorer, self.file, self.written = supernet.plan, Scorer(supernet, x), file, time.monotonic()
         self.known: dict[str, float] = {}
+        self.asked: set[str] = set()
         self.seconds = 0.0
         if file is not None:
-            features = [np.asarray(value) for value in scorer.features.values()]
-            self.identity = checkpoint.digest([*supernet.get_weights(), supernet.plan.levels, *features])
+            inputs = [np.asarray(value) for value in tree.flatten(x)]
+            inputs = [value.astype(str) if value.dtype == object else value for value in inputs]
+            cuts = np.array([stage.start for stage in supernet.plan.stages])
+            weights = [*supernet.model.get_weights(), internals.array_of(supernet.ranks)]
+            self.identity = checkpoint.digest([*weights, supernet.plan.levels, cuts, *inputs])
             self.known = self._read() if file.exists() else {}
 
     def of(self, stage: int, levels: np.ndarray) -> float:
-        """Returns the error of a stage, given the levels of its groups."""
+        """Returns the error of a stage, given the levels of its groups; infinity if it is not a number."""
         key = f"{stage}: {' '.join(map(str, levels.tolist()))}"
+        self.asked.add(key)
         if key not in self.known:
             widths, groups = self.plan.levels[:, -1].copy(), list(self.plan.parts[stage].groups)
             widths[groups] = self.plan.levels[groups, levels]
             started = time.perf_counter()
-            self.known[key] = self.scorer.score(stage, widths)
+            error = self.scorer.score(stage, widths)
+            self.known[key] = error if np.isfinite(error) else np.inf
             self.seconds += time.perf_counter() - started
             if time.monotonic() - self.written > self.every:
                 self.write()

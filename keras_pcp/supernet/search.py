@@ -16,10 +16,12 @@ from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.growing import StageTables
-from keras_pcp.supernet.scoring import Scorer, StageErrors
+from keras_pcp.supernet.scoring import StageErrors
+from keras_pcp.supernet.tables import distinct_levels
 from keras_pcp.support import checks, internals
-from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
+from keras_pcp.support.data import check_inputs, count_samples, take_samples, with_any_labels
 from keras_pcp.support.files import check_target
+from keras_pcp.support.models import check_finite
 from keras_pcp.surgery.copies import prune_model
 
 if TYPE_CHECKING:
@@ -42,13 +44,15 @@ class SupernetSearch:
     """The result of a search.
 
     Attributes:
-        model: the best sub-net as a plain Keras model, with weights of the super-net. Fine-tune it in an ordinary `fit`.
+        model: the best sub-net as a plain Keras model, with weights of the super-net and statistics of batch normalization
+            from the validation samples. Fine-tune it in an ordinary `fit`.
         selection: what it keeps, in the numbering of the unpruned model.
         cost: {"macs": ..., ...}: what it costs, for each limit.
         error: its error, a sum over stages.
-        front: all sub-nets that no other beats, the cheapest first. With `method="evolution"`, only the one found.
+        front: all sub-nets that no other beats that can be made of the scored stages, the cheapest first; most of them near
+            the limits. With `method="evolution"`, only the one found.
         tied: groups that reach over a cut, so that the stages on both sides have the same width.
-        evaluations: number of evaluations of a stage.
+        evaluations: number of different options of stages that were scored.
         seconds: {"scoring": ..., "choosing": ...}.
     """
 
@@ -88,6 +92,9 @@ def search(
     The error of a sub-net is the sum of those of its stages, each against the full net on the full net's features. So every
     stage is scored alone, and the best combination of what was scored is found exactly, by dynamic programming.
 
+    Groups that are not `exact`, such as those under layer normalization, are scored with statistics over all channels, as in
+    `masked`.
+
     Args:
         supernet: a trained super-net.
         max_macs, max_params, max_bytes: limits, as in `ProgressivePruning`.
@@ -104,6 +111,7 @@ def search(
         InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint is damaged or
             belongs to another super-net or other samples.
         FileError: the checkpoint cannot be written.
+        NotFiniteError: the super-net has or gives NaN or infinite values.
         LimitError: the limits cannot be reached with the narrowest sub-net.
 
     Example:
@@ -122,16 +130,18 @@ def search(
     problem.check_reachable(supernet.plan.gating.selection(levels[:, 0], ranks))
     x = take_samples(with_any_labels(validation_data), samples, seed, "validation_data")[0]
     check_inputs(supernet.model, x, "validation_data")
-    errors = StageErrors(supernet, Scorer(supernet, x), None if checkpoint is None else check_target(checkpoint))
+    check_finite(supernet.model)
+    errors = StageErrors(supernet, x, None if checkpoint is None else check_target(checkpoint))
     run = _dynamic if method == "dynamic" else _evolution
-    front, best, seconds = run(supernet, problem, errors, evaluations, seed, verbose)
-    errors.write()
-    selection = front[best].selection
-    model = prune_model(supernet.model, supernet.plan.graph, selection)
-    reestimate_batch_norm(model, tree.map_structure(np.asarray, x))
+    try:
+        front, best, seconds = run(supernet, problem, errors, evaluations, seed, verbose)
+    finally:
+        errors.write()
     found = front[best]
+    model = prune_model(supernet.model, supernet.plan.graph, found.selection)
+    reestimate_batch_norm(model, (tree.map_structure(np.asarray, x), np.zeros(count_samples(x))))
     return SupernetSearch(
-        model, selection, found.cost, found.error, tuple(front), supernet.plan.tied, len(errors.known), seconds
+        model, found.selection, found.cost, found.error, tuple(front), supernet.plan.tied, len(errors.asked), seconds
     )
 
 
@@ -172,8 +182,11 @@ def _evolution(
     plan, started, before = supernet.plan, time.perf_counter(), errors.seconds
     bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
 
+    first, groups = distinct_levels(plan.levels), np.arange(len(plan.levels))
+
     def error(levels: np.ndarray) -> float:
         bar.add(1)
+        levels = first[groups, levels]
         return sum(errors.of(number, levels[list(part.groups)]) for number, part in enumerate(plan.parts))
 
     def allowed(levels: np.ndarray) -> bool:

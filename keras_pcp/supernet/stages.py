@@ -94,7 +94,22 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
                 f"{program.model.name!r} cannot be cut inside a nested model that it calls several times "
                 f"(tensor {again[0]!r}); cut after other layers"
             )
+    _check_normalizations(program, found)
     return found
+
+
+def _check_normalizations(program: Program, found: Sequence[Stage]) -> None:
+    """Raises InvalidArgumentError if stages share a batch normalization, which could not have statistics of both."""
+    owner: dict[str, int] = {}
+    for number, stage in enumerate(found):
+        for call in program.trace.calls[stage.start : stage.stop]:
+            if isinstance(call.operation, keras.layers.BatchNormalization):
+                name = program.name_of(call.operation)
+                if owner.setdefault(name, number) != number:
+                    raise InvalidArgumentError(
+                        f"stages {owner[name]} and {number} of {program.model.name!r} both call layer {name!r}, whose "
+                        "statistics cannot be those of both; cut elsewhere, or pass fewer stages"
+                    )
 
 
 def resolution_changes(traced: Trace, macs: Sequence[float]) -> list[int]:
@@ -153,7 +168,8 @@ def _last_call(program: Program, name: str) -> int:
     if not found:
         known = [program.name_of(c.operation) for c in calls if c.operation is not None]
         raise InvalidArgumentError(
-            f"cut_after names {name!r}, which model {program.model.name!r} does not call; it calls {shorten(known)}"
+            f"cut_after names {name!r}, which is no layer that model {program.model.name!r} calls (of a nested model, name "
+            f"the last layer); it calls {shorten(known)}"
         )
     return found[-1]
 

@@ -1,6 +1,7 @@
 """What stages may be like: the groups of each stage, its options, and what they cost."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,19 +70,41 @@ def tied_groups(parts: Sequence[StagePart]) -> list[int]:
     return np.flatnonzero(counts > 1).tolist()
 
 
-def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def distinct_levels(levels: np.ndarray) -> np.ndarray:
+    """Returns for each level of each group the first level of the same width, ints (groups, levels).
+
+    Example:
+        >>> distinct_levels(np.array([[1, 1, 2, 4], [2, 4, 6, 8]])).tolist()
+        [[0, 0, 2, 3], [0, 1, 2, 3]]
+    """
+    return np.array([np.searchsorted(row, row) for row in levels], int).reshape(levels.shape)
+
+
+def count_options(first: np.ndarray) -> int:
+    """Returns in how many ways groups can have a width, given their rows of `distinct_levels`."""
+    return math.prod(len(np.unique(row)) for row in first)
+
+
+def options(part: StagePart, tied: Sequence[int], first: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """Returns what a stage may be like, as levels of its groups, ints (options, groups).
 
     All possibilities, if they are at most `most`. Otherwise a draw: for each assignment of levels to the groups that other
     stages share (a draw of these, too, if there are more than a quarter of `most`), all other groups at the same level,
     for each level, and then random levels. Levels of shared groups are drawn such that the other stages draw the same ones.
+
+    Args:
+        part: the stage.
+        tied: groups that other stages share.
+        first: `distinct_levels` of the groups of the stage.
+        most: the most options.
+        rng: for the draw.
     """
-    count = len(part.groups)
-    if num_levels**count <= most:
-        return _all_levels(count, num_levels)
+    (count, num_levels), every = first.shape, np.arange(len(first))
+    if count_options(first) <= most:
+        return _all_levels(first)
     shared = [part.groups.index(group) for group in part.groups if group in tied]
     free = [i for i in range(count) if i not in shared]
-    assignments = _assignments(len(shared), num_levels, max(num_levels, most // 4))
+    assignments = _assignments(first[shared], max(num_levels, most // 4))
     found: dict[tuple, None] = {}
     for row in range(most):
         levels = np.empty(count, int)
@@ -89,31 +112,38 @@ def options(part: StagePart, tied: Sequence[int], num_levels: int, most: int, rn
         turn = row // len(assignments)
         # A largest level for all groups, so that narrow stages are drawn as often as wide ones.
         levels[free] = turn if turn < num_levels else rng.integers(0, rng.integers(1, num_levels + 1), len(free))
-        found[tuple(levels.tolist())] = None
+        found[tuple(first[every, levels].tolist())] = None
     return np.array(list(found), int)
 
 
-def neighbours(levels: np.ndarray, num_levels: int) -> np.ndarray:
-    """Returns the levels that differ in one group, by one level, ints (neighbours, groups).
+def neighbours(levels: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Returns the levels that differ in the width of one group, the next smaller or larger one, ints (neighbours, groups).
 
     Example:
-        >>> neighbours(np.array([0, 1]), 3).tolist()
-        [[0, 0], [1, 1], [0, 2]]
+        >>> neighbours(np.array([0, 2]), np.array([[0, 0, 2], [0, 1, 2]])).tolist()
+        [[2, 2], [0, 1]]
     """
-    steps = np.concatenate([-np.eye(len(levels), dtype=int), np.eye(len(levels), dtype=int)])
-    found = levels + steps
-    return found[((found >= 0) & (found < num_levels)).all(axis=1)]
+    found = []
+    for group, row in enumerate(first):
+        known = np.unique(row)
+        place = int(np.searchsorted(known, levels[group]))
+        for other in (place - 1, place + 1):
+            if 0 <= other < len(known):
+                found.append([*levels[:group], known[other], *levels[group + 1 :]])
+    return np.array(found, int).reshape(-1, len(levels))
 
 
-def _assignments(count: int, num_levels: int, most: int) -> np.ndarray:
-    """Returns levels of `count` shared groups: all, or, if these are too many, the same level for all of them."""
-    if num_levels**count <= most:
-        return _all_levels(count, num_levels)
-    return np.repeat(np.arange(num_levels)[:, None], count, axis=1)
+def _assignments(first: np.ndarray, most: int) -> np.ndarray:
+    """Returns levels of shared groups: all, or, if these are too many, the same level for all of them."""
+    count, num_levels = first.shape
+    if count_options(first) <= most:
+        return _all_levels(first)
+    return first[np.arange(count), np.repeat(np.arange(num_levels)[:, None], count, axis=1)]
 
 
-def _all_levels(count: int, num_levels: int) -> np.ndarray:
-    return np.array(list(itertools.product(range(num_levels), repeat=count)), int).reshape(num_levels**count, count)
+def _all_levels(first: np.ndarray) -> np.ndarray:
+    every = list(itertools.product(*(np.unique(row).tolist() for row in first)))
+    return np.array(every, int).reshape(len(every), len(first))
 
 
 def costs(part: StagePart, gating: Gating, ranks: np.ndarray, widths: np.ndarray, limited: Sequence[str]) -> np.ndarray:

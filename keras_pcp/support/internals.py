@@ -20,6 +20,7 @@
 | `Layer._losses`                                | notice a loss that is added in a call                        |
 | `Optimizer._trainable_variables`, `_variables`, `_var_key` | find slots; keep what is stored under a variable's key |
 | `keras.src.backend.common.global_state`        | leave no half-initialized variables behind                   |
+| `keras.src.backend.AutocastScope`              | read a weight in its own precision                           |
 | `sys._current_frames`                          | see whether a training loop is still running                 |
 
 `tests/support/test_internals.py` is the contract: it fails with a Keras version in which one of these changed its meaning.
@@ -35,6 +36,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
+from keras.src.backend import AutocastScope
 from keras.src.backend.common import global_state
 
 from keras_pcp.errors import UnsupportedModelError
@@ -240,6 +242,12 @@ def calls_outside(operations: list[Any], inside: set[int]) -> list[Any]:
     return [n for op in operations for n in op._inbound_nodes if id(n) not in inside and not n.is_input]
 
 
+def as_stored(weight: keras.Variable) -> Any:
+    """Returns the value of a weight in its own precision, also within a layer of mixed precision."""
+    with AutocastScope(None):
+        return weight.value
+
+
 def stateless(
     values: Iterable[tuple[keras.Variable, Any]] = (), collect_losses: bool = False
 ) -> AbstractContextManager[keras.StatelessScope]:
@@ -250,7 +258,8 @@ def stateless(
     """
 
     def enter(journal: Journal) -> keras.StatelessScope:
-        scope = keras.StatelessScope(values, collect_losses)
+        with AutocastScope(None):  # else the values would be cast here
+            scope = keras.StatelessScope(values, collect_losses)
 
         def leave() -> None:
             try:

@@ -1,13 +1,14 @@
 """Exact search over stages, against trying everything; and evolutionary search."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
 from keras_pcp.supernet.dynamic_programming import Table, pareto_front
 from keras_pcp.supernet.evolution import evolve
-from keras_pcp.supernet.tables import StagePart, options
+from keras_pcp.supernet.tables import StagePart, count_options, distinct_levels, options
 
 SHAPES = {
     "apart": ((0, 1), (2,), (3, 4)),
@@ -16,6 +17,10 @@ SHAPES = {
     "one for all": ((0, 1), (0, 2), (0, 3), (0,)),
     "a stage without groups": ((0, 1), (), (1, 2)),
 }
+
+
+def all_distinct(groups, num_levels):
+    return np.tile(np.arange(num_levels), (groups, 1))
 
 
 def random_tables(groups_of_stages, num_levels=3, limits=1, seed=0, drop=0):
@@ -100,9 +105,10 @@ def test_evolution_keeps_the_limit_and_counts_evaluations():
 
 def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others():
     rng = np.random.default_rng(0)
-    assert len(options(StagePart((0, 1), None), [0], 3, 9, rng)) == 9
+    assert len(options(StagePart((0, 1), None), [0], all_distinct(2, 3), 9, rng)) == 9
+    assert options(StagePart((), None), [0], all_distinct(0, 3), 9, rng).shape == (1, 0)
     parts = [StagePart((0, 1, 2, 3), None), StagePart((3, 4, 5, 6), None)]
-    first, second = (options(part, [3], 10, 100, rng) for part in parts)
+    first, second = (options(part, [3], all_distinct(4, 10), 100, rng) for part in parts)
     assert set(first[:, 3]) == set(second[:, 0]) == set(range(10))
     assert 50 < len(first) <= 100
     for level in range(10):  # all at one level
@@ -111,5 +117,36 @@ def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others
 
 def test_many_shared_groups_get_the_same_level():
     part = StagePart(tuple(range(8)), None)
-    found = options(part, [0, 1, 2, 3, 4, 5], 10, 200, np.random.default_rng(0))
+    found = options(part, [0, 1, 2, 3, 4, 5], all_distinct(8, 10), 200, np.random.default_rng(0))
     assert all(len(set(row[:6])) == 1 for row in found.tolist())
+
+
+def test_levels_of_the_same_width_are_one_option():
+    first = distinct_levels(np.array([[1, 1, 1, 2], [1, 2, 3, 4]]))
+    assert count_options(first) == 8
+    found = options(StagePart((0, 1), None), [], first, 8, np.random.default_rng(0))
+    assert {tuple(row) for row in found.tolist()} == {(a, b) for a in (0, 3) for b in range(4)}
+    drawn = options(StagePart((0, 1), None), [], first, 7, np.random.default_rng(0))
+    assert set(drawn[:, 0]) <= {0, 3}
+    assert len(drawn) == len({tuple(row) for row in drawn.tolist()})
+
+
+def test_errors_that_are_infinite_are_left_out():
+    table = Table((0,), np.arange(4)[:, None], np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([9, np.inf, 2, 0]))
+    front = pareto_front([table])
+    assert front.errors.tolist() == [9, 2, 0]
+
+
+def test_a_front_of_two_limits_takes_little_time():
+    rng = np.random.default_rng(0)
+    tables = []
+    for stage in range(3):
+        levels = rng.integers(0, 10, (500, 3))
+        costs = (levels[:, :1] + 1.0) * (levels[:, 1:] + 1) + rng.random((500, 2))
+        tables.append(
+            Table(tuple(range(3 * stage, 3 * stage + 3)), levels, costs, (9 - levels).sum(1) + rng.random(500))
+        )
+    began = time.perf_counter()
+    front = pareto_front(tables)
+    assert time.perf_counter() - began < 20  # a second or so
+    assert len(front.errors) > 100

@@ -29,15 +29,18 @@ class Made:
         return float((self.weights[groups] * missing**2).sum() + missing.prod())
 
 
-@pytest.fixture(scope="module")
-def supernet():
-    """A super-net of two stages with four and three groups, one of which reaches over the cut."""
+def network():
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((8, 8, 3))
     for number, strides in enumerate((1, 1, 1, 1, 2, 1)):
         x = L.Conv2D(12, 3, strides, padding="same", activation="relu", name=f"conv_{number}")(x)
-    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
-    return keras_pcp.StagewiseSupernet(model, cut_after=["conv_3"], ratios=(0.25, 0.5, 0.75))
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x)))
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    """A super-net of two stages with four and three groups, one of which reaches over the cut."""
+    return keras_pcp.StagewiseSupernet(network(), cut_after=["conv_3"], ratios=(0.25, 0.5, 0.75))
 
 
 def best_of(supernet, most, bound, seed=0, refined=True):
@@ -53,6 +56,24 @@ def test_a_stage_is_asked_for_each_option_once_and_no_more_than_allowed(supernet
     assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.tables)
     assert all(len(t.errors) <= 60 for t in tables.tables)
     assert len(tables.tables[0].errors) == 60  # of 256
+
+
+def test_a_limit_that_does_not_bind_changes_little():
+    supernet = keras_pcp.StagewiseSupernet(network(), cut_after=["conv_3"], ratios=(0.25, 0.5, 0.75))
+    full, found = cost_of(supernet.plan.graph), []
+    for limited, bounds in ((["macs"], [0.3 * full.macs]), (["macs", "bytes"], [0.3 * full.macs, full.bytes])):
+        front = StageTables(supernet, Made(supernet), limited, 80).refine(bounds)
+        found.append(front.errors[front.best(bounds)])
+    assert found[1] <= 1.05 * found[0]
+
+
+def test_a_stage_may_have_no_groups():
+    x = keras.Input((8,))
+    y = L.Dense(3, name="logits")(L.Dense(16, activation="relu")(x))
+    supernet = keras_pcp.StagewiseSupernet(keras.Model(x, L.Softmax()(y)), cut_after=["logits"])
+    assert [len(part.groups) for part in supernet.plan.parts] == [1, 0]
+    found = supernet.search(max_macs=0.5, validation_data=np.random.default_rng(0).random((32, 8)), verbose=False)
+    assert found.cost["macs"] <= 0.5 * 16 * 11
 
 
 def test_the_best_is_what_its_levels_say(supernet):

@@ -12,7 +12,7 @@ from tiny_fits import network, samples
 from zoo import assert_close, build, each, inputs_for, outputs_of
 
 import keras_pcp
-from keras_pcp.errors import InvalidArgumentError, LimitError
+from keras_pcp.errors import InvalidArgumentError, LimitError, NotFiniteError
 from keras_pcp.supernet.scoring import Scorer
 from keras_pcp.supernet.stages import whole
 
@@ -112,11 +112,10 @@ def test_scores_are_those_of_the_pruned_model_with_statistics_of_the_same_sample
     [found] = scorer.outputs(0, widths).values()
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    if not drop:
-        selection = supernet.plan.gating.selection(widths, np.asarray(supernet.ranks.value))
-        small = keras_pcp.prune_model(model, supernet.plan.graph, selection)
-        keras_pcp.reestimate_batch_norm(small, x, batch_size=64)
-        np.testing.assert_allclose(found, small.predict(x, verbose=0), rtol=1e-3, atol=1e-5)
+    selection = supernet.plan.gating.selection(widths, np.asarray(supernet.ranks.value))
+    small = keras_pcp.prune_model(model, supernet.plan.graph, selection)
+    keras_pcp.reestimate_batch_norm(small, x, batch_size=64)
+    np.testing.assert_allclose(found, small.predict(x, verbose=0), rtol=1e-3, atol=1e-5)
     assert scorer.score(0, supernet.plan.levels[:, -1]) == pytest.approx(0, abs=1e-9)
 
 
@@ -184,6 +183,28 @@ def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     file.write_text(file.read_text()[:-9])
     with pytest.raises(InvalidArgumentError, match="is damaged"):
         supernet.search(**options)
+
+
+def test_a_network_that_is_not_finite_is_not_searched():
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.5,))
+    bias = supernet.model.get_layer("logits").bias
+    bias.assign([np.nan, 0, 0])
+    with pytest.raises(NotFiniteError, match="logits"):
+        supernet.search(max_macs=0.5, validation_data=data(), verbose=False)
+    bias.assign(np.zeros(3))
+    supernet.model.get_layer("logits").kernel.assign(np.full((16, 3), 3e38))
+    with pytest.raises(NotFiniteError, match="has NaN or infinite values on validation_data"):
+        supernet.search(max_macs=0.5, validation_data=data(), verbose=False)
+
+
+def test_stages_do_not_share_a_normalization():
+    x = keras.Input((8,))
+    shared = L.BatchNormalization(name="shared")
+    y = L.Dense(8, name="second")(L.ReLU()(shared(L.Dense(8, name="first")(x))))
+    model = keras.Model(x, L.Dense(2)(shared(y)))
+    keras_pcp.StagewiseSupernet(model, 1)
+    with pytest.raises(InvalidArgumentError, match="both call layer 'shared'"):
+        keras_pcp.StagewiseSupernet(model, cut_after=["second"])
 
 
 def test_what_is_wrong_is_said_before_anything_is_scored():
@@ -261,8 +282,17 @@ def test_ways_to_compile(options):
 def test_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:
+        x = keras.Input((1,))
+        large = L.Dense(4, dtype="float32")(L.Rescaling(1e-5, dtype="float32")(x))
+        odd = keras.Model(x, L.Dense(2, dtype="float32")(large))
+        inputs = np.array([[1e5], [7e4]], "float32")
+        assert_close(outputs_of(keras_pcp.StagewiseSupernet(odd, 1), inputs), outputs_of(odd, inputs), 1e-6)
+        supernet = keras_pcp.StagewiseSupernet(odd, 1, samples=0, ratios=(1.0,))
+        supernet(inputs, training=True)
+        assert float(supernet.losses[0]) == 0  # the full net teaches itself
         supernet = keras_pcp.StagewiseSupernet(staged(), 3)
         history = fitted(supernet)
+        assert isinstance(supernet.optimizer, keras.optimizers.LossScaleOptimizer)
         found = supernet.search(max_macs=0.5, validation_data=data(), evaluations=30, verbose=False)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -271,7 +301,7 @@ def test_mixed_precision():
 
 
 @pytest.mark.parametrize("name", ["two_in_two_out", "nested", *each(["single_shot_detector", "u_net", "concat"])])
-def test_other_networks(name):
+def test_other_networks(name, tmp_path):
     model = build(name)
     supernet = keras_pcp.StagewiseSupernet(model, 1, samples=1)
     x = inputs_for(model, batch=8)
@@ -282,14 +312,21 @@ def test_other_networks(name):
     assert keras.tree.map_structure(np.shape, supernet.predict(x, verbose=0)) == keras.tree.map_structure(
         np.shape, structure
     )
+    assert "distillation" not in supernet.evaluate(x, structure, verbose=0, return_dict=True)
+    options = {"max_macs": 0.7, "evaluations": 3, "verbose": False, "checkpoint": tmp_path / "search.json"}
+    found = supernet.search(validation_data=(x, structure), **options)
+    assert supernet.search(validation_data=(x, structure), **options).evaluations == found.evaluations == 3
 
 
 def test_a_network_whose_outputs_are_probabilities():
     model = network()
     inner = keras.Model(model.inputs, L.Softmax()(model.output))
     supernet = keras_pcp.StagewiseSupernet(inner, 1)
-    assert supernet.loss_of_outputs is None
     supernet.compile("sgd", "sparse_categorical_crossentropy")
+    outputs = supernet.predict(samples()[0], verbose=0)
+    [number] = supernet.plan.trace.outputs
+    widths, ranks = supernet.plan.levels[:, -1], supernet.ranks.value
+    assert float(supernet.error(number, outputs + 1, outputs, widths, ranks)) > 1  # for logits, a shift would not count
     assert np.isfinite(supernet.fit(*samples(), verbose=0).history["loss"]).all()
 
 
