@@ -9,8 +9,7 @@ Parts, all by default; `--parts` chooses:
     scores: Trains super-nets from the given weights, with three stages and with one (a plain super-net), with the same
         number of steps, and scores the sub-nets by each on validation images. `tables.py` computes Kendall's tau.
     search: Searches by each super-net: by dynamic programming with several stages, and by evolution, as the literature
-        does, with one. Cuts what it finds out of the given network, and tunes it like the others. "Inherited": cut out of
-        the super-net instead, which has trained for longer.
+        does, with one. Cuts what it finds out of the given network, and tunes it like the others.
     controls: Tunes uniform and random widths alike, and prunes in a fit of as many epochs by `ProgressivePruning` and
         `AdaptivePruning`.
     methods: Compares dynamic programming with evolution on the scores of one super-net.
@@ -29,9 +28,12 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
-from keras_pcp.supernet.scoring import Scorer
-from keras_pcp.supernet.stages import whole
+from keras_pcp.supernet.calibration import calibrate
+from keras_pcp.supernet.evolution import evolve
+from keras_pcp.supernet.growing import StageTables
+from keras_pcp.supernet.scoring import StageErrors
 
+CALIBRATED_ON = 100  # options of each stage
 SETS = {"25% to 60%": (0.25, 0.6), "40%": (0.395, 0.405)}
 
 
@@ -103,20 +105,22 @@ def trained(args, data, stages, seed):
 
 
 def scores_of(supernet, levels, val, samples):
-    """Returns {name of a score: its value for each sub-net}; lower is better."""
-    plan, groups = supernet.plan, np.arange(len(supernet.plan.levels))
-    x, y = val[0][:samples], val[1][:samples]
-    staged, alone = Scorer(supernet, x), Scorer(supernet, x, [whole(plan.trace)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    found = {"sum of stages": [], "whole": [], "loss": [], "error rate": []}
-    for row in levels:
-        widths = plan.levels[groups, row]
-        found["sum of stages"].append(sum(staged.score(number, widths) for number in range(len(plan.stages))))
-        found["whole"].append(alone.score(0, widths))
-        [logits] = alone.outputs(0, widths).values()
-        found["loss"].append(float(loss(y, logits)))
-        found["error rate"].append(float(np.mean(np.argmax(logits, -1) != y)))
-    return found
+    """Returns {name of a score: its value for each sub-net}, lower is better, and the weights of the stages."""
+    plan, (x, y) = supernet.plan, (part[:samples] for part in val)
+    errors, loss = StageErrors(supernet, x), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    bounds = np.array([0.4 * keras_pcp.count_cost(plan.graph).macs])
+    weights = calibrate(StageTables(supernet, errors, ["macs"], CALIBRATED_ON), bounds, 0)
+    found = {name: {} for name in ("stages", "stages, equal weights", "whole", "loss", "error rate")}
+    for kind, rows in levels.items():
+        stages = np.array([errors.of_all(row) for row in rows])
+        found["stages"][kind] = (stages @ weights).tolist()
+        found["stages, equal weights"][kind] = stages.sum(1).tolist()
+        found["whole"][kind] = [errors.whole(row) for row in rows]
+        widths = [plan.levels[np.arange(len(row)), row] for row in rows]
+        logits = [np.asarray(errors.scorer.outputs(None, w)[plan.trace.outputs[0]]) for w in widths]
+        found["loss"][kind] = [float(loss(y, z)) for z in logits]
+        found["error rate"][kind] = [float(np.mean(z.argmax(-1) != y)) for z in logits]
+    return found, weights.tolist()
 
 
 def truth(args, data, first):
@@ -141,11 +145,10 @@ def scores(args, data, first):
 
             def row(stages=stages, seed=seed):
                 supernet, seconds = trained(args, data, stages, seed)
-                found = {"seconds": seconds, "acc_full": accuracy(supernet.model, *data[2]), "scores": {}}
-                for kind, between in SETS.items():
-                    levels = drawn_subnets(first, between, args.subnets)
-                    found["scores"][kind] = scores_of(supernet, levels, data[1], args.score_samples)
-                return found
+                levels = {kind: drawn_subnets(first, between, args.subnets) for kind, between in SETS.items()}
+                found, weights = scores_of(supernet, levels, data[1], args.score_samples)
+                full = accuracy(supernet.model, *data[2])
+                return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
 
             yield {"kind": "scores", "stages": stages, "sampling": args.sampling, "seed": seed}, row
 
@@ -156,27 +159,26 @@ def searches(args, data, first):
     for seed in numbers(args.seeds):
         for stages in numbers(args.stages):
             for limit in map(float, args.limits.split(",")):
-                for inherited in (False, True):
 
-                    def row(stages=stages, seed=seed, limit=limit, inherited=inherited):
-                        supernet, _ = trained(args, data, stages, seed)
-                        method = "dynamic" if stages > 1 else "evolution"
-                        file = file_of(args, stages, seed).with_suffix(f".{args.search_samples}.json")
-                        found = searched(supernet, args, data, method, limit, seed, file)
-                        small = keras_pcp.prune_model(first.model, first.plan.graph, found.selection)
-                        return {
-                            "macs": round(found.cost["macs"] / full, 4),
-                            "error": found.error,
-                            "evaluations": found.evaluations,
-                            "search_seconds": found.seconds,
-                            **tuned(found.model if inherited else small, args, data, seed),
-                        }
+                def row(stages=stages, seed=seed, limit=limit):
+                    supernet, _ = trained(args, data, stages, seed)
+                    found = searched(supernet, args, data, "dynamic" if stages > 1 else "evolution", limit, seed)
+                    small = keras_pcp.prune_model(first.model, first.plan.graph, found.selection)
+                    return {
+                        "macs": round(found.cost["macs"] / full, 4),
+                        "error": found.error,
+                        "weights": found.weights,
+                        "evaluations": found.evaluations,
+                        "search_seconds": found.seconds,
+                        "widths": {name: int(mask.sum()) for name, mask in found.selection.keep.items()},
+                        **tuned(small, args, data, seed),
+                    }
 
-                    kind = "search, inherited" if inherited else "search"
-                    yield {"kind": kind, "stages": stages, "sampling": args.sampling, "seed": seed, "limit": limit}, row
+                kind = {"kind": "search", "stages": stages, "sampling": args.sampling, "seed": seed, "limit": limit}
+                yield kind, row
 
 
-def searched(supernet, args, data, method, limit, seed, file=None):
+def searched(supernet, args, data, method, limit, seed):
     """Searches by a trained super-net."""
     return supernet.search(
         max_macs=limit,
@@ -185,26 +187,42 @@ def searched(supernet, args, data, method, limit, seed, file=None):
         method=method,
         evaluations=args.evaluations,
         seed=seed,
-        checkpoint=file,
         verbose=bool(args.verbose),
     )
 
 
 def methods(args, data, first):
-    """Yields rows that compare ways to search: all options of the stages, fewer, and evolution."""
-    stages = max(numbers(args.stages))
-    for method, evaluations in (("dynamic", 1000), ("dynamic", 300), ("dynamic", 100), ("evolution", 2000)):
+    """Yields rows that compare ways to search, each with the same weights of the stages and nothing scored before."""
+    stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
+    for method, most in (("dynamic", 300), ("dynamic", 100), ("evolution", 2000)):
         for limit in map(float, args.limits.split(",")):
 
-            def row(method=method, evaluations=evaluations, limit=limit):
+            def row(method=method, most=most, limit=limit):
                 supernet, _ = trained(args, data, stages, 0)
-                now = argparse.Namespace(**{**vars(args), "evaluations": evaluations})
+                x, bound = data[1][0][: args.method_samples], limit * full
+                tables = StageTables(supernet, StageErrors(supernet, x), ["macs"], CALIBRATED_ON)
+                weights, errors = calibrate(tables, np.array([bound]), 0), StageErrors(supernet, x)
                 started = time.perf_counter()
-                found = searched(supernet, now, data, method, limit, 0)
-                seconds = round(time.perf_counter() - started, 2)
-                return {"error": found.error, "scored": found.evaluations, "seconds": seconds, "parts": found.seconds}
+                if method == "dynamic":
+                    tables = StageTables(supernet, errors, ["macs"], most)
+                    tables.weights = weights
+                    front = tables.refine([bound])
+                    error = front.errors[front.best([bound])]
+                else:
+                    problem = Problem.of(supernet.plan.graph, Limits(max_macs=limit))
+                    shape = supernet.plan.levels.shape
+                    _, error = evolve(
+                        lambda levels: float(weights @ errors.of_all(levels)),
+                        lambda levels: problem.holds(selected(supernet, levels)),
+                        shape[1],
+                        shape[0],
+                        evaluations=most,
+                    )
+                seconds = time.perf_counter() - started
+                found = {"error": float(error), "scored": len(errors.asked), "seconds": round(seconds, 2)}
+                return found | {"scoring_seconds": round(errors.seconds, 2), "weights": weights.tolist()}
 
-            yield {"kind": "method", "stages": stages, "method": method, "most": evaluations, "limit": limit}, row
+            yield {"kind": "method", "stages": stages, "method": method, "most": most, "limit": limit}, row
 
 
 def controls(args, data, first):
@@ -264,9 +282,10 @@ def main():
     parser.add_argument("--subnets", type=int, default=24)
     parser.add_argument("--sampling", default="prefix")
     parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--score-samples", type=int, default=1000)
+    parser.add_argument("--score-samples", type=int, default=512)
     parser.add_argument("--search-samples", type=int, default=256)
-    parser.add_argument("--evaluations", type=int, default=1000)
+    parser.add_argument("--method-samples", type=int, default=64)
+    parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)

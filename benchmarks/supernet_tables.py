@@ -4,8 +4,8 @@ import statistics
 
 import numpy as np
 
-SCORES = ("sum of stages", "whole", "loss", "error rate")
-STAGEWISE = 3, "sum of stages"  # what a search by a stage-wise super-net goes by
+SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
+STAGEWISE = 3, "stages"  # what a search by a stage-wise super-net goes by
 DRAWS = 2000  # of the bootstrap
 
 
@@ -22,8 +22,8 @@ def taus(rows: list[dict]) -> list[list[str]]:
         values = {}
         for stages in sorted({r["stages"] for r in scored}, reverse=True):
             for name in SCORES:
-                if stages > 1 or name != "sum of stages":  # with one stage, it is the same as "whole"
-                    values[stages, name] = [r["scores"][kind][name] for r in scored if r["stages"] == stages]
+                if stages > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
+                    values[stages, name] = [r["scores"][name][kind] for r in scored if r["stages"] == stages]
         for (stages, name), each in values.items():
             tau = [kendall(v, accuracy) for v in each]
             body.append(
@@ -108,8 +108,8 @@ def methods(rows: list[dict]) -> list[list[str]]:
             f"{r['most']:,}",
             f"{r['scored']:,}",
             f"{r['error']:.4f}",
-            f"{r['parts']['scoring']:.1f}",
-            f"{r['parts']['choosing']:.1f}",
+            f"{r['seconds']:.0f}",
+            f"{r['scoring_seconds']:.0f}",
         ]
         for r in found
     ]

@@ -1,6 +1,7 @@
 """Tables of stages that grow: first some options of each stage, then the neighbours of the best sub-nets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import keras
@@ -30,6 +31,10 @@ class StageTables:
         most: the most options of a stage.
         seed: for the draw.
         verbose: whether to show a progress bar.
+
+    Attributes:
+        tables: the table of each stage.
+        weights: how much the error of each stage counts in that of a sub-net, (stages,).
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class StageTables:
             Table(p.groups, np.empty((0, len(p.groups)), int), np.empty((0, len(self.limited))), np.empty(0))
             for p in plan.parts
         ]
+        self.weights = np.ones(len(plan.parts))
         self.bar = keras.utils.Progbar(sum(self.room), verbose=int(verbose), unit_name="option")
         tied = [plan.gating.names.index(name) for name in plan.tied]
         for stage, part in enumerate(plan.parts):
@@ -84,7 +90,7 @@ class StageTables:
 
         Ends when no table has room, or no neighbour is left.
         """
-        front, done, bounds = pareto_front(self.tables), set(), np.asarray(bounds)
+        front, done, bounds = pareto_front(self.weighted()), set(), np.asarray(bounds)
         at_once = -(-sum(self.room) // (2 * ROUNDS))
         while any(len(known) < room for known, room in zip(self.known, self.room, strict=True)):
             distance = np.abs(np.log(np.maximum(front.costs, 1) / bounds).max(axis=1))
@@ -97,9 +103,14 @@ class StageTables:
                 added += sum(self.add(i, around[:, list(part.groups)]) for i, part in enumerate(self.plan.parts))
             if not added:
                 break
-            front = pareto_front(self.tables)
+            front = pareto_front(self.weighted())
         self.bar.update(sum(map(len, self.known)), finalize=True)
         return front
+
+    def weighted(self) -> list[Table]:
+        """Returns the tables with the errors as they count in the sum; a weight of 0 counts as a very small one."""
+        least = 1e-6 * self.weights.max(initial=1e-300)
+        return [replace(t, errors=t.errors * max(w, least)) for t, w in zip(self.tables, self.weights, strict=True)]
 
     def levels(self, chosen: np.ndarray) -> np.ndarray:
         """Returns the levels of all groups, given the option of each stage."""

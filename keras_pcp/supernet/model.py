@@ -25,7 +25,7 @@ Dropout draws other masks for a sub-net than for the full net that teaches it. S
 gets to 0.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,10 +259,19 @@ class StagewiseSupernet(keras.Model):
         order = ops.argsort(tf.random.stateless_uniform([len(group)], seed) + group.astype("float32"))
         return ops.argsort(order) - ops.convert_to_tensor(self.plan.gating.starts[group].astype("int32"))
 
-    def narrowed(self, widths: Any, ranks: Any, state: Iterable[tuple[keras.Variable, Any]] = ()) -> Any:
-        """Makes the model compute as a sub-net in a `with` block; nothing that it assigns there lasts."""
+    def narrowed(
+        self,
+        widths: Any,
+        ranks: Any,
+        state: Iterable[tuple[keras.Variable, Any]] = (),
+        only: Collection[int] | None = None,
+    ) -> Any:
+        """Makes the model compute as a sub-net in a `with` block; nothing that it assigns there lasts.
+
+        With `only`, numbers of weights, channels are left out only where these weights read them.
+        """
         values: dict[int, Any] = {}
-        for i, axis in self.plan.gated:
+        for i, axis in (entry for entry in self.plan.gated if only is None or entry[0] in only):
             weight = self.model.weights[i]
             value = values[i] if i in values else internals.as_stored(weight)
             values[i] = ops.where(axis.mask(widths, ranks, len(weight.shape)), value, ops.zeros_like(value))

@@ -1,14 +1,17 @@
-"""Scores sub-nets: how far each stage of a sub-net is from the full net, on held-out samples.
+"""Scores sub-nets: how far the outputs of the model are from those of the full net, on held-out samples.
 
-Each stage reads the features of the full net, so a stage's error depends only on the widths in it. Statistics of batch
-normalization are those of the sub-net on the same samples: the stage runs once in training mode to get them, and once
-with them. They are written nowhere. A stage that has nothing else that training changes, such as dropout, gives the same
-both times, and runs once.
+The error of a stage is that of the full net with only this stage narrowed: the stage reads the features of the full net, and
+all after it has its full width. So it depends only on the widths in the stage. The error itself is the loss by which the
+full net teaches sub-nets at the outputs. Statistics of batch normalization are those of the scored network on the same
+samples: it runs once in training mode to get them, and once with them. They are written nowhere. A network that has nothing
+else that training changes, such as dropout, gives the same both times, and runs once.
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.repair.batch_norm import batch_normalizations
 from keras_pcp.search import checkpoint
-from keras_pcp.supernet.stages import Called, Stage
+from keras_pcp.supernet.stages import Called, Stage, tail, whole
 from keras_pcp.support import files, internals
 from keras_pcp.support.changes import Journal, temporarily
 
@@ -29,69 +32,75 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Compares stages of sub-nets with those of the full net. Each stage is traced twice, whatever the number of sub-nets.
+    """Compares sub-nets with the full net. The number of traces does not depend on the number of sub-nets.
 
     Args:
         supernet: the super-net. It must not be trained while it is scored.
         x: inputs, as arrays; all of them are one batch.
-        stages: the stages, by default those of the super-net.
 
     Raises:
         NotFiniteError: the full net gives NaN or infinite outputs.
     """
 
-    def __init__(self, supernet: "StagewiseSupernet", x: Any, stages: Sequence[Stage] = ()):
-        self.supernet, self.stages = supernet, tuple(stages) or supernet.plan.stages
+    def __init__(self, supernet: "StagewiseSupernet", x: Any):
+        self.supernet, plan = supernet, supernet.plan
         self.normalizations = [layer for layer in batch_normalizations(supernet.model) if layer.trainable]
-        traced, full = supernet.plan.trace, supernet.plan.levels[:, -1]
-        self.features: dict[int, Any] = dict(zip(traced.inputs, arrange_inputs(traced, x), strict=True))
-        self._compiled = [tf.function(self._run(stage)) for stage in self.stages]
-        self._again = [True] * len(self.stages)
-        for number in range(len(self.stages)):
-            made = self.outputs(number, full)
-            self._again[number] = False
-            once = self.outputs(number, full)
-            self._again[number] = not all(_close(once[i], made[i]) for i in made)
-            self.features |= made
-        for i in set(traced.outputs) & set(self.features):
+        borders = tuple(dict.fromkeys(i for stage in plan.stages for i in stage.outputs))
+        self._whole, self._tails = (
+            replace(whole(plan.trace), outputs=borders),
+            [tail(plan.trace, s) for s in plan.stages],
+        )
+        # A partial has no code that others share; by its code, TensorFlow would count all of them as one function.
+        self._run_whole = tf.function(partial(self._run, self._whole, None))
+        parts = zip(self._tails, plan.parts, strict=True)
+        self._run_tails = [tf.function(partial(self._run, stage, part.weights)) for stage, part in parts]
+        self.features = dict(zip(plan.trace.inputs, arrange_inputs(plan.trace, x), strict=True))
+        self.twice = True
+        made = self.outputs(None, plan.levels[:, -1])
+        self.twice = False
+        once = self.outputs(None, plan.levels[:, -1])
+        self.twice = not all(_close(once[i], made[i]) for i in made)
+        self.features |= made
+        for i in plan.trace.outputs:
             if not np.isfinite(np.asarray(self.features[i], "float32")).all():
                 raise NotFiniteError(
-                    f"output {traced.tensors[i].name!r} of model {supernet.model.name!r} has NaN or infinite values on "
+                    f"output {plan.trace.tensors[i].name!r} of model {supernet.model.name!r} has NaN or infinite values on "
                     "validation_data; train it again with a smaller learning rate"
                 )
 
-    def score(self, stage: int, widths: np.ndarray) -> float:
-        """Returns the error of one stage of the sub-net with these widths, (groups,): 0 or more, a sum over its outputs."""
+    def error(self, stage: int | None, widths: np.ndarray) -> float:
+        """Returns the error of one stage of the sub-net with these widths, (groups,), or of the whole sub-net if None."""
         made, ranks = self.outputs(stage, widths), ops.convert_to_tensor(self.supernet.ranks)
-        each = (self.supernet.relative_error(i, made[i], self.features[i], widths, ranks) for i in made)
-        return float(sum(each))
+        outputs = dict.fromkeys(self.supernet.plan.trace.outputs)
+        return float(
+            sum(self.supernet.error(i, made[i], self.features[i], widths, ranks) for i in outputs if i in made)
+        )
 
-    def outputs(self, stage: int, widths: np.ndarray) -> Mapping[int, Any]:
-        """Returns what one stage makes of the full net's features, {number of a tensor: value}."""
-        features = {i: self.features[i] for i in self.stages[stage].inputs}
-        return self._compiled[stage](features, ops.convert_to_tensor(widths, "int32"), self._again[stage])
+    def outputs(self, stage: int | None, widths: np.ndarray) -> Mapping[int, Any]:
+        """Returns what the network computes with one stage narrowed, or all of it if None, {number of a tensor: value}."""
+        run, reads = self._run_whole, self._whole.inputs
+        if stage is not None:
+            run, reads = self._run_tails[stage], self._tails[stage].inputs
+        return run({i: self.features[i] for i in reads}, ops.convert_to_tensor(widths, "int32"), self.twice)
 
     @property
     def num_traces(self) -> int:
-        """How often stages have been traced."""
-        return sum(function.experimental_get_tracing_count() for function in self._compiled)
+        """How often functions have been traced."""
+        return sum(run.experimental_get_tracing_count() for run in (self._run_whole, *self._run_tails))
 
-    def _run(self, stage: Stage) -> Any:
-        """Returns the function (features, widths, whether to run again with the statistics found) -> outputs of a stage."""
+    def _run(self, stage: Stage, only: Collection[int] | None, features: Any, widths: Any, twice: bool) -> Any:
+        """Runs calls once or, if training changes more than statistics, again with the statistics found."""
         supernet, called = self.supernet, Called(self.supernet.plan.trace, stage)
+        ranks = ops.convert_to_tensor(supernet.ranks)
+        with temporarily(self._forget), supernet.narrowed(widths, ranks, only=only) as scope:
+            made = called(features, training=True)
+        if not twice:
+            return made
         statistics = [v for layer in self.normalizations for v in (layer.moving_mean, layer.moving_variance)]
-
-        def run(features, widths, again):
-            ranks = ops.convert_to_tensor(supernet.ranks)
-            with temporarily(self._forget), supernet.narrowed(widths, ranks) as scope:
-                made = called(features, training=True)
-            if not again:
-                return made
-            state = [(v, scope.get_current_value(v)) for v in statistics]
-            with supernet.narrowed(widths, ranks, [(v, value) for v, value in state if value is not None]):
-                return called(features, training=False)
-
-        return run
+        state = [(v, scope.get_current_value(v)) for v in statistics]
+        state = [(v, value) for v, value in state if value is not None]
+        with supernet.narrowed(widths, ranks, state, only):
+            return called(features, training=False)
 
     def _forget(self, journal: Journal) -> None:
         """Lets batch normalization take the statistics of the batch alone."""
@@ -140,13 +149,24 @@ class StageErrors:
 
     def of(self, stage: int, levels: np.ndarray) -> float:
         """Returns the error of a stage, given the levels of its groups; infinity if it is not a number."""
-        key = f"{stage}: {' '.join(map(str, levels.tolist()))}"
+        widths, groups = self.plan.levels[:, -1].copy(), list(self.plan.parts[stage].groups)
+        widths[groups] = self.plan.levels[groups, levels]
+        return self._error(stage, widths, levels)
+
+    def of_all(self, levels: np.ndarray) -> np.ndarray:
+        """Returns the error of each stage, given the levels of all groups, (stages,)."""
+        return np.array([self.of(i, levels[list(part.groups)]) for i, part in enumerate(self.plan.parts)])
+
+    def whole(self, levels: np.ndarray) -> float:
+        """Returns the error of a whole sub-net, given the levels of all groups; infinity if it is not a number."""
+        return self._error(None, self.plan.levels[np.arange(len(levels)), levels], levels)
+
+    def _error(self, stage: int | None, widths: np.ndarray, levels: np.ndarray) -> float:
+        key = f"{'whole' if stage is None else stage}: {' '.join(map(str, levels.tolist()))}"
         self.asked.add(key)
         if key not in self.known:
-            widths, groups = self.plan.levels[:, -1].copy(), list(self.plan.parts[stage].groups)
-            widths[groups] = self.plan.levels[groups, levels]
             started = time.perf_counter()
-            error = self.scorer.score(stage, widths)
+            error = self.scorer.error(stage, widths)
             self.known[key] = error if np.isfinite(error) else np.inf
             self.seconds += time.perf_counter() - started
             if time.monotonic() - self.written > self.every:

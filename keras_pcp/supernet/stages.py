@@ -65,6 +65,11 @@ def whole(traced: Trace) -> Stage:
     return _stage(traced, 0, len(traced.calls))
 
 
+def tail(traced: Trace, stage: Stage) -> Stage:
+    """Returns a stage with all that follows it, as one stage."""
+    return _stage(traced, stage.start, len(traced.calls))
+
+
 def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: Collection[str] = ()) -> list[Stage]:
     """Cuts a network into stages.
 

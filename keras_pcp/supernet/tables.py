@@ -20,10 +20,12 @@ class StagePart:
 
     Attributes:
         groups: numbers of the groups that its layers make or read, in order.
+        weights: numbers of the weights of its layers.
         graph: the graph with only the weights and multiply-accumulates of the stage.
     """
 
     groups: tuple[int, ...]
+    weights: frozenset[int]
     graph: ChannelGraph
 
 
@@ -60,7 +62,9 @@ def parts_of(
         groups |= {i for i, g in enumerate(graph) if any(s.layer in called[number] for s in g.slices)}
         for tensor in stage.outputs:
             groups |= set(np.unique(channels[tensor].group).tolist()) - {-1} if tensor in channels else set()
-        found.append(StagePart(tuple(sorted(groups)), replace(graph, weights=tuple(own), macs=tuple(terms))))
+        weights = frozenset(i for i, info in enumerate(graph.weights) if info.layer in called[number])
+        part = replace(graph, weights=tuple(own), macs=tuple(terms))
+        found.append(StagePart(tuple(sorted(groups)), weights, part))
     return found
 
 

@@ -105,9 +105,9 @@ def test_evolution_keeps_the_limit_and_counts_evaluations():
 
 def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others():
     rng = np.random.default_rng(0)
-    assert len(options(StagePart((0, 1), None), [0], all_distinct(2, 3), 9, rng)) == 9
-    assert options(StagePart((), None), [0], all_distinct(0, 3), 9, rng).shape == (1, 0)
-    parts = [StagePart((0, 1, 2, 3), None), StagePart((3, 4, 5, 6), None)]
+    assert len(options(StagePart((0, 1), frozenset(), None), [0], all_distinct(2, 3), 9, rng)) == 9
+    assert options(StagePart((), frozenset(), None), [0], all_distinct(0, 3), 9, rng).shape == (1, 0)
+    parts = [StagePart((0, 1, 2, 3), frozenset(), None), StagePart((3, 4, 5, 6), frozenset(), None)]
     first, second = (options(part, [3], all_distinct(4, 10), 100, rng) for part in parts)
     assert set(first[:, 3]) == set(second[:, 0]) == set(range(10))
     assert 50 < len(first) <= 100
@@ -116,7 +116,7 @@ def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others
 
 
 def test_many_shared_groups_get_the_same_level():
-    part = StagePart(tuple(range(8)), None)
+    part = StagePart(tuple(range(8)), frozenset(), None)
     found = options(part, [0, 1, 2, 3, 4, 5], all_distinct(8, 10), 200, np.random.default_rng(0))
     assert all(len(set(row[:6])) == 1 for row in found.tolist())
 
@@ -124,9 +124,9 @@ def test_many_shared_groups_get_the_same_level():
 def test_levels_of_the_same_width_are_one_option():
     first = distinct_levels(np.array([[1, 1, 1, 2], [1, 2, 3, 4]]))
     assert count_options(first) == 8
-    found = options(StagePart((0, 1), None), [], first, 8, np.random.default_rng(0))
+    found = options(StagePart((0, 1), frozenset(), None), [], first, 8, np.random.default_rng(0))
     assert {tuple(row) for row in found.tolist()} == {(a, b) for a in (0, 3) for b in range(4)}
-    drawn = options(StagePart((0, 1), None), [], first, 7, np.random.default_rng(0))
+    drawn = options(StagePart((0, 1), frozenset(), None), [], first, 7, np.random.default_rng(0))
     assert set(drawn[:, 0]) <= {0, 3}
     assert len(drawn) == len({tuple(row) for row in drawn.tolist()})
 

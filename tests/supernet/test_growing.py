@@ -5,9 +5,11 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 import keras_pcp
 from keras_pcp.graph.cost import cost_of
+from keras_pcp.supernet.calibration import calibrate, nonnegative_least_squares
 from keras_pcp.supernet.dynamic_programming import pareto_front
 from keras_pcp.supernet.growing import StageTables
 
@@ -27,6 +29,9 @@ class Made:
         groups = list(self.plan.parts[stage].groups)
         missing = 1 - levels / (self.plan.levels.shape[1] - 1)
         return float((self.weights[groups] * missing**2).sum() + missing.prod())
+
+    def of_all(self, levels):
+        return np.array([self.of(i, levels[list(part.groups)]) for i, part in enumerate(self.plan.parts)])
 
 
 def network():
@@ -83,6 +88,26 @@ def test_the_best_is_what_its_levels_say(supernet):
     widths = supernet.plan.levels[np.arange(len(levels)), levels]
     ranks = keras.ops.convert_to_numpy(supernet.ranks)
     assert cost_of(supernet.plan.graph, gating.selection(widths, ranks)).macs <= FULL / 3
+
+
+def test_weights_are_fitted_to_whole_sub_nets(supernet):
+    class Uneven(Made):
+        def whole(self, levels):
+            first, second = self.of_all(levels)
+            return 0.2 * first + 3 * second
+
+    tables = StageTables(supernet, Uneven(supernet), ["macs"], 60)
+    np.testing.assert_allclose(calibrate(tables, np.array([FULL / 3]), 0), [0.2, 3], rtol=1e-6)
+    front = tables.refine([FULL / 3])
+    levels = tables.levels(front.options[front.best([FULL / 3])])
+    assert front.errors[front.best([FULL / 3])] == pytest.approx(tables.errors.whole(levels))
+
+
+def test_weights_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.normal(size=(30, 4)), rng.normal(size=30)
+        np.testing.assert_allclose(nonnegative_least_squares(a, b), nnls(a, b)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
