@@ -28,6 +28,7 @@ from rows import read, write
 from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.supernet.calibration import calibrate
 from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.growing import StageTables
