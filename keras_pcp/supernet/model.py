@@ -18,6 +18,10 @@ In every training step:
     3. The channels of a group have an order, by default that of the L1 norm; a sub-net of a width has the first ones. With
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
+In a search, the score of a sub-net is a weighted sum over its stages of how far the outputs are from the full net's if only
+this stage is narrowed. The weights are fitted to 24 random sub-nets and up to 12 of the best (see `scoring` and
+`calibration`).
+
 Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
 it cannot read the missing channels is part of its own error.
 
@@ -279,10 +283,14 @@ class StagewiseSupernet(keras.Model):
 
     def error(self, tensor: int, student: Any, teacher: Any, widths: Any, ranks: Any) -> Any:
         """Returns how far a sub-net's tensor is from the full net's."""
-        loss = self.loss_of_outputs or _default_loss(self.loss)
-        if tensor in self.plan.trace.outputs and loss is not None:
-            return ops.cast(loss.compute_loss(teacher, student), "float32")
+        if tensor in self.plan.trace.outputs and self.teaching_loss is not None:
+            return ops.cast(self.teaching_loss.compute_loss(teacher, student), "float32")
         return self.relative_error(tensor, student, teacher, widths, ranks)
+
+    @property
+    def teaching_loss(self) -> Any:
+        """The `keras.distillation` loss by which the full net teaches at the outputs; None if it is the relative error."""
+        return self.loss_of_outputs or _default_loss(self.loss)
 
     def relative_error(self, tensor: int, student: Any, teacher: Any, widths: Any, ranks: Any) -> Any:
         """Returns the squared error in units of the mean square, over the channels that the sub-net has."""

@@ -143,8 +143,10 @@ class StageErrors:
             inputs = [np.asarray(value) for value in tree.flatten(x)]
             inputs = [value.astype(str) if value.dtype == object else value for value in inputs]
             cuts = np.array([stage.start for stage in supernet.plan.stages])
-            weights = [*supernet.model.get_weights(), internals.array_of(supernet.ranks)]
-            self.identity = checkpoint.digest([*weights, supernet.plan.levels, cuts, *inputs])
+            loss = supernet.teaching_loss
+            named = "" if loss is None else f"{type(loss).__name__} {loss.get_config()}"
+            what = [internals.array_of(supernet.ranks), supernet.plan.levels, cuts, np.array(named)]
+            self.identity = checkpoint.digest([*supernet.model.get_weights(), *what, *inputs])
             self.known = self._read() if file.exists() else {}
 
     def of(self, stage: int, levels: np.ndarray) -> float:
