@@ -186,11 +186,6 @@ def write_argument(node: Any, path: tuple, value: int, journal: Journal | None =
     arguments._flat_arguments = tree.flatten((arguments.args, arguments.kwargs))
 
 
-def with_value(container: Any, path: tuple, value: Any) -> Any:
-    """Returns a copy of a container with another value at the end of a path; the original stays as it is."""
-    return replaced_at(container, path, value)
-
-
 def refresh_layer(layer: keras.Layer, node: Any, journal: Journal) -> None:
     """Updates input specs and recorded build shapes of a layer to the input shapes of its first call."""
     if isinstance(layer, keras.Model):
@@ -276,10 +271,7 @@ def stateless(
 
 
 def set_first_value(variable: keras.Variable, value: np.ndarray) -> None:
-    """Sets the value that a variable made in a `keras.StatelessScope` takes when the scope ends.
-
-    Then no initializer runs. A variable that already has a value is resized.
-    """
+    """Sets the value that a variable made in a `keras.StatelessScope` takes at its end; resizes one that has a value."""
     if variable._value is not None:
         resize_variable(variable, value, Journal())
     else:

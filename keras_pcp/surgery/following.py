@@ -20,6 +20,7 @@ from keras_pcp.graph.program import Program
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import Trace
 from keras_pcp.support import internals
+from keras_pcp.support.containers import replaced_at
 
 
 def widths_in_place(traced: Trace, program: Program, graph: ChannelGraph) -> ChannelGraph:
@@ -132,7 +133,7 @@ class _Narrow:
         args, kwargs = internals.call_arguments(old)
         expected = {"args": args, "kwargs": kwargs}
         for path, value in self.new.get(("argument", call), {}).items():
-            expected = internals.with_value(expected, path, value)
+            expected = replaced_at(expected, path, value)
         if _comparable(expected) != _comparable(
             dict(zip(("args", "kwargs"), internals.call_arguments(new), strict=True))
         ):
@@ -140,7 +141,7 @@ class _Narrow:
         widths: Mapping[tuple, int] = self.new.get(("operation", self.operations.get(id(old.operation))), {})
         settings = {k: v for k, v in vars(old.operation).items() if k in vars(new.operation)}
         for path, value in widths.items():
-            settings = internals.with_value(settings, path, value)
+            settings = replaced_at(settings, path, value)
         if isinstance(old.operation, keras.Layer):
             return all(_comparable(settings[p[0]]) == _comparable(vars(new.operation)[p[0]]) for p in widths)
         return all(
