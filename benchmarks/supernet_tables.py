@@ -18,7 +18,8 @@ def taus(rows: list[dict]) -> list[list[str]]:
     body = []
     scored = [r for r in rows if r["kind"] == "scores"]
     for kind in dict.fromkeys(r["set"] for r in rows if r["kind"] == "truth"):
-        accuracy = mean_accuracies([r for r in rows if r["kind"] == "truth" and r["set"] == kind])
+        truth = [r for r in rows if r["kind"] == "truth" and r["set"] == kind]
+        accuracy, macs = mean_of("acc", truth), mean_of("macs", truth)
         values = {}
         for stages in sorted({r["stages"] for r in scored}, reverse=True):
             for name in SCORES:
@@ -29,6 +30,7 @@ def taus(rows: list[dict]) -> list[list[str]]:
             body.append(
                 [kind, name_of(stages), name, f"{np.mean(tau):.3f}", f"{min(tau):.3f} to {max(tau):.3f}", str(len(tau))]
             )
+        body.append([kind, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
         first = values[STAGEWISE]
         for key, other in values.items():
             if key[0] == 1:
@@ -47,10 +49,10 @@ def taus(rows: list[dict]) -> list[list[str]]:
     return body
 
 
-def mean_accuracies(truth: list[dict]) -> np.ndarray:
-    """Returns the accuracy of each sub-net, as a mean over seeds."""
+def mean_of(what: str, truth: list[dict]) -> np.ndarray:
+    """Returns a value of each sub-net, as a mean over seeds."""
     numbers = sorted({r["number"] for r in truth})
-    return np.array([statistics.mean(r["acc"] for r in truth if r["number"] == n) for n in numbers])
+    return np.array([statistics.mean(r[what] for r in truth if r["number"] == n) for n in numbers])
 
 
 def kendall(score: list[float], accuracy: np.ndarray, chosen: np.ndarray | None = None) -> float:
