@@ -195,7 +195,7 @@ def searched(supernet, args, data, method, limit, seed):
 def methods(args, data, first):
     """Yields rows that compare ways to search, each with the same weights of the stages and nothing scored before."""
     stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
-    for method, most in (("dynamic", 300), ("dynamic", 100), ("evolution", 2000)):
+    for method, most in (("dynamic", 300), ("dynamic", 100), ("dynamic", 40), ("evolution", 2000)):
         for limit in map(float, args.limits.split(",")):
 
             def row(method=method, most=most, limit=limit):
