@@ -21,8 +21,8 @@ ROUNDS = 10  # how often the front is computed again, about
 class StageTables:
     """The tables of all stages of a super-net, at most `most` options each.
 
-    A stage that can be like nothing else has all its options from the beginning. Of other stages, half of `most` are
-    drawn; `refine` adds the others.
+    A stage with no more than `most` options has all of them from the beginning. Of other stages, half of `most` are drawn;
+    `refine` adds the others.
 
     Args:
         supernet: the super-net.
