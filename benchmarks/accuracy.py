@@ -203,7 +203,8 @@ def main():
     parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()
-    args.tag = ", ".join(filter(None, ("from scratch" * args.scratch, args.tag)))
+    narrow = f"width {args.width}" if args.model == "vgg" and args.width != 16 else ""
+    args.tag = ", ".join(filter(None, ("from scratch" * args.scratch, narrow, args.tag)))
     train, *held_out = prepared(args)
     data = (tuple(array[: args.images] for array in train), *held_out)
     fields = ("model", "method", "criterion", "target", "seed", "tag", "signal")

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a .keras file, or 'vgg' for a small one trained at once")
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--data-dir")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first convolution of 'vgg'")
     parser.add_argument("--scratch", action="store_true", help="start from random weights, drawn by the seed")
     held_out = "where validation images come from; 'test' for a model that has seen all training images"
     parser.add_argument("--held-out", choices=("train", "test"), default="train", help=held_out)
@@ -40,13 +41,13 @@ def prepared(args: argparse.Namespace) -> tuple[Arrays, Arrays, Arrays]:
         train, val = hold_out(*train, min(HELD_OUT, len(x) // 6))
     data = train, val, test
     if args.model == "vgg" and not args.scratch and not vgg_file(args).exists():
-        train_vgg(*train).save(vgg_file(args))
+        train_vgg(*train, args.width).save(vgg_file(args))
     return data
 
 
 def vgg_file(args: argparse.Namespace) -> Path:
     """Where the network trained here is kept between runs."""
-    return Path(f"vgg_{args.data}_{args.mean:g}_{args.std:g}.keras")
+    return Path(f"vgg_{args.width}_{args.data}_{args.mean:g}_{args.std:g}.keras")
 
 
 def opened(args: argparse.Namespace) -> keras.Model:
@@ -57,7 +58,7 @@ def opened(args: argparse.Namespace) -> keras.Model:
     return model
 
 
-def vgg(shape: tuple[int, ...], classes: int, width: int = 16) -> keras.Model:
+def vgg(shape: tuple[int, ...], classes: int, width: int) -> keras.Model:
     """Returns a plain network of six convolutions and a dense layer with batch normalization."""
     i = keras.Input(shape)
     h = i
@@ -72,13 +73,15 @@ def vgg(shape: tuple[int, ...], classes: int, width: int = 16) -> keras.Model:
 
 def fresh(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> keras.Model:
     """Returns the model with random weights."""
-    return vgg(x.shape[1:], int(y.max()) + 1) if args.model == "vgg" else keras.models.clone_model(opened(args))
+    if args.model == "vgg":
+        return vgg(x.shape[1:], int(y.max()) + 1, args.width)
+    return keras.models.clone_model(opened(args))
 
 
-def train_vgg(x: np.ndarray, y: np.ndarray, epochs: int = 8) -> keras.Model:
+def train_vgg(x: np.ndarray, y: np.ndarray, width: int, epochs: int = 8) -> keras.Model:
     """Returns that network, trained."""
     keras.utils.set_random_seed(0)
-    model = vgg(x.shape[1:], int(y.max()) + 1)
+    model = vgg(x.shape[1:], int(y.max()) + 1, width)
     steps = len(x) // 128 * epochs
     model.compile(
         keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.05, steps), momentum=0.9, weight_decay=1e-4),
