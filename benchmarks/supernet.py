@@ -4,8 +4,9 @@
         --out benchmarks/results/supernet.jsonl
 
 Parts, all by default; `--parts` chooses:
-    truth: Draws sub-nets: 24 between 25% and 60% of the MACs, and 24 at 40%. Each is cut out of the given network, and all
-        are tuned alike for a short time, once for each seed. Their accuracy on test images is what a score has to tell.
+    truth: Draws different sub-nets: `--subnets` between 25% and 60% of the MACs, and as many at 40%. Each is cut out of
+        the given network, and all are tuned alike for a short time, once for each seed. Their accuracy on test images is
+        what a score has to tell.
     scores: Trains super-nets from the given weights, with three stages and with one (a plain super-net), with the same
         number of steps, and scores the sub-nets by each on validation images. `tables.py` computes Kendall's tau.
     search: Searches by each super-net: by dynamic programming with several stages, and by evolution, as the literature
@@ -60,9 +61,9 @@ def tuned(model, args, data, seed, callbacks=()):
     return found | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def drawn_subnets(supernet, between, count):
-    """Returns levels of random sub-nets, (sub-nets, groups), whose share of the MACs lies between two numbers."""
-    plan, rng, found = supernet.plan, np.random.default_rng(0), []
+def drawn_subnets(supernet, between, count, draw=0):
+    """Returns levels of different random sub-nets, (sub-nets, groups), whose share of the MACs lies between two numbers."""
+    plan, rng, found = supernet.plan, np.random.default_rng(draw), {}
     graph, groups = plan.graph, np.arange(len(plan.levels))
     full = keras_pcp.count_cost(graph).macs
     while len(found) < count:
@@ -70,8 +71,8 @@ def drawn_subnets(supernet, between, count):
         levels = rng.integers(low, max(high, low + 1), len(groups)).clip(max=plan.levels.shape[1] - 1)
         share = keras_pcp.count_cost(graph, selected(supernet, levels)).macs / full
         if between[0] <= share <= between[1]:
-            found.append(levels)
-    return np.array(found)
+            found[tuple(levels)] = levels
+    return np.array(list(found.values()))
 
 
 def selected(supernet, levels):
@@ -124,19 +125,24 @@ def scores_of(supernet, levels, val, samples):
     return found, weights.tolist()
 
 
+def sets(args):
+    """Returns the name and the range of each set of sub-nets."""
+    return [(name, SETS[name]) for name in args.sets.split(";")]
+
+
 def truth(args, data, first):
     """Yields the rows of tuned sub-nets, as functions that compute them, with what names each."""
     full = keras_pcp.count_cost(first.model).macs
     for seed in numbers(args.seeds):
-        for kind, between in SETS.items():
-            for number, levels in enumerate(drawn_subnets(first, between, args.subnets)):
+        for kind, between in sets(args):
+            for number, levels in enumerate(drawn_subnets(first, between, args.subnets, args.draw)):
 
                 def row(levels=levels, seed=seed):
                     small = keras_pcp.prune_model(first.model, first.plan.graph, selected(first, levels))
                     share = keras_pcp.count_cost(small).macs / full
                     return {"levels": levels.tolist(), "macs": round(share, 4), **tuned(small, args, data, seed)}
 
-                yield {"kind": "truth", "set": kind, "number": number, "seed": seed}, row
+                yield {"kind": "truth", "draw": args.draw, "set": kind, "number": number, "seed": seed}, row
 
 
 def scores(args, data, first):
@@ -146,12 +152,13 @@ def scores(args, data, first):
 
             def row(stages=stages, seed=seed):
                 supernet, seconds = trained(args, data, stages, seed)
-                levels = {kind: drawn_subnets(first, between, args.subnets) for kind, between in SETS.items()}
+                levels = {k: drawn_subnets(first, b, args.subnets, args.draw) for k, b in sets(args)}
                 found, weights = scores_of(supernet, levels, data[1], args.score_samples)
                 full = accuracy(supernet.model, *data[2])
                 return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
 
-            yield {"kind": "scores", "stages": stages, "sampling": args.sampling, "seed": seed}, row
+            same = {"kind": "scores", "draw": args.draw, "stages": stages, "sampling": args.sampling, "seed": seed}
+            yield same, row
 
 
 def searches(args, data, first):
@@ -281,6 +288,8 @@ def main():
     parser.add_argument("--stages", default="3,1")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--subnets", type=int, default=24)
+    parser.add_argument("--draw", type=int, default=1, help="seed of the draw of sub-nets")
+    parser.add_argument("--sets", default=";".join(SETS), help="sets of sub-nets to draw, separated by ';'")
     parser.add_argument("--sampling", default="prefix")
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--score-samples", type=int, default=512)
