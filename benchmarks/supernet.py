@@ -13,7 +13,8 @@ Parts, all by default; `--parts` chooses:
         does, with one. Cuts what it finds out of the given network, and tunes it like the others.
     controls: Tunes uniform and random widths alike, and prunes in a fit of as many epochs by `ProgressivePruning` and
         `AdaptivePruning`.
-    methods: Compares dynamic programming with evolution on the scores of one super-net.
+    methods: Compares dynamic programming with evolution on the scores of one super-net. The evolution "whole" scores whole
+        sub-nets, as the literature does; the other one scores stages, each option once.
 
 Rows that are already in the output file are skipped, so an interrupted run continues where it stopped.
 """
@@ -202,7 +203,7 @@ def searched(supernet, args, data, method, limit, seed):
 def methods(args, data, first):
     """Yields rows that compare ways to search, each with the same weights of the stages and nothing scored before."""
     stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
-    for method, most in (("dynamic", 300), ("dynamic", 100), ("dynamic", 40), ("evolution", 2000)):
+    for method, most in (("dynamic", 300), ("dynamic", 100), ("dynamic", 60), ("evolution", 2000), ("whole", 2000)):
         for limit in map(float, args.limits.split(",")):
 
             def row(method=method, most=most, limit=limit):
@@ -215,20 +216,19 @@ def methods(args, data, first):
                     tables = StageTables(supernet, errors, ["macs"], most)
                     tables.weights = weights
                     front = tables.refine([bound])
-                    error = front.errors[front.best([bound])]
+                    found = tables.levels(tables.scored(), front.options[front.best([bound])])
                 else:
                     problem = Problem.of(supernet.plan.graph, Limits(max_macs=limit))
-                    shape = supernet.plan.levels.shape
-                    _, error = evolve(
-                        lambda levels: float(weights @ errors.of_all(levels)),
+                    found, _ = evolve(
+                        errors.whole if method == "whole" else lambda levels: float(weights @ errors.of_all(levels)),
                         lambda levels: problem.holds(selected(supernet, levels)),
-                        shape[1],
-                        shape[0],
+                        *supernet.plan.levels.shape[::-1],
                         evaluations=most,
                     )
-                seconds = time.perf_counter() - started
-                found = {"error": float(error), "scored": len(errors.asked), "seconds": round(seconds, 2)}
-                return found | {"scoring_seconds": round(errors.seconds, 2), "weights": weights.tolist()}
+                seconds = {"seconds": time.perf_counter() - started, "scoring_seconds": errors.seconds}
+                scored, error = len(errors.asked), float(weights @ errors.of_all(found))
+                seconds = {name: round(value, 2) for name, value in seconds.items()}
+                return {"error": error, "scored": scored, **seconds, "weights": weights.tolist()}
 
             yield {"kind": "method", "stages": stages, "method": method, "most": most, "limit": limit}, row
 

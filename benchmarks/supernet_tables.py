@@ -101,7 +101,7 @@ def searches(rows: list[dict]) -> list[list[str]]:
 
 def methods(rows: list[dict]) -> list[list[str]]:
     """Returns one line for each way to search the same super-net."""
-    names = {"dynamic": "dynamic programming", "evolution": "evolution"}
+    names = {"dynamic": "dynamic programming", "evolution": "evolution", "whole": "evolution, whole sub-nets"}
     found = sorted((r for r in rows if r["kind"] == "method"), key=lambda r: -r["limit"])
     return [
         [

@@ -9,6 +9,7 @@ gives too low an error, those that look best are scored, too, and the weights fi
 import numpy as np
 
 from keras_pcp.supernet.dynamic_programming import pareto_front
+from keras_pcp.supernet.estimating import nonnegative_least_squares
 from keras_pcp.supernet.growing import StageTables
 
 RANDOM, BEST, ROUNDS = 24, 4, 4  # random sub-nets; those that look best in each round; rounds
@@ -35,29 +36,15 @@ def calibrate(tables: StageTables, bounds: np.ndarray, seed: int) -> np.ndarray:
             levels = tables.first[np.arange(count), levels]
             if tuple(levels) not in measured:
                 measured[tuple(levels)] = tables.errors.whole(levels)
+                for stage, part in enumerate(tables.plan.parts):
+                    tables.score(stage, levels[None, list(part.groups)])
         errors = np.array([tables.errors.of_all(np.array(levels)) for levels in measured])
         found = np.array(list(measured.values()))
         finite = np.isfinite(errors).all(axis=1) & np.isfinite(found)
         if finite.any():
             tables.weights = nonnegative_least_squares(errors[finite], found[finite])
-        front = pareto_front(tables.weighted())
+        foreseen = tables.foreseen()
+        front = pareto_front(foreseen)
         allowed = np.flatnonzero((front.costs <= bounds).all(axis=1))
-        wanted = [tables.levels(front.options[i]) for i in allowed[np.argsort(front.errors[allowed])[:BEST]]]
+        wanted = [tables.levels(foreseen, front.options[i]) for i in allowed[np.argsort(front.errors[allowed])[:BEST]]]
     return tables.weights
-
-
-def nonnegative_least_squares(a: np.ndarray, b: np.ndarray, rounds: int = 1000) -> np.ndarray:
-    """Returns the x of at least 0 with the least |a x - b|, by coordinate descent.
-
-    Example:
-        >>> nonnegative_least_squares(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([2.0, -1.0, 2.0])).tolist()
-        [2.0, 0.0]
-    """
-    x, gram, target = np.zeros(a.shape[1]), a.T @ a, a.T @ b
-    for _ in range(rounds):
-        before = x.copy()
-        for j in np.flatnonzero(np.diag(gram) > 0):
-            x[j] = max(0.0, x[j] + (target[j] - gram[j] @ x) / gram[j, j])
-        if np.abs(x - before).max(initial=0) <= 1e-12 * np.abs(x).max(initial=1e-300):
-            break
-    return x

@@ -7,7 +7,7 @@ the groups that later stages share, the options so far that no other beats in co
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +67,9 @@ def pareto_front(tables: Sequence[Table]) -> Front:
         shared = [group for group in table.groups if group in open_groups]
         still_open = tuple(sorted({*open_groups, *table.groups} & later))
         columns = [table.groups.index(group) for group in shared]
+        worthwhile = _worthwhile(table, {*open_groups, *later})
         by_shared: dict[tuple, list[int]] = {}
-        for option, given in enumerate(table.levels[:, columns].tolist()):
+        for option, given in zip(worthwhile, table.levels[worthwhile][:, columns].tolist(), strict=True):
             by_shared.setdefault(tuple(given), []).append(option)
         found: dict[tuple, list[Front]] = {}
         for key, front in known.items():
@@ -80,6 +81,18 @@ def pareto_front(tables: Sequence[Table]) -> Front:
                 found.setdefault(tuple(gets[group] for group in still_open), []).append(extended)
         known, open_groups = {key: _undominated(fronts) for key, fronts in found.items()}, still_open
     return _undominated(list(known.values()))
+
+
+def _worthwhile(table: Table, shared: Collection[int]) -> list[int]:
+    """Returns the options that no other one with the same levels of the shared groups beats or equals."""
+    columns = [i for i, group in enumerate(table.groups) if group in shared]
+    alike: dict[tuple, list[int]] = {}
+    for option, given in enumerate(table.levels[:, columns].tolist()):
+        alike.setdefault(tuple(given), []).append(option)
+    found = []
+    for same in map(np.array, alike.values()):
+        found += _undominated([Front(same[:, None], table.costs[same], table.errors[same])]).options[:, 0].tolist()
+    return sorted(found)
 
 
 def _undominated(fronts: list[Front]) -> Front:

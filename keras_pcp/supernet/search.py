@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
 METHODS = ("dynamic", "evolution")
-_DRAWN = 100  # options of a stage from which evolution finds out how much each stage counts
+_DRAWN = 50  # options of a stage from which evolution finds out how much each stage counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def search(
     validation_data: Any,
     samples: int = 512,
     method: str = "dynamic",
-    evaluations: int = 300,
+    evaluations: int = 150,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     verbose: bool = True,
@@ -106,8 +106,9 @@ def search(
         validation_data: held-out samples: inputs, (x, y) or a dataset. Labels are not used.
         samples: number of samples for scoring. They are one batch, so they must fit into memory.
         method: `"dynamic"`: dynamic programming over tables of stages. `"evolution"`: evolutionary search.
-        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, half of them are
-            drawn; the others are neighbours of the best sub-nets. With `"evolution"`, the number of sub-nets.
+        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, a quarter of them
+            are drawn; the others are those of the sub-nets that are estimated to be best. With `"evolution"`, the number of
+            sub-nets.
         seed: for the draws.
         checkpoint: a file to which scores are written as they come. If it exists, they are not computed again.
         verbose: whether to show a progress bar.
@@ -165,7 +166,7 @@ def _dynamic(
     bounds, started, before = list(problem.bounds.values()), time.perf_counter(), errors.seconds
     tables = StageTables(supernet, errors, list(problem.bounds), most, seed, verbose)
     calibrate(tables, np.array(bounds), seed)
-    front = tables.refine(bounds)
+    front, scored = tables.refine(bounds), tables.scored()
     best = front.best(bounds)
     if best is None:
         raise LimitError(
@@ -174,7 +175,7 @@ def _dynamic(
         )
     subnets = []
     for chosen, cost, error in zip(front.options, front.costs.tolist(), front.errors.tolist(), strict=True):
-        selection = _selection(supernet, tables.levels(chosen))
+        selection = _selection(supernet, tables.levels(scored, chosen))
         subnets.append(Subnet(selection, dict(zip(problem.bounds, cost, strict=True)), error))
     return subnets, best, tables.weights, _seconds(started, errors.seconds - before)
 

@@ -111,8 +111,8 @@ def test_a_small_stage_has_all_options_and_a_large_one_those_that_fit_the_others
     first, second = (options(part, [3], all_distinct(4, 10), 100, rng) for part in parts)
     assert set(first[:, 3]) == set(second[:, 0]) == set(range(10))
     assert 50 < len(first) <= 100
-    for level in range(10):  # all at one level
-        assert (first == level).all(axis=1).any()
+    for level in range(10):  # the narrowest with each level of the shared group
+        assert (first == [0, 0, 0, level]).all(axis=1).any()
 
 
 def test_many_shared_groups_get_the_same_level():

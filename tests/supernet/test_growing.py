@@ -9,9 +9,11 @@ from scipy.optimize import nnls
 
 import keras_pcp
 from keras_pcp.graph.cost import cost_of
-from keras_pcp.supernet.calibration import calibrate, nonnegative_least_squares
+from keras_pcp.supernet.calibration import calibrate
 from keras_pcp.supernet.dynamic_programming import pareto_front
+from keras_pcp.supernet.estimating import estimated, nonnegative_least_squares
 from keras_pcp.supernet.growing import StageTables
+from keras_pcp.supernet.tables import costs
 
 L = keras.layers
 FULL = 2 * 8 * 8 * 12 * 9 * 12
@@ -51,16 +53,16 @@ def supernet():
 def best_of(supernet, most, bound, seed=0, refined=True):
     errors = Made(supernet)
     tables = StageTables(supernet, errors, ["macs"], most, seed)
-    front = tables.refine([bound]) if refined else pareto_front(tables.tables)
+    front = tables.refine([bound]) if refined else pareto_front(tables.scored())
     best = front.best([bound])
-    return errors, tables, front.errors[best], tables.levels(front.options[best])
+    return errors, tables, front.errors[best], tables.levels(tables.scored(), front.options[best])
 
 
 def test_a_stage_is_asked_for_each_option_once_and_no_more_than_allowed(supernet):
     errors, tables, _, _ = best_of(supernet, 60, FULL / 3)
-    assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.tables)
-    assert all(len(t.errors) <= 60 for t in tables.tables)
-    assert len(tables.tables[0].errors) == 60  # of 256
+    assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.scored())
+    assert all(len(t.errors) <= 60 for t in tables.scored())
+    assert len(tables.scored()[0].errors) == 60  # of 256
 
 
 def test_a_limit_that_does_not_bind_changes_little():
@@ -99,8 +101,43 @@ def test_weights_are_fitted_to_whole_sub_nets(supernet):
     tables = StageTables(supernet, Uneven(supernet), ["macs"], 60)
     np.testing.assert_allclose(calibrate(tables, np.array([FULL / 3]), 0), [0.2, 3], rtol=1e-6)
     front = tables.refine([FULL / 3])
-    levels = tables.levels(front.options[front.best([FULL / 3])])
+    levels = tables.levels(tables.scored(), front.options[front.best([FULL / 3])])
     assert front.errors[front.best([FULL / 3])] == pytest.approx(tables.errors.whole(levels))
+
+
+def test_estimates_are_those_of_a_sum_over_groups():
+    rng = np.random.default_rng(0)
+    prices = rng.uniform(0, 1, (3, 4))  # of the steps of three groups with five levels
+    levels = rng.integers(0, 5, (60, 3))
+    errors = np.array([sum(prices[g, level:].sum() for g, level in enumerate(row)) for row in levels])
+    found = estimated(levels[:40], errors[:40], levels[40:], 5)
+    assert np.abs(found - errors[40:]).max() < 0.05 * errors.max()
+    assert estimated(levels[:40], errors[:40], np.array([[4, 4, 4]]), 5)[0] == pytest.approx(0, abs=0.05)
+
+
+def test_what_a_sum_cannot_say_is_estimated_from_what_is_near():
+    levels = np.array(list(itertools.product(range(9), repeat=2)))
+    errors = 1.0 * (np.abs(levels - [2, 6]).sum(1) < 3)  # better or worse in no direction
+    scored = np.arange(len(levels)) % 3 > 0
+    found = estimated(levels[scored], errors[scored], levels[~scored], 9)
+    bump = errors[~scored] == 1
+    assert found[bump].mean() > 2 * found[~bump].mean()
+
+
+def test_options_without_errors_are_estimated_before_anything_is_known():
+    assert estimated(np.zeros((0, 2), int), np.zeros(0), np.array([[0, 1]]), 3).tolist() == [0.0]
+
+
+def test_costs_of_many_options_are_those_of_each(supernet):
+    ranks, gating = keras.ops.convert_to_numpy(supernet.ranks), supernet.plan.gating
+    names, rng = ["bytes", "macs", "params"], np.random.default_rng(0)
+    for part in supernet.plan.parts:
+        widths = np.tile(gating.sizes, (20, 1))
+        groups = list(part.groups)
+        widths[:, groups] = rng.integers(1, gating.sizes[groups] + 1, (20, len(groups)))
+        each = [cost_of(part.graph, gating.selection(row, ranks)) for row in widths]
+        expected = [[getattr(cost, name) for name in names] for cost in each]
+        np.testing.assert_array_equal(costs(part, gating, ranks, widths[:, groups], names), expected)
 
 
 def test_weights_are_those_of_scipy():
@@ -111,7 +148,7 @@ def test_weights_are_those_of_scipy():
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
-def test_with_neighbours_the_best_is_nearly_that_of_all_options(supernet, share):
+def test_with_estimates_the_best_is_nearly_that_of_all_options(supernet, share):
     full = cost_of(supernet.plan.graph).macs
     *_, least, _ = best_of(supernet, 10**6, share * full)
     given = supernet.plan.parts
