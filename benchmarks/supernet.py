@@ -295,7 +295,7 @@ def main():
     parser.add_argument("--score-samples", type=int, default=512)
     parser.add_argument("--search-samples", type=int, default=256)
     parser.add_argument("--method-samples", type=int, default=64)
-    parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
