@@ -5,48 +5,50 @@ import statistics
 import numpy as np
 
 SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
-STAGEWISE = 3, "stages"  # what a search by a stage-wise super-net goes by
+# A score by the super-net with stages, and one by the plain super-net.
+COMPARED = (("error rate", "error rate"), ("whole", "whole"), ("loss", "loss"), ("stages", "error rate"))
 DRAWS = 2000  # of the bootstrap
 
 
 def taus(rows: list[dict]) -> list[list[str]]:
-    """Returns one line for each set of sub-nets and score, and their differences.
+    """Returns one line for each draw and set of sub-nets and each score, and their differences.
 
     Kendall's tau (b) is between the score and the mean accuracy over the seeds of the tuning; mean and range over the seeds
     of the super-net. The interval of a difference holds 95% of 2,000 draws of sub-nets with replacement.
     """
     body = []
-    scored = [r for r in rows if r["kind"] == "scores"]
-    for kind in dict.fromkeys(r["set"] for r in rows if r["kind"] == "truth"):
-        truth = [r for r in rows if r["kind"] == "truth" and r["set"] == kind]
-        accuracy, macs = mean_of("acc", truth), mean_of("macs", truth)
+    truth = [r for r in rows if r["kind"] == "truth"]
+    for draw, kind in dict.fromkeys((r["draw"], r["set"]) for r in truth):
+        chosen = [r for r in truth if (r["draw"], r["set"]) == (draw, kind)]
+        scored = [r for r in rows if r["kind"] == "scores" and r["draw"] == draw and kind in r["scores"]["whole"]]
+        different = first_of_each([r["levels"] for r in sorted(chosen, key=lambda r: (r["seed"], r["number"]))])
+        accuracy, macs = mean_of("acc", chosen)[different], mean_of("macs", chosen)[different]
         values = {}
         for stages in sorted({r["stages"] for r in scored}, reverse=True):
             for name in SCORES:
                 if stages > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
-                    values[stages, name] = [r["scores"][name][kind] for r in scored if r["stages"] == stages]
-        for (stages, name), each in values.items():
+                    same = [r["scores"][name][kind] for r in scored if r["stages"] == stages]
+                    values[stages > 1, name] = [np.array(each)[different] for each in same]
+        start = [str(draw), kind, str(len(different))]
+        for (staged, name), each in values.items():
             tau = [kendall(v, accuracy) for v in each]
+            spread = f"{min(tau):.3f} to {max(tau):.3f}"
             body.append(
-                [kind, name_of(stages), name, f"{np.mean(tau):.3f}", f"{min(tau):.3f} to {max(tau):.3f}", str(len(tau))]
+                [*start, "3 stages" if staged else "plain", name, f"{np.mean(tau):.3f}", spread, str(len(tau))]
             )
-        body.append([kind, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
-        first = values[STAGEWISE]
-        for key, other in values.items():
-            if key[0] == 1:
-                low, high = interval(first, other, accuracy)
-                mean = np.mean([kendall(v, accuracy) for v in first]) - np.mean([kendall(v, accuracy) for v in other])
-                body.append(
-                    [
-                        kind,
-                        "difference",
-                        f"{STAGEWISE[1]} - {key[1]}",
-                        f"{mean:+.3f}",
-                        f"{low:+.3f} to {high:+.3f}",
-                        "",
-                    ]
-                )
+        body.append([*start, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
+        for first, second in COMPARED:
+            pair = values[True, first], values[False, second]
+            mean = np.subtract(*(np.mean([kendall(v, accuracy) for v in each]) for each in pair))
+            low, high = interval(*pair, accuracy)
+            name = first if first == second else f"{first} - {second}"
+            body.append([*start, "3 stages - plain", name, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", ""])
     return body
+
+
+def first_of_each(levels: list[list[int]]) -> np.ndarray:
+    """Returns the numbers of the different sub-nets."""
+    return np.sort(np.unique(np.array(levels), axis=0, return_index=True)[1])
 
 
 def mean_of(what: str, truth: list[dict]) -> np.ndarray:
@@ -55,21 +57,25 @@ def mean_of(what: str, truth: list[dict]) -> np.ndarray:
     return np.array([statistics.mean(r[what] for r in truth if r["number"] == n) for n in numbers])
 
 
-def kendall(score: list[float], accuracy: np.ndarray, chosen: np.ndarray | None = None) -> float:
-    """Returns Kendall's tau-b of all sub-nets or those chosen; positive if a low score means a high accuracy."""
-    chosen = np.arange(len(accuracy)) if chosen is None else chosen
-    a, b = (np.sign(np.subtract.outer(v, v)) for v in (np.negative(score)[chosen], accuracy[chosen]))
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+def kendall(score: np.ndarray, accuracy: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Returns Kendall's tau-b, positive if a low score means a high accuracy.
+
+    Args:
+        score, accuracy: of the sub-nets, (sub-nets,).
+        counts: how often each sub-net counts, (..., sub-nets); by default once.
+    """
+    counts = np.ones(len(accuracy)) if counts is None else counts
+    a, b = (np.sign(np.subtract.outer(v, v)) for v in (np.negative(score), accuracy))
+    same, first, second = (((counts @ m) * counts).sum(-1) for m in (a * b, a * a, b * b))
+    return same / np.sqrt(first * second)
 
 
-def interval(first: list[list[float]], second: list[list[float]], accuracy: np.ndarray) -> tuple[float, float]:
+def interval(first: list[np.ndarray], second: list[np.ndarray], accuracy: np.ndarray) -> tuple[float, float]:
     """Returns the bootstrap interval of the mean tau of one score minus that of another."""
-    rng, found = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        drawn = rng.integers(0, len(accuracy), len(accuracy))
-        means = [np.mean([kendall(v, accuracy, drawn) for v in each]) for each in (first, second)]
-        found.append(means[0] - means[1])
-    return tuple(np.percentile(found, (2.5, 97.5)))
+    size = len(accuracy)
+    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), DRAWS).astype(float)
+    means = [np.mean([kendall(v, accuracy, counts) for v in each], axis=0) for each in (first, second)]
+    return tuple(np.percentile(means[0] - means[1], (2.5, 97.5)))
 
 
 def name_of(stages: int) -> str:

@@ -334,7 +334,7 @@ def step_time() -> str:
 
 def supernet_scores() -> str:
     """How well scores of sub-nets foretell their accuracy."""
-    header = ["sub-nets", "super-net", "score", "tau, mean", "range, or 95% interval", "super-nets"]
+    header = ["draw", "MACs", "sub-nets", "super-net", "score", "tau, mean", "range, or 95% interval", "super-nets"]
     return table(header, supernet_tables.taus(rows("supernet")))
 
 
