@@ -36,7 +36,8 @@ from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.scoring import StageErrors
 
-CALIBRATED_ON = 100  # options of each stage
+CALIBRATED_ON = 50  # options of each stage
+WHOLE = ("whole", "distillation", "loss", "error rate")  # scores of whole sub-nets
 SETS = {"25% to 60%": (0.25, 0.6), "40%": (0.395, 0.405)}
 
 
@@ -111,9 +112,10 @@ def scores_of(supernet, levels, val, samples):
     """Returns {name of a score: its value for each sub-net}, lower is better, and the weights of the stages."""
     plan, (x, y) = supernet.plan, (part[:samples] for part in val)
     errors, loss = StageErrors(supernet, x), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distillation, full = supernet.teaching_loss, errors.scorer.features[plan.trace.outputs[0]]
     bounds = np.array([0.4 * keras_pcp.count_cost(plan.graph).macs])
     weights = calibrate(StageTables(supernet, errors, ["macs"], CALIBRATED_ON), bounds, 0)
-    found = {name: {} for name in ("stages", "stages, equal weights", "whole", "loss", "error rate")}
+    found = {name: {} for name in ("stages", "stages, equal weights", *WHOLE)}
     for kind, rows in levels.items():
         stages = np.array([errors.of_all(row) for row in rows])
         found["stages"][kind] = (stages @ weights).tolist()
@@ -121,6 +123,7 @@ def scores_of(supernet, levels, val, samples):
         found["whole"][kind] = [errors.whole(row) for row in rows]
         widths = [plan.levels[np.arange(len(row)), row] for row in rows]
         logits = [np.asarray(errors.scorer.outputs(None, w)[plan.trace.outputs[0]]) for w in widths]
+        found["distillation"][kind] = [float(distillation.compute_loss(full, z)) for z in logits]
         found["loss"][kind] = [float(loss(y, z)) for z in logits]
         found["error rate"][kind] = [float(np.mean(z.argmax(-1) != y)) for z in logits]
     return found, weights.tolist()

@@ -4,9 +4,9 @@ import statistics
 
 import numpy as np
 
-SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
+SCORES = ("stages", "stages, equal weights", "whole", "distillation", "loss", "error rate")
 # A score by the super-net with stages, and one by the plain super-net.
-COMPARED = (("error rate", "error rate"), ("whole", "whole"), ("loss", "loss"), ("stages", "error rate"))
+COMPARED = (*((name, name) for name in SCORES[2:]), ("stages", "error rate"))
 DRAWS = 2000  # of the bootstrap
 
 
@@ -33,9 +33,7 @@ def taus(rows: list[dict]) -> list[list[str]]:
         for (staged, name), each in values.items():
             tau = [kendall(v, accuracy) for v in each]
             spread = f"{min(tau):.3f} to {max(tau):.3f}"
-            body.append(
-                [*start, "3 stages" if staged else "plain", name, f"{np.mean(tau):.3f}", spread, str(len(tau))]
-            )
+            body.append([*start, "3 stages" if staged else "plain", name, f"{np.mean(tau):.3f}", spread, str(len(tau))])
         body.append([*start, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
         for first, second in COMPARED:
             pair = values[True, first], values[False, second]
