@@ -37,7 +37,6 @@ from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.scoring import StageErrors
 
 CALIBRATED_ON = 50  # options of each stage
-WHOLE = ("whole", "distillation", "loss", "error rate")  # scores of whole sub-nets
 SETS = {"25% to 60%": (0.25, 0.6), "40%": (0.395, 0.405)}
 
 
@@ -115,17 +114,17 @@ def scores_of(supernet, levels, val, samples):
     distillation, full = supernet.teaching_loss, errors.scorer.features[plan.trace.outputs[0]]
     bounds = np.array([0.4 * keras_pcp.count_cost(plan.graph).macs])
     weights = calibrate(StageTables(supernet, errors, ["macs"], CALIBRATED_ON), bounds, 0)
-    found = {name: {} for name in ("stages", "stages, equal weights", *WHOLE)}
-    for kind, rows in levels.items():
-        stages = np.array([errors.of_all(row) for row in rows])
-        found["stages"][kind] = (stages @ weights).tolist()
-        found["stages, equal weights"][kind] = stages.sum(1).tolist()
-        found["whole"][kind] = [errors.whole(row) for row in rows]
-        widths = [plan.levels[np.arange(len(row)), row] for row in rows]
-        logits = [np.asarray(errors.scorer.outputs(None, w)[plan.trace.outputs[0]]) for w in widths]
-        found["distillation"][kind] = [float(distillation.compute_loss(full, z)) for z in logits]
-        found["loss"][kind] = [float(loss(y, z)) for z in logits]
-        found["error rate"][kind] = [float(np.mean(z.argmax(-1) != y)) for z in logits]
+    stages = np.array([errors.of_all(row) for row in levels])
+    widths = [plan.levels[np.arange(len(row)), row] for row in levels]
+    logits = [np.asarray(errors.scorer.outputs(None, w)[plan.trace.outputs[0]]) for w in widths]
+    found = {
+        "stages": (stages @ weights).tolist(),
+        "stages, equal weights": stages.sum(1).tolist(),
+        "whole": [errors.whole(row) for row in levels],
+        "distillation": [float(distillation.compute_loss(full, z)) for z in logits],
+        "loss": [float(loss(y, z)) for z in logits],
+        "error rate": [float(np.mean(z.argmax(-1) != y)) for z in logits],
+    }
     return found, weights.tolist()
 
 
@@ -153,16 +152,17 @@ def scores(args, data, first):
     """Yields the rows of scored sub-nets."""
     for seed in numbers(args.seeds):
         for stages in numbers(args.stages):
+            for kind, between in sets(args):
 
-            def row(stages=stages, seed=seed):
-                supernet, seconds = trained(args, data, stages, seed)
-                levels = {k: drawn_subnets(first, b, args.subnets, args.draw) for k, b in sets(args)}
-                found, weights = scores_of(supernet, levels, data[1], args.score_samples)
-                full = accuracy(supernet.model, *data[2])
-                return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
+                def row(stages=stages, seed=seed, between=between):
+                    supernet, seconds = trained(args, data, stages, seed)
+                    levels = drawn_subnets(first, between, args.subnets, args.draw)
+                    found, weights = scores_of(supernet, levels, data[1], args.score_samples)
+                    full = accuracy(supernet.model, *data[2])
+                    return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
 
-            same = {"kind": "scores", "draw": args.draw, "stages": stages, "sampling": args.sampling, "seed": seed}
-            yield same, row
+                name = {"kind": "scores", "draw": args.draw, "set": kind, "stages": stages, "seed": seed}
+                yield name | {"sampling": args.sampling}, row
 
 
 def searches(args, data, first):

@@ -20,14 +20,14 @@ def taus(rows: list[dict]) -> list[list[str]]:
     truth = [r for r in rows if r["kind"] == "truth"]
     for draw, kind in dict.fromkeys((r["draw"], r["set"]) for r in truth):
         chosen = [r for r in truth if (r["draw"], r["set"]) == (draw, kind)]
-        scored = [r for r in rows if r["kind"] == "scores" and r["draw"] == draw and kind in r["scores"]["whole"]]
+        scored = [r for r in rows if r["kind"] == "scores" and (r["draw"], r["set"]) == (draw, kind)]
         different = first_of_each([r["levels"] for r in sorted(chosen, key=lambda r: (r["seed"], r["number"]))])
         accuracy, macs = mean_of("acc", chosen)[different], mean_of("macs", chosen)[different]
         values = {}
         for stages in sorted({r["stages"] for r in scored}, reverse=True):
             for name in SCORES:
                 if stages > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
-                    same = [r["scores"][name][kind] for r in scored if r["stages"] == stages]
+                    same = [r["scores"][name] for r in scored if r["stages"] == stages]
                     values[stages > 1, name] = [np.array(each)[different] for each in same]
         start = [str(draw), kind, str(len(different))]
         for (staged, name), each in values.items():
