@@ -111,7 +111,6 @@ def scores_of(supernet, levels, val, samples):
     """Returns {name of a score: its value for each sub-net}, lower is better, and the weights of the stages."""
     plan, (x, y) = supernet.plan, (part[:samples] for part in val)
     errors, loss = StageErrors(supernet, x), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    distillation, full = supernet.teaching_loss, errors.scorer.features[plan.trace.outputs[0]]
     bounds = np.array([0.4 * keras_pcp.count_cost(plan.graph).macs])
     weights = calibrate(StageTables(supernet, errors, ["macs"], CALIBRATED_ON), bounds, 0)
     stages = np.array([errors.of_all(row) for row in levels])
@@ -121,7 +120,6 @@ def scores_of(supernet, levels, val, samples):
         "stages": (stages @ weights).tolist(),
         "stages, equal weights": stages.sum(1).tolist(),
         "whole": [errors.whole(row) for row in levels],
-        "distillation": [float(distillation.compute_loss(full, z)) for z in logits],
         "loss": [float(loss(y, z)) for z in logits],
         "error rate": [float(np.mean(z.argmax(-1) != y)) for z in logits],
     }

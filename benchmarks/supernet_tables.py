@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-SCORES = ("stages", "stages, equal weights", "whole", "distillation", "loss", "error rate")
+SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
 # A score by the super-net with stages, and one by the plain super-net.
 COMPARED = (*((name, name) for name in SCORES[2:]), ("stages", "error rate"))
 DRAWS = 2000  # of the bootstrap

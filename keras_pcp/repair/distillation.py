@@ -27,11 +27,6 @@ def _logits() -> Any:
     return keras.distillation.LogitsDistillation(temperature=2.0, loss=keras.losses.KLDivergence())
 
 
-def for_logits(loss: Any) -> bool:
-    """Whether a distillation loss compares logits of classes."""
-    return hasattr(keras, "distillation") and isinstance(loss, keras.distillation.LogitsDistillation)
-
-
 @dataclass(frozen=True)
 class Distillation:
     """Lets the model in `fit` learn from itself as it was before pruning.
@@ -85,7 +80,7 @@ class Distillation:
 
     def check(self, model: keras.Model) -> None:
         """Raises InvalidArgumentError if the loss does not suit the model."""
-        if not for_logits(self.loss):
+        if not isinstance(self.loss, keras.distillation.LogitsDistillation):
             return
         traced = trace(model)
         for call in traced.calls:

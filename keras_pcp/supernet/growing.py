@@ -122,10 +122,6 @@ class StageTables:
             found.append(replace(table, errors=errors))
         return self._weighted(found)
 
-    def costs(self, levels: np.ndarray) -> np.ndarray:
-        """Returns what sub-nets with these levels, (sub-nets, groups), cost, (sub-nets, limits)."""
-        return sum(self._costs(stage, levels[:, list(part.groups)]) for stage, part in enumerate(self.plan.parts))
-
     def levels(self, tables: Sequence[Table], chosen: np.ndarray) -> np.ndarray:
         """Returns the levels of all groups, given the option of each stage in its table."""
         levels = self.first[:, -1].copy()
@@ -148,19 +144,9 @@ class StageTables:
         if new:
             places |= {row: len(places) + i for i, row in enumerate(new)}
             new = np.array(new, int).reshape(len(new), len(part.groups))
-            unknown = Table(part.groups, new, self._costs(stage, new), np.full(len(new), np.nan))
-            self.tables[stage] = _joined(table, unknown)
-
-    def _costs(self, stage: int, levels: np.ndarray) -> np.ndarray:
-        """Returns what options of a stage cost, (options, limits)."""
-        part = self.plan.parts[stage]
-        return costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), levels], self.limited)
-
-
-def _joined(first: Table, second: Table) -> Table:
-    """Returns a table with the options of both."""
-    parts = ((getattr(table, name) for table in (first, second)) for name in ("levels", "costs", "errors"))
-    return Table(first.groups, *(np.concatenate(tuple(pair)) for pair in parts))
+            cost = costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), new], self.limited)
+            both = zip((table.levels, table.costs, table.errors), (new, cost, np.full(len(new), np.nan)), strict=True)
+            self.tables[stage] = Table(part.groups, *(np.concatenate(pair) for pair in both))
 
 
 def _rows(table: Table, which: np.ndarray) -> Table:

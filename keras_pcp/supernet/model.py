@@ -19,8 +19,8 @@ In every training step:
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
 In a search, the score of a sub-net is a weighted sum over its stages of how far the outputs are from the full net's if only
-this stage is narrowed: for logits, the total variation between the class probabilities. The weights are fitted to 24 random
-sub-nets next to the limits and up to 12 of the best (see `scoring` and `calibration`).
+this stage is narrowed. The weights are fitted to 24 random sub-nets and up to 12 of the best (see `scoring` and
+`calibration`).
 
 Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
 it cannot read the missing channels is part of its own error.
@@ -47,7 +47,7 @@ from keras_pcp.graph.grouping import grouped, places_in_tensors
 from keras_pcp.graph.program import program_of
 from keras_pcp.graph.trace import Trace, arrange_inputs
 from keras_pcp.graph.widths import least_width
-from keras_pcp.repair.distillation import Distillation, for_logits
+from keras_pcp.repair.distillation import Distillation
 from keras_pcp.supernet.gating import Axis, Gating
 from keras_pcp.supernet.search import search
 from keras_pcp.supernet.stages import Stage, stages
@@ -286,17 +286,6 @@ class StagewiseSupernet(keras.Model):
         if tensor in self.plan.trace.outputs and self.teaching_loss is not None:
             return ops.cast(self.teaching_loss.compute_loss(teacher, student), "float32")
         return self.relative_error(tensor, student, teacher, widths, ranks)
-
-    def score(self, tensor: int, student: Any, teacher: Any, widths: Any, ranks: Any) -> Any:
-        """Returns how far a sub-net's tensor is from the full net's, as a search sees it.
-
-        For logits, this is the total variation between the probabilities of both: half the sum of the absolute differences.
-        For others, it is the loss by which the sub-nets are taught.
-        """
-        if tensor in self.plan.trace.outputs and for_logits(self.teaching_loss):
-            both = (ops.softmax(ops.cast(value, "float32"), axis=-1) for value in (student, teacher))
-            return ops.mean(ops.sum(ops.abs(ops.subtract(*both)), axis=-1)) / 2
-        return self.error(tensor, student, teacher, widths, ranks)
 
     @property
     def teaching_loss(self) -> Any:

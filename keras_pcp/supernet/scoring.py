@@ -1,13 +1,11 @@
 """Scores sub-nets: how far the outputs of the model are from those of the full net, on held-out samples.
 
 The error of a stage is that of the full net with only this stage narrowed: the stage reads the features of the full net, and
-all after it has its full width. So it depends only on the widths in the stage. The error itself is the total variation
-between the class probabilities of both networks: how much probability lies elsewhere (ours; unlike the distillation loss, it
-blames a sub-net no more for being unsure where the full net is sure, which tuning mends, than for being sure of something
-else). Outputs that are not logits have the loss by which the full net teaches sub-nets. Statistics of batch normalization
-are those of the scored network on the same samples: it runs once in training mode to get them, and once with them. They are
-written nowhere. A network that has nothing else that training changes, such as dropout, gives the same both times, and runs
-once."""
+all after it has its full width. So it depends only on the widths in the stage. The error itself is the loss by which the
+full net teaches sub-nets at the outputs. Statistics of batch normalization are those of the scored network on the same
+samples: it runs once in training mode to get them, and once with them. They are written nowhere. A network that has nothing
+else that training changes, such as dropout, gives the same both times, and runs once.
+"""
 
 import json
 import time
@@ -31,9 +29,6 @@ from keras_pcp.support.changes import Journal, temporarily
 
 if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
-
-
-VERSION = "2"  # of how errors are computed; those of another one in a file are not used
 
 
 class Scorer:
@@ -78,7 +73,7 @@ class Scorer:
         made, ranks = self.outputs(stage, widths), ops.convert_to_tensor(self.supernet.ranks)
         outputs = dict.fromkeys(self.supernet.plan.trace.outputs)
         return float(
-            sum(self.supernet.score(i, made[i], self.features[i], widths, ranks) for i in outputs if i in made)
+            sum(self.supernet.error(i, made[i], self.features[i], widths, ranks) for i in outputs if i in made)
         )
 
     def outputs(self, stage: int | None, widths: np.ndarray) -> Mapping[int, Any]:
@@ -149,7 +144,7 @@ class StageErrors:
             inputs = [value.astype(str) if value.dtype == object else value for value in inputs]
             cuts = np.array([stage.start for stage in supernet.plan.stages])
             loss = supernet.teaching_loss
-            named = VERSION if loss is None else f"{VERSION} {type(loss).__name__} {loss.get_config()}"
+            named = "" if loss is None else f"{type(loss).__name__} {loss.get_config()}"
             what = [internals.array_of(supernet.ranks), supernet.plan.levels, cuts, np.array(named)]
             self.identity = checkpoint.digest([*supernet.model.get_weights(), *what, *inputs])
             self.known = self._read() if file.exists() else {}

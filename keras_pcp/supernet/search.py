@@ -94,9 +94,8 @@ def search(
     """Finds the widths with the least error under limits. The super-net stays as it is.
 
     The error of a sub-net is a weighted sum over its stages. That of a stage is how far the outputs are from those of the
-    full net if only this stage is narrowed: for logits, the total variation between the class probabilities, from 0 to 1. So
-    every stage is scored alone, and the best combination of what was scored is found exactly, by dynamic programming. The
-    weights are fitted to some whole sub-nets.
+    full net if only this stage is narrowed. So every stage is scored alone, and the best combination of what was scored is
+    found exactly, by dynamic programming. The weights are fitted to some whole sub-nets.
 
     Groups that are not `exact`, such as those under layer normalization, are scored with statistics over all channels, as in
     `masked`.
