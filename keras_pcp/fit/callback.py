@@ -165,7 +165,7 @@ class Pruning(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Starts timing a step."""
-        self._run.clock.begin_step()
+        self._run.begin_step()
 
     def on_train_batch_end(self, batch, logs=None):
         """Prunes if a moment of pruning is due."""

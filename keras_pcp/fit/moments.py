@@ -73,6 +73,24 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
     return [Moment(s, i, count, min(1.0, schedule((i + 1) / count)), after[i]) for i, s in enumerate(found)]
 
 
+def announced(due: Sequence[Moment], rounds: int, total: int, steps: Steps) -> str:
+    """Returns what a user wants to know before training: when the model will be pruned, and in how many rounds.
+
+    Args:
+        due: the moments.
+        rounds: about how many rounds the strategy will need.
+        total: length of the `fit`, in steps; in epochs if these are counted.
+        steps: tells which of both.
+
+    Example:
+        >>> announced([Moment(10), Moment(40)], 12, 100, Steps(per_epoch=50))
+        'pruning at 2 moments from step 10 to 40 of 100, in about 12 rounds'
+    """
+    unit, last = "step" if steps.per_epoch else "epoch", due[-1].step
+    when = f"{len(due)} moments from {unit} {due[0].step} to {last}" if len(due) > 1 else f"{unit} {last}"
+    return f"pruning at {when} of {total}" + f", in about {rounds} rounds" * (rounds > len(due))
+
+
 def as_totals(cost: Any) -> Mapping[str, float]:
     """Returns a cost as {"macs": ..., "params": ..., "bytes": ...}."""
     return {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes}

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from keras_pcp.deliver.report import PruningReport
 from keras_pcp.errors import NotFiniteError
 from keras_pcp.fit.clock import Clock
 from keras_pcp.fit.cutting import recorded
-from keras_pcp.fit.moments import Steps, as_totals, moments
+from keras_pcp.fit.heartbeat import Heartbeat
+from keras_pcp.fit.moments import Steps, announced, as_totals, moments
 from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.preflight import check_fractions, warn_of_weight_files
 from keras_pcp.fit.run import Run
@@ -44,6 +45,15 @@ class Session:
     def __init__(self, callback: Any, limits: Limits):
         started = time.perf_counter()
         self.callback, model = callback, callback.model
+        self.heartbeat, self.waiting = Heartbeat(bool((callback.params or {}).get("verbose", 0))), ExitStack()
+        with self.heartbeat.during(lambda: f"looking at model {model.name!r}"):
+            self._prepare(limits)
+        self.report.seconds["other"] += time.perf_counter() - started
+        compared = [f"pruning compares attempts by {self.report.monitor}"] if self.report.monitor else []
+        self.say("\n".join([*compared, *self.report.notes]))
+
+    def _prepare(self, limits: Limits) -> None:
+        callback, model = self.callback, self.callback.model
         check_live(model)
         if callback.strategy.needs.holds:
             check_gates(model)
@@ -69,13 +79,10 @@ class Session:
         self.diverged = ""
         self.clock = Clock(self.report.seconds)
         self.teaching = Teaching(callback, self.run)
-        self.report.seconds["other"] += time.perf_counter() - started
-        compared = [f"pruning compares attempts by {self.report.monitor}"] if self.report.monitor else []
-        self.say("\n".join([*compared, *self.report.notes]))
 
     def say(self, text: str) -> None:
         """Prints a text, unless `fit` is silent."""
-        if text and (self.callback.params or {}).get("verbose", 0):
+        if text and self.heartbeat.show:
             print(text, flush=True)
 
     def begin_epoch(self, epoch: int, params: Mapping[str, Any]) -> None:
@@ -105,9 +112,18 @@ class Session:
         refit = run.live.refit_on is not None
         fit = FitLength(total, self.steps.per_epoch, callback.begin, callback.end, refit)
         self.due = moments(run.strategy.when(run.problem, fit), callback.schedule, total, self.steps)
+        self.say(announced(self.due, run.strategy.rounds(run.problem), total, self.steps))
+
+    def begin_step(self) -> None:
+        """Starts timing a step. One that is traced may take long."""
+        self.waiting.close()
+        if self.clock.retrace or not self.clock.usual:
+            self.waiting.enter_context(self.heartbeat.during(lambda: "tracing the training step"))
+        self.clock.begin_step()
 
     def end_execution(self) -> None:
         """Prunes if a moment is due. Called after each step, or after as many steps as the model runs at a time."""
+        self.waiting.close()
         self.clock.end_step()
         if self.steps.per_epoch:
             self.steps = self.steps.after_execution()
@@ -120,6 +136,7 @@ class Session:
 
     def close(self) -> None:
         """Restores the loss of the model, and the channels that are held at zero."""
+        self.waiting.close()
         self.teaching.close()
         self.run.live.release()
 
@@ -143,7 +160,8 @@ class Session:
         run = self.run
         before = len(run.rounds)
         try:
-            self.ask(come[-1])
+            with self.heartbeat.during(self.so_far):
+                self.ask(come[-1])
         except NotFiniteError as error:
             if not self.diverged:
                 self.diverged, self.report.diverged = str(error), self.steps.made
@@ -154,7 +172,8 @@ class Session:
             self.diverged, self.report.diverged = "", None
         self.report.attempt_macs = run.seen.macs
         self.report.draws = [*getattr(self.callback.validation_data, "history", [])[self.draws_before :]]
-        self.carry_out()
+        with self.heartbeat.during(lambda: "cutting"):
+            self.carry_out()
         if len(run.rounds) > before:
             self.clock.expect_retrace()
             self.tell()
@@ -194,6 +213,12 @@ class Session:
         journal.set(report, "after", as_totals(cost_of(live.graph)))
         widths = {g.name: (g.num_channels, int(live.uncut.keep[g.name].sum())) for g in live.whole}
         journal.set(report, "widths", widths)
+
+    def so_far(self) -> str:
+        """Returns how far pruning has come, and how long the rest may take if it goes on like this."""
+        way, spent = self.run.progress, self.clock.seconds["attempts"] + self.clock.seconds["surgery"]
+        left = f", about {spent * (1 - way) / way:.0f} s left" if way > 0 and spent else ""
+        return f"round {len(self.run.rounds) + 1}, {way:.0%} of the way{left}"
 
     def tell(self) -> None:
         """Prints how far pruning has come."""
