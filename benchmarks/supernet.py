@@ -84,7 +84,10 @@ def selected(supernet, levels):
 
 def file_of(args, stages, seed):
     """Returns where a trained super-net is kept."""
-    return Path(args.folder) / f"supernet_{Path(args.model).stem}_{stages}_{args.sampling}_{seed}.keras"
+    return (
+        Path(args.folder)
+        / f"supernet_{Path(args.model).stem}_{stages}_{args.sampling}_{args.stage_inputs}_{seed}.keras"
+    )
 
 
 def trained(args, data, stages, seed):
@@ -96,7 +99,7 @@ def trained(args, data, stages, seed):
     x, y = x[: args.images], y[: args.images]
     keras.utils.set_random_seed(seed)
     supernet = keras_pcp.StagewiseSupernet(
-        opened(args), stages, samples=args.samples, sampling=args.sampling, seed=seed
+        opened(args), stages, samples=args.samples, sampling=args.sampling, stage_inputs=args.stage_inputs, seed=seed
     )
     compiled(supernet, args.rate, len(x) // args.batch * args.epochs)
     started = time.perf_counter()
@@ -160,7 +163,7 @@ def scores(args, data, first):
                     return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
 
                 name = {"kind": "scores", "draw": args.draw, "set": kind, "stages": stages, "seed": seed}
-                yield name | {"sampling": args.sampling}, row
+                yield name | {"sampling": args.sampling, "stage_inputs": args.stage_inputs}, row
 
 
 def searches(args, data, first):
@@ -185,7 +188,7 @@ def searches(args, data, first):
                     }
 
                 kind = {"kind": "search", "stages": stages, "sampling": args.sampling, "seed": seed, "limit": limit}
-                yield kind, row
+                yield kind | {"stage_inputs": args.stage_inputs}, row
 
 
 def searched(supernet, args, data, method, limit, seed):
@@ -204,7 +207,7 @@ def searched(supernet, args, data, method, limit, seed):
 def methods(args, data, first):
     """Yields rows that compare ways to search, each with the same weights of the stages and nothing scored before."""
     stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
-    for method, most in (("dynamic", 300), ("dynamic", 100), ("dynamic", 60), ("evolution", 2000), ("whole", 2000)):
+    for method, most in (("dynamic", 100), ("dynamic", 60), ("evolution", 2000), ("whole", 2000)):
         for limit in map(float, args.limits.split(",")):
 
             def row(method=method, most=most, limit=limit):
@@ -292,6 +295,7 @@ def main():
     parser.add_argument("--draw", type=int, default=1, help="seed of the draw of sub-nets")
     parser.add_argument("--sets", default=";".join(SETS), help="sets of sub-nets to draw, separated by ';'")
     parser.add_argument("--sampling", default="prefix")
+    parser.add_argument("--stage-inputs", default="full")
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--score-samples", type=int, default=512)
     parser.add_argument("--search-samples", type=int, default=256)

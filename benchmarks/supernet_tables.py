@@ -7,6 +7,7 @@ import numpy as np
 SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
 # A score by the super-net with stages, and one by the plain super-net.
 COMPARED = (*((name, name) for name in SCORES[2:]), ("stages", "error rate"))
+PLAIN = "plain"
 DRAWS = 2000  # of the bootstrap
 
 
@@ -23,24 +24,27 @@ def taus(rows: list[dict]) -> list[list[str]]:
         scored = [r for r in rows if r["kind"] == "scores" and (r["draw"], r["set"]) == (draw, kind)]
         different = first_of_each([r["levels"] for r in sorted(chosen, key=lambda r: (r["seed"], r["number"]))])
         accuracy, macs = mean_of("acc", chosen)[different], mean_of("macs", chosen)[different]
-        values = {}
-        for stages in sorted({r["stages"] for r in scored}, reverse=True):
+        values: dict[str, dict[str, list]] = {}
+        for row in sorted(scored, key=lambda r: (-r["stages"], r["stage_inputs"])):
             for name in SCORES:
-                if stages > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
-                    same = [r["scores"][name] for r in scored if r["stages"] == stages]
-                    values[stages > 1, name] = [np.array(each)[different] for each in same]
+                if row["stages"] > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
+                    score = np.array(row["scores"][name])[different]
+                    values.setdefault(name_of(row), {}).setdefault(name, []).append(score)
         start = [str(draw), kind, str(len(different))]
-        for (staged, name), each in values.items():
-            tau = [kendall(v, accuracy) for v in each]
-            spread = f"{min(tau):.3f} to {max(tau):.3f}"
-            body.append([*start, "3 stages" if staged else "plain", name, f"{np.mean(tau):.3f}", spread, str(len(tau))])
+        for supernet, scores in values.items():
+            for name, each in scores.items():
+                tau = [kendall(v, accuracy) for v in each]
+                spread = f"{min(tau):.3f} to {max(tau):.3f}"
+                body.append([*start, supernet, name, f"{np.mean(tau):.3f}", spread, str(len(tau))])
         body.append([*start, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
-        for first, second in COMPARED:
-            pair = values[True, first], values[False, second]
-            mean = np.subtract(*(np.mean([kendall(v, accuracy) for v in each]) for each in pair))
-            low, high = interval(*pair, accuracy)
-            name = first if first == second else f"{first} - {second}"
-            body.append([*start, "3 stages - plain", name, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", ""])
+        for supernet in list(values)[:-1]:
+            for first, second in COMPARED:
+                pair = values[supernet][first], values[PLAIN][second]
+                mean = np.subtract(*(np.mean([kendall(v, accuracy) for v in each]) for each in pair))
+                low, high = interval(*pair, accuracy)
+                name = first if first == second else f"{first} - {second}"
+                interval_text = f"{low:+.3f} to {high:+.3f}"
+                body.append([*start, f"{supernet} - {PLAIN}", name, f"{mean:+.3f}", interval_text, ""])
     return body
 
 
@@ -76,9 +80,10 @@ def interval(first: list[np.ndarray], second: list[np.ndarray], accuracy: np.nda
     return tuple(np.percentile(means[0] - means[1], (2.5, 97.5)))
 
 
-def name_of(stages: int) -> str:
-    """Returns how a super-net is called in the tables."""
-    return "plain" if stages == 1 else f"{stages} stages"
+def name_of(row: dict) -> str:
+    """Returns how the super-net of a row is called in the tables."""
+    own = ", own inputs" if row["stage_inputs"] == "own" else ""
+    return PLAIN if row["stages"] == 1 else f"{row['stages']} stages{own}"
 
 
 def searches(rows: list[dict]) -> list[list[str]]:
@@ -88,7 +93,7 @@ def searches(rows: list[dict]) -> list[list[str]]:
         if "limit" in row and "acc" in row:
             name = row["kind"]
             if "stages" in row:
-                name = f"super-net, {name_of(row['stages'])}" + name.removeprefix("search")
+                name = f"super-net, {name_of(row)}" + name.removeprefix("search")
             found.setdefault((row["model"], -row["limit"], name.rstrip("0123456789 ")), []).append(row)
     body = []
     for (model, limit, name), group in sorted(found.items()):

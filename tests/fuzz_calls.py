@@ -792,6 +792,7 @@ def supernet(d: Draw) -> None:
         "loss": lambda: None,
         "criterion": d.criterion,
         "sampling": lambda: d.one("prefix", "fair"),
+        "stage_inputs": lambda: d.one("full", "own"),
         "frozen_layers": d.frozen,
         "on_unknown": lambda: d.one("error", "freeze"),
         "seed": lambda: 3,

@@ -14,7 +14,8 @@ In every training step:
     2. The tiny net and `samples` random sub-nets are drawn (the sandwich rule of Yu & Huang, Universally Slimmable
        Networks, ICCV 2019, arXiv 1903.05134). Each stage of a sub-net reads the full net's features, without gradient,
        and is taught by the full net's features at its end: squared error in units of their mean square. At the outputs of
-       the model, it is the distillation loss. Channels that a sub-net leaves out do not count.
+       the model, it is the distillation loss. Channels that a sub-net leaves out do not count. With `stage_inputs="own"`,
+       which is ours, a stage reads what the sub-net's earlier stages have made instead.
     3. The channels of a group have an order, by default that of the L1 norm; a sub-net of a width has the first ones. With
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
@@ -56,6 +57,7 @@ from keras_pcp.support import checks, internals
 from keras_pcp.support.models import check_model
 
 SAMPLING = ("prefix", "fair")
+STAGE_INPUTS = ("full", "own")
 RATIOS = tuple(i / 10 for i in range(1, 11))
 _SAVED = (
     "num_stages",
@@ -64,6 +66,7 @@ _SAVED = (
     "samples",
     "distillation_weight",
     "sampling",
+    "stage_inputs",
     "frozen_layers",
     "on_unknown",
 )
@@ -118,6 +121,8 @@ class StagewiseSupernet(keras.Model):
             the super-net is compiled with a categorical cross-entropy from logits, else the error that is used for features.
         criterion: gives the channels of a group their order, as in `score_channels`; from the weights only.
         sampling: `"prefix"`: a sub-net has the first channels in this order. `"fair"`: random sub-nets have random channels.
+        stage_inputs: what a stage of a sub-net reads in training. `"full"`: the features of the full net, so that each stage
+            trains by itself. `"own"`: what the stages before it have made, through which gradients pass on.
         frozen_layers, on_unknown: as in `build_graph`.
         seed: for the draw of sub-nets.
 
@@ -154,6 +159,7 @@ class StagewiseSupernet(keras.Model):
         loss: Any = None,
         criterion: Any = "l1",
         sampling: str = "prefix",
+        stage_inputs: str = "full",
         frozen_layers: Iterable[str] = (),
         on_unknown: str = "error",
         seed: int = 0,
@@ -164,10 +170,11 @@ class StagewiseSupernet(keras.Model):
         checks.count("samples", samples, 0)
         checks.number("distillation_weight", distillation_weight, "(0, inf)")
         checks.choice("sampling", sampling, SAMPLING)
+        checks.choice("stage_inputs", stage_inputs, STAGE_INPUTS)
         checks.count("seed", seed, 0)
         super().__init__(name=name or f"{model.name}_supernet", dtype=model.dtype_policy, autocast=False)
         self.model, self.samples, self.distillation_weight = model, samples, distillation_weight
-        self.sampling, self.seed = sampling, seed
+        self.sampling, self.stage_inputs, self.seed = sampling, stage_inputs, seed
         self.cut_after = checks.names("cut_after", cut_after)
         self.frozen_layers = checks.names("frozen_layers", frozen_layers)
         self.ratios, self.num_stages, self.on_unknown = _ratios(ratios), num_stages, on_unknown
@@ -239,9 +246,11 @@ class StagewiseSupernet(keras.Model):
         """Returns the distillation loss of this step's sub-nets: the sum over stages, as a mean over sub-nets."""
         losses = []
         for widths, ranks in self.draw():
+            values = features
             with self.narrowed(widths, ranks):
                 for number, stage in enumerate(self.plan.stages):
-                    made, weight = stage.run(self.plan.trace, features), self.stage_weights[number]
+                    made, weight = stage.run(self.plan.trace, values), self.stage_weights[number]
+                    values = values | made if self.stage_inputs == "own" else values
                     losses += [weight * self.error(i, made[i], features[i], widths, ranks) for i in stage.outputs]
         return ops.sum(ops.stack(losses)) / (1 + self.samples)
 

@@ -124,6 +124,22 @@ def test_scores_are_those_of_the_pruned_model_with_statistics_of_the_same_sample
         assert scorer.error(stage, widths) > 0
 
 
+@pytest.mark.parametrize("reads", ["full", "own"])
+def test_a_stage_reads_the_features_of_the_full_net_or_its_own(reads):
+    """Only with its own does what a later stage is taught reach the weights of an earlier one."""
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3, samples=0, ratios=(0.25,), stage_inputs=reads)
+    x = tf.constant(data()[0])
+    supernet.teach(2)
+    with tf.GradientTape() as tape:
+        supernet(x, training=True)
+        loss = supernet.losses[-1]
+    first = [supernet.model.weights[i] for i in supernet.plan.parts[0].weights]
+    kernels = [w.value for w in first if "kernel" in w.path]
+    found = tape.gradient(loss, kernels, unconnected_gradients="zero")
+    assert any(np.abs(g).max() > 0 for g in map(np.asarray, found)) == (reads == "own")
+    assert keras_pcp.StagewiseSupernet.from_config(supernet.get_config()).stage_inputs == reads
+
+
 def test_stages_can_be_taught_one_by_one():
     supernet = keras_pcp.StagewiseSupernet(staged(), 3, samples=0, ratios=(0.25,))
     x, losses = tf.constant(data()[0]), []
@@ -230,6 +246,7 @@ def test_what_is_wrong_is_said_before_anything_is_scored():
         ({"ratios": ()}, "ratios"),
         ({"distillation_weight": 0}, "distillation_weight"),
         ({"sampling": "all"}, "sampling"),
+        ({"stage_inputs": "teacher"}, "stage_inputs"),
     ):
         with pytest.raises(InvalidArgumentError, match=message):
             keras_pcp.StagewiseSupernet(staged(), **options)
