@@ -33,6 +33,7 @@ def work(folder: Path) -> None:
 
     import keras_pcp
 
+    tf.config.experimental.enable_op_determinism()  # rounding alone may change which sub-nets are scored
     supernet = compiled(keras_pcp.StagewiseSupernet(staged(), 3, ratios=(0.25, 0.5, 0.75)))
     batches = tf.data.Dataset.from_tensor_slices(data()).batch(4)
     backup = keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)
