@@ -40,6 +40,8 @@ class Session:
         steps: the steps made so far.
         due: moments that are still to come; None until the length of the `fit` is known.
         teaching: changes the loss.
+        heartbeat: shows that pruning is at work.
+        waiting: closes what shows that a step is being traced.
     """
 
     def __init__(self, callback: Any, limits: Limits):

@@ -89,7 +89,7 @@ class StageTables:
         on. Ends when no stage has room. Returns the front of what has been scored.
         """
         bounds, at_once, trust = np.asarray(bounds), -(-sum(self.room) // (2 * ROUNDS)), 1.0
-        while any(self._num_scored(stage) < room for stage, room in enumerate(self.room)) and trust > LEAST_TRUST:
+        while self._has_room() and trust > LEAST_TRUST:
             tables = self.foreseen(trust)
             front, scored = pareto_front(tables), 0
             distance = np.abs(np.log(np.maximum(front.costs, 1) / bounds).max(axis=1))
@@ -99,7 +99,7 @@ class StageTables:
                 for stage, part in enumerate(self.plan.parts):
                     scored += self.score(stage, levels[None, list(part.groups)])
                     self._enter(stage, around[:, list(part.groups)])
-                if scored >= at_once:
+                if scored >= at_once or not self._has_room():
                     break
             trust *= 1.0 if scored else 0.9
         self.bar.update(sum(map(self._num_scored, range(len(self.room)))), finalize=True)
@@ -133,6 +133,9 @@ class StageTables:
         """Multiplies errors with the weights of the stages; 0 counts as a very small weight."""
         least = 1e-6 * self.weights.max(initial=1e-300)
         return [replace(t, errors=t.errors * max(w, least)) for t, w in zip(tables, self.weights, strict=True)]
+
+    def _has_room(self) -> bool:
+        return any(self._num_scored(stage) < room for stage, room in enumerate(self.room))
 
     def _num_scored(self, stage: int) -> int:
         return int((~np.isnan(self.tables[stage].errors)).sum())
