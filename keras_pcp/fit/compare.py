@@ -7,8 +7,9 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.fit.evaluator import Evaluator
-from keras_pcp.fit.rerun import Recording, Rerun
+from keras_pcp.fit.rerun import Pieces
 from keras_pcp.graph.channel_graph import ChannelGraph
+from keras_pcp.graph.channels import CONSUME
 from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.program import program_of
 from keras_pcp.graph.trace import arrange_inputs
@@ -20,8 +21,9 @@ Values = Mapping[int, np.ndarray]
 class Comparison:
     """Compares a model with what it would be if pruned. The model itself is not changed.
 
-    The values of all tensors are computed once for a part of the samples. An attempt changes the weights of some
-    layers, so only these layers and the layers after them are computed again: half of the network on average.
+    The model is divided into pieces, one beginning with each layer where an attempt may begin to differ. What the pieces
+    hand over is computed once for a part of the samples. An attempt runs the pieces whose weights or inputs it changes:
+    half of the network on average.
 
     Args:
         evaluator: evaluates outputs of the model on its samples.
@@ -36,11 +38,14 @@ class Comparison:
         self.weights = evaluator.model.weights
         program = program_of(evaluator.model)
         self.traced, self.costs = program.trace, call_macs(graph, program)
-        self.reruns: dict[tuple[int, ...], Rerun] = {}
-        self.users: dict[int, set[int]] = {}
-        for operation in (call.operation for call in self.traced.calls):
-            for w in getattr(operation, "weights", ()):
-                self.users.setdefault(id(w), set()).add(id(operation))
+        read = {id(self.weights[s.weight]) for group in graph for s in group.slices_of(CONSUME)}
+        readers = {
+            number: call.operation.weights
+            for number, call in enumerate(self.traced.calls)
+            if any(id(w) in read for w in getattr(call.operation, "weights", ()))
+        }
+        changing = list({id(w): w for weights in readers.values() for w in weights}.values())
+        self.pieces = Pieces(self.traced, readers, changing, not evaluator.judge.run_eagerly)
 
     def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
@@ -55,24 +60,16 @@ class Comparison:
         """
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
-        recording = Recording(self.traced, arrange_inputs(self.traced, x))
+        recording = self.pieces.record(arrange_inputs(self.traced, x))
         samples = rows.stop - rows.start
         self.macs += samples * self.costs.sum()
         outputs = [recording.outputs]
         for values in attempts.values():
-            rerun = self.rerun(tuple(values))
-            outputs.append(rerun.run(recording, list(values.values())))
-            self.macs += samples * self.costs[[number for number, _ in rerun.calls]].sum()
+            found, ran = self.pieces.run(recording, {id(self.weights[i]): value for i, value in values.items()})
+            outputs.append(found)
+            self.macs += samples * sum(self.costs[calls.start : calls.stop].sum() for calls in ran)
         before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
         return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
-
-    def rerun(self, changed: tuple[int, ...]) -> Rerun:
-        """Returns an object that computes the outputs when the weights with these indices change."""
-        if changed not in self.reruns:
-            weights = [self.weights[i] for i in changed]
-            users = {user for w in weights for user in self.users.get(id(w), ())}
-            self.reruns[changed] = Rerun(self.traced, users, weights, not self.evaluator.judge.run_eagerly)
-        return self.reruns[changed]
 
     def packed(self, outputs: list[Any]) -> Any:
         """Brings outputs into the structure that the model's loss expects."""

@@ -14,8 +14,9 @@ from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.fit.metric import Measure, Measuring, Output, is_own, resolve
-from keras_pcp.graph.trace import tensor_sizes, trace
-from keras_pcp.repair.batch_norm import reestimated
+from keras_pcp.graph.program import program_of
+from keras_pcp.graph.trace import tensor_sizes
+from keras_pcp.repair.batch_norm import BatchStatistics, reestimated
 from keras_pcp.strategies.rounds import Evaluation
 from keras_pcp.support import internals
 from keras_pcp.support.changes import Journal, temporarily
@@ -263,8 +264,16 @@ class Evaluator:
         return parts
 
     def _bytes_per_sample(self) -> int:
-        """Returns the size of all tensors of the model for one sample."""
-        return 4 * sum(tensor_sizes(trace(self.model), self.x))
+        """Returns the size of what comparing attempts keeps of one sample: what the layers with a kernel read."""
+        traced = program_of(self.model).trace
+        sizes, with_kernel = tensor_sizes(traced, self.x), lambda op: any(len(w.shape) > 1 for w in op.weights)
+        read = {
+            i
+            for call in traced.calls
+            if isinstance(call.operation, keras.Layer) and with_kernel(call.operation)
+            for i in call.inputs
+        }
+        return 4 * max(sum(sizes[i] for i in read), max(sizes))
 
     def samples(self, part: slice) -> slice:
         """Returns the slice of the samples for a slice of the chunks."""
@@ -307,7 +316,8 @@ class Evaluator:
 
     def forget(self) -> None:
         """Drops what was compiled with the current weights of the model."""
-        self.__dict__.pop("_judge_all", None)
+        for name in ("_judge_all", "_statistics"):
+            vars(self).pop(name, None)
 
     def predict(self, x: Any) -> Any:
         """Returns the outputs for one batch. With several replicas, `predict_on_batch` would return a set for each."""
@@ -334,12 +344,16 @@ class Evaluator:
 
         return temporarily(keep)
 
+    @cached_property
+    def _statistics(self) -> BatchStatistics:
+        return BatchStatistics(self.model)
+
     def reestimated(self) -> AbstractContextManager[None]:
         """Inside the block, batch normalization uses the mean statistics of batches of the samples.
 
         Afterwards its own statistics are restored.
         """
-        return reestimated(self.model, _rows(self.x, slice(REESTIMATION_SAMPLES)), _REESTIMATION_BATCH)
+        return reestimated(self._statistics, _rows(self.x, slice(REESTIMATION_SAMPLES)), _REESTIMATION_BATCH)
 
 
 def _output_names(functional: keras.Model | None) -> list[set[str]]:

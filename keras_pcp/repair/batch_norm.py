@@ -5,11 +5,14 @@ over batches of the current model do not have this problem. Wu & Johnson (Rethin
 call them PreciseBN. EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares pruned networks only after this step.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError
@@ -59,39 +62,77 @@ def reestimate_batch_norm(
     x = take_samples(with_any_labels(data), samples, checks.count("seed", seed, 0))[0]
     check_inputs(model, x)
     layers = [layer for layer in batch_normalizations(model) if layer.trainable]
-    statistics = guarded(lambda: _mean_statistics(model, layers, x, batch_size))
+    statistics = guarded(lambda: BatchStatistics(model, layers).means(x, batch_size))
     all_or_nothing(lambda journal: journal.assign(statistics))
     return [layer.name for layer in layers]
 
 
-def reestimated(model: keras.Model, x: Any, batch_size: int) -> AbstractContextManager[None]:
+def reestimated(statistics: "BatchStatistics", x: Any, batch_size: int) -> AbstractContextManager[None]:
     """Makes batch normalization use mean statistics of batches of samples inside a block, then its own again."""
-    layers = batch_normalizations(model)
-    if not layers:
-        return nullcontext()
-    statistics = guarded(lambda: _mean_statistics(model, layers, x, batch_size))
+    values = guarded(lambda: statistics.means(x, batch_size))
 
     def change(journal: Journal) -> None:
-        journal.keep(state_of(model))
-        journal.assign(statistics)
+        journal.keep(variable for variable, _ in values)
+        journal.assign(values)
 
     return temporarily(change)
 
 
-def _mean_statistics(
-    model: keras.Model, layers: list[keras.Layer], x: Any, batch_size: int
-) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Returns the statistics of some layers and their means over batches; the model is as before."""
-    with temporarily(lambda journal: journal.keep(state_of(model))):
-        estimate_statistics(model, x, batch_size)
-        found = [(v, v.numpy()) for layer in layers for v in layer.non_trainable_variables]
-    for variable, value in found:
-        if not checks.is_finite(np.asarray(value, "float32")):
-            raise InvalidArgumentError(
-                f"the estimated statistics {variable.path!r} have NaN or infinite values; check the scale of the data "
-                "and the weights of the layers before"
-            )
-    return found
+class BatchStatistics:
+    """The statistics of the batch normalization layers of a model as means over batches. The model is not changed.
+
+    The model runs in training mode. What this would change, such as the statistics and seeds, is handed from batch to batch.
+
+    Args:
+        model: a built model. As long as its variables are the same, it is traced once.
+        layers: batch normalization layers of it; None: all.
+    """
+
+    def __init__(self, model: keras.Model, layers: Sequence[keras.Layer] | None = None):
+        self.model, every = model, batch_normalizations(model)
+        self.layers, self.every = every if layers is None else list(layers), every
+        trained = {id(v) for v in model.trainable_variables}
+        self.state = [v for v in state_of(model) if id(v) not in trained]
+        # A partial has no code that others share; by its code, TensorFlow would count all of them as one function.
+        step = partial(self._after_batch)
+        self.step = step if model.run_eagerly else tf.function(step, autograph=False)
+
+    def means(self, x: Any, batch_size: int) -> list[tuple[keras.Variable, np.ndarray]]:
+        """Returns the statistics and their means over batches of samples, without a last batch that is not full.
+
+        Raises:
+            InvalidArgumentError: they are NaN or infinite.
+        """
+        if not self.layers:
+            return []
+        x, count = tree.map_structure(keras.ops.convert_to_tensor, x), count_samples(x)
+        state = [keras.ops.convert_to_tensor(v.value) for v in self.state]
+        for number in range(max(1, count // batch_size)):
+            rows = slice(number * batch_size, (number + 1) * batch_size)
+            batch = tree.map_structure(lambda a, rows=rows: a[rows], x)
+            state = self.step(batch, keras.ops.convert_to_tensor(number / (number + 1), "float32"), state)
+        place = {id(v): i for i, v in enumerate(self.state)}
+        wanted = [v for layer in self.layers for v in layer.non_trainable_variables]
+        found = [(v, np.asarray(state[place[id(v)]])) for v in wanted]
+        for variable, value in found:
+            if not checks.is_finite(np.asarray(value, "float32")):
+                raise InvalidArgumentError(
+                    f"the estimated statistics {variable.path!r} have NaN or infinite values; check the scale of the data "
+                    "and the weights of the layers before"
+                )
+        return found
+
+    def _after_batch(self, x: Any, momentum: Any, state: Sequence[Any]) -> list[Any]:
+        """Returns the state after a run in training mode on one batch."""
+
+        def take_momentum(journal: Journal) -> None:
+            for layer in self.every:
+                journal.set(layer, "momentum", momentum)
+
+        with temporarily(take_momentum), internals.stateless(list(zip(self.state, state, strict=True))) as scope:
+            self.model(x, training=True)
+            now = [scope.get_current_value(v) for v in self.state]
+        return [old if new is None else keras.ops.cast(new, old.dtype) for old, new in zip(state, now, strict=True)]
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
@@ -102,19 +143,3 @@ def batch_normalizations(model: keras.Model) -> list[keras.Layer]:
 def state_of(model: keras.Model) -> list[keras.Variable]:
     """Returns all variables that a run in training mode may change, including seeds and those of custom layers."""
     return list({id(v): v for v in (*model.weights, *model.non_trainable_variables)}.values())
-
-
-def estimate_statistics(model: keras.Model, x: Any, batch_size: int) -> None:
-    """Runs the model in training mode on batches, so that the moving statistics become the means over the batches."""
-    count, layers = count_samples(x), batch_normalizations(model)
-
-    def keep_momenta(journal: Journal) -> None:
-        for layer in layers:
-            journal.remember(layer, "momentum")
-
-    with temporarily(keep_momenta):
-        for number in range(max(1, count // batch_size) if layers else 0):
-            for layer in layers:
-                layer.momentum = number / (number + 1)
-            rows = slice(number * batch_size, (number + 1) * batch_size)
-            model(tree.map_structure(lambda a, rows=rows: a[rows], x), training=True)

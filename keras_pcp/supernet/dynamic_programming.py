@@ -86,11 +86,10 @@ def pareto_front(tables: Sequence[Table]) -> Front:
 def _worthwhile(table: Table, shared: Collection[int]) -> list[int]:
     """Returns the options that no other one with the same levels of the shared groups beats or equals."""
     columns = [i for i, group in enumerate(table.groups) if group in shared]
-    alike: dict[tuple, list[int]] = {}
-    for option, given in enumerate(table.levels[:, columns].tolist()):
-        alike.setdefault(tuple(given), []).append(option)
+    order = np.lexsort(table.levels[:, columns].T) if columns else np.arange(len(table.errors))
+    differ = (np.diff(table.levels[order][:, columns], axis=0) != 0).any(axis=1)
     found = []
-    for same in map(np.array, alike.values()):
+    for same in np.split(order, np.flatnonzero(differ) + 1):
         found += _undominated([Front(same[:, None], table.costs[same], table.errors[same])]).options[:, 0].tolist()
     return sorted(found)
 

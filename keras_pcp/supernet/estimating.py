@@ -30,7 +30,7 @@ def estimated(levels: np.ndarray, errors: np.ndarray, wanted: np.ndarray, num_le
     steps = _steps(levels, num_levels)
     count = steps.shape[1]
     rows, target = np.vstack([steps, np.sqrt(RIDGE) * np.eye(count)]), np.concatenate([errors, np.zeros(count)])
-    prices = nonnegative_least_squares(rows, target, rounds=200)
+    prices = nonnegative_least_squares(rows, target, tolerance=1e-6)
     near = _nearness(levels, levels, num_levels) + NOISE * np.eye(len(levels))
     rest = np.linalg.solve(near, errors - steps @ prices)
     found = _steps(wanted, num_levels) @ prices + _nearness(wanted, levels, num_levels) @ rest
@@ -49,18 +49,21 @@ def _steps(levels: np.ndarray, num_levels: int) -> np.ndarray:
     return above.reshape(len(levels), levels.shape[1] * (num_levels - 1)).astype(float)
 
 
-def nonnegative_least_squares(a: np.ndarray, b: np.ndarray, rounds: int = 1000) -> np.ndarray:
+def nonnegative_least_squares(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-12) -> np.ndarray:
     """Returns the x of at least 0 with the least |a x - b|, by coordinate descent.
+
+    Ends when no entry changes by more than `tolerance` times the largest, or after 1,000 rounds.
 
     Example:
         >>> nonnegative_least_squares(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([2.0, -1.0, 2.0])).tolist()
         [2.0, 0.0]
     """
     x, gram, target = np.zeros(a.shape[1]), a.T @ a, a.T @ b
-    for _ in range(rounds):
+    used = np.flatnonzero(np.diag(gram) > 0)
+    for _ in range(1000):
         before = x.copy()
-        for j in np.flatnonzero(np.diag(gram) > 0):
+        for j in used:
             x[j] = max(0.0, x[j] + (target[j] - gram[j] @ x) / gram[j, j])
-        if np.abs(x - before).max(initial=0) <= 1e-12 * np.abs(x).max(initial=1e-300):
+        if np.abs(x - before).max(initial=0) <= tolerance * np.abs(x).max(initial=1e-300):
             break
     return x

@@ -46,12 +46,13 @@ from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.grouping import grouped, places_in_tensors
 from keras_pcp.graph.program import program_of
+from keras_pcp.graph.segments import Segment
 from keras_pcp.graph.trace import Trace, arrange_inputs
 from keras_pcp.graph.widths import least_width
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.supernet.gating import Axis, Gating
 from keras_pcp.supernet.search import search
-from keras_pcp.supernet.stages import Stage, stages
+from keras_pcp.supernet.stages import stages
 from keras_pcp.supernet.tables import StagePart, parts_of, tied_groups
 from keras_pcp.support import checks, internals
 from keras_pcp.support.models import check_model
@@ -90,7 +91,7 @@ class Plan:
 
     graph: ChannelGraph
     trace: Trace
-    stages: tuple[Stage, ...]
+    stages: tuple[Segment, ...]
     gating: Gating
     gated: tuple[tuple[int, Axis], ...]
     channels: Mapping[int, Axis]

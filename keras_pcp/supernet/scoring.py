@@ -20,10 +20,10 @@ import tensorflow as tf
 from keras import ops, tree
 
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
+from keras_pcp.graph.segments import Called, Segment, segment
 from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.repair.batch_norm import batch_normalizations
 from keras_pcp.search import checkpoint
-from keras_pcp.supernet.stages import Called, Stage, tail, whole
 from keras_pcp.support import files, internals
 from keras_pcp.support.changes import Journal, temporarily
 
@@ -46,14 +46,12 @@ class Scorer:
         self.supernet, plan = supernet, supernet.plan
         self.normalizations = [layer for layer in batch_normalizations(supernet.model) if layer.trainable]
         borders = tuple(dict.fromkeys(i for stage in plan.stages for i in stage.outputs))
-        self._whole, self._tails = (
-            replace(whole(plan.trace), outputs=borders),
-            [tail(plan.trace, s) for s in plan.stages],
-        )
+        self._whole = replace(segment(plan.trace), outputs=borders)
+        self._tails = [segment(plan.trace, stage.start) for stage in plan.stages]
         # A partial has no code that others share; by its code, TensorFlow would count all of them as one function.
         self._run_whole = tf.function(partial(self._run, self._whole, None))
         parts = zip(self._tails, plan.parts, strict=True)
-        self._run_tails = [tf.function(partial(self._run, stage, part.weights)) for stage, part in parts]
+        self._run_tails = [tf.function(partial(self._run, rest, part.weights)) for rest, part in parts]
         self.features = dict(zip(plan.trace.inputs, arrange_inputs(plan.trace, x), strict=True))
         self.twice = True
         made = self.outputs(None, plan.levels[:, -1])
@@ -88,9 +86,9 @@ class Scorer:
         """How often functions have been traced."""
         return sum(run.experimental_get_tracing_count() for run in (self._run_whole, *self._run_tails))
 
-    def _run(self, stage: Stage, only: Collection[int] | None, features: Any, widths: Any, twice: bool) -> Any:
+    def _run(self, run: Segment, only: Collection[int] | None, features: Any, widths: Any, twice: bool) -> Any:
         """Runs calls once or, if training changes more than statistics, again with the statistics found."""
-        supernet, called = self.supernet, Called(self.supernet.plan.trace, stage)
+        supernet, called = self.supernet, Called(self.supernet.plan.trace, run)
         ranks = ops.convert_to_tensor(supernet.ranks)
         with temporarily(self._forget), supernet.narrowed(widths, ranks, only=only) as scope:
             made = called(features, training=True)

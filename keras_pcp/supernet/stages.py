@@ -1,76 +1,25 @@
-"""Cuts a network into stages, and runs one of them.
+"""Cuts a network into stages.
 
-A stage is a series of consecutive calls. Each stage reads tensors of the stages before it, and makes tensors that later
+A stage is a segment of the network. Each stage reads tensors of the stages before it, and makes tensors that later
 stages or the user of the model read. A good place for a cut is where a single tensor is alive: all that follows depends
 on it alone.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import keras
 import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.program import Program
-from keras_pcp.graph.trace import Trace, bound
+from keras_pcp.graph.segments import Segment, segment
+from keras_pcp.graph.trace import Trace
 from keras_pcp.support.text import shorten
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The calls `start` to `stop - 1` of a trace.
-
-    Attributes:
-        start, stop: numbers of calls.
-        inputs: numbers of the tensors that the stage reads and does not make, those of the model's inputs included.
-        outputs: numbers of the tensors that it makes and that later calls or the user of the model read.
-    """
-
-    start: int
-    stop: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-    def run(self, traced: Trace, values: Mapping[int, Any]) -> dict[int, Any]:
-        """Runs the stage on values of its inputs, {number of a tensor: value}; returns those of its outputs.
-
-        Whether it is training is decided by the Keras call around it, as in `keras.Model.call`; see `Called`.
-        """
-        values = {i: values[i] for i in self.inputs}
-        for call in traced.calls[self.start : self.stop]:
-            step = bound(traced, call, [values[i] for i in call.inputs])
-            step.kwargs.pop("training", None)
-            values.update(zip(call.outputs, step.run(), strict=True))
-        return {i: values[i] for i in self.outputs}
-
-
-class Called(keras.layers.Layer):
-    """Runs a stage where no Keras call is around it that could say whether it is training."""
-
-    def __init__(self, traced: Trace, stage: Stage):
-        super().__init__(autocast=False)
-        self.run = lambda values: stage.run(traced, values)
-
-    def call(self, values: Mapping[int, Any], training: bool = False) -> dict[int, Any]:
-        """Returns the outputs of the stage."""
-        return self.run(values)
-
-
-def whole(traced: Trace) -> Stage:
-    """Returns all calls as one stage."""
-    return _stage(traced, 0, len(traced.calls))
-
-
-def tail(traced: Trace, stage: Stage) -> Stage:
-    """Returns a stage with all that follows it, as one stage."""
-    return _stage(traced, stage.start, len(traced.calls))
-
-
-def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: Collection[str] = ()) -> list[Stage]:
+def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: Collection[str] = ()) -> list[Segment]:
     """Cuts a network into stages.
 
     Args:
@@ -90,7 +39,7 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
     else:
         cuts = _balanced(macs, resolution_changes(traced, macs), num_stages, program.model.name)
     edges = [0, *cuts, len(traced.calls)]
-    found = [_stage(traced, *pair) for pair in itertools.pairwise(edges)]
+    found = [segment(traced, *pair) for pair in itertools.pairwise(edges)]
     made = Counter(i for call in traced.calls for i in call.outputs)
     for stage in found[:-1]:
         again = [traced.tensors[i].name for i in stage.outputs if made[i] > 1]
@@ -103,7 +52,7 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
     return found
 
 
-def _check_normalizations(program: Program, found: Sequence[Stage]) -> None:
+def _check_normalizations(program: Program, found: Sequence[Segment]) -> None:
     """Raises InvalidArgumentError if stages share a batch normalization, which could not have statistics of both."""
     owner: dict[str, int] = {}
     for number, stage in enumerate(found):
@@ -177,15 +126,3 @@ def _last_call(program: Program, name: str) -> int:
             f"the last layer); it calls {shorten(known)}"
         )
     return found[-1]
-
-
-def _stage(traced: Trace, start: int, stop: int) -> Stage:
-    calls, later = traced.calls[start:stop], traced.calls[stop:]
-    made = dict.fromkeys(i for call in calls for i in call.outputs)
-    wanted = {i for call in later for i in call.inputs} | set(traced.outputs)
-    before: dict[int, None] = {}
-    known: set[int] = set()
-    for call in calls:
-        before |= dict.fromkeys(i for i in call.inputs if i not in known)
-        known |= set(call.outputs)
-    return Stage(start, stop, tuple(before), tuple(i for i in made if i in wanted))

@@ -9,9 +9,9 @@ import numpy as np
 
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import Extent
+from keras_pcp.graph.segments import Segment
 from keras_pcp.graph.trace import Trace
 from keras_pcp.supernet.gating import Axis, Gating
-from keras_pcp.supernet.stages import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ def parts_of(
     graph: ChannelGraph,
     trace: Trace,
     names: Mapping[int, str],
-    stages: Sequence[Stage],
+    stages: Sequence[Segment],
     gating: Gating,
     channels: Mapping[int, Axis],
 ) -> list[StagePart]:

@@ -6,34 +6,81 @@ import pytest
 from zoo import ZOO, build, each, inputs_for, random_selection
 
 import keras_pcp
-from keras_pcp.fit.rerun import Recording, Rerun
-from keras_pcp.graph.trace import arrange_inputs, trace
+from keras_pcp.fit.rerun import Pieces
+from keras_pcp.graph.program import program_of
+from keras_pcp.graph.trace import arrange_inputs
 from keras_pcp.surgery.masks import masked
+
+L = keras.layers
+
+
+def in_pieces(model, graph, compiling=True):
+    """Returns the pieces of a model, one for each call that reads prunable channels, and the numbers of these calls."""
+    traced = program_of(model).trace
+    read = {id(model.weights[s.weight]) for group in graph for s in group.slices_of("consume")}
+    calls = [
+        number
+        for number, call in enumerate(traced.calls)
+        if any(id(w) in read for w in getattr(call.operation, "weights", ()))
+    ]
+    return Pieces(traced, calls, [w for w in model.weights if id(w) in read], compiling), calls
+
+
+def changed_by(model, graph, group):
+    """Returns a selection that prunes one group, and the weights that change, {`id`: value}."""
+    selection = keras_pcp.Selection({group.name: random_selection(graph, 0).keep[group.name]})
+    readers = {s.weight for s in group.slices_of("consume")}
+    with masked(model, graph, selection):
+        return selection, {id(model.weights[i]): model.weights[i].numpy() for i in readers}
 
 
 @pytest.mark.parametrize("name", each(ZOO))
 def test_a_rerun_with_some_weights_changed_equals_a_whole_run(name):
     model = build(name)
-    x = inputs_for(model)
+    x, graph = inputs_for(model), keras_pcp.build_graph(model)
+    pieces, calls = in_pieces(model, graph)
+    assert len(pieces.pieces) == len({0, *calls})
+    for rows in (slice(None), slice(2)):  # batches of two sizes
+        given = keras.tree.map_structure(lambda a, rows=rows: a[rows], x)
+        recording = pieces.record(arrange_inputs(pieces.traced, given))
+        expected = keras.tree.flatten(model(given, training=False))
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(recording.outputs, expected, strict=True))
+        for group in list(graph)[:3]:
+            selection, changed = changed_by(model, graph, group)
+            with masked(model, graph, selection):
+                expected = keras.tree.flatten(model(given, training=False))
+            found, ran = pieces.run(recording, changed)
+            assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+            first = min(p.calls.start for p in pieces.pieces if changed.keys() & p.variables.keys())
+            assert ran[0].start == first
+    assert [p.function.experimental_get_tracing_count() for p in pieces.pieces if p.calls in ran] == [1] * len(ran)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_masks_go_from_piece_to_piece(compiling):
+    i = keras.Input((6,), dtype="int32")
+    h = L.Embedding(9, 4, mask_zero=True)(i)
+    h = L.Dense(5, activation="relu", name="prunable")(h)
+    h = L.Dense(3, name="reader")(h)
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling1D()(h)))
+    x, graph = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8]]), keras_pcp.build_graph(model)
+    pieces, _ = in_pieces(model, graph, compiling)
+    recording = pieces.record(arrange_inputs(pieces.traced, x))
+    np.testing.assert_allclose(recording.outputs[0], model(x), atol=1e-6)
+    selection, changed = changed_by(model, graph, graph["prunable"])
+    with masked(model, graph, selection):
+        expected = model(x)
+    np.testing.assert_allclose(pieces.run(recording, changed)[0][0], expected, atol=1e-6)
+
+
+def test_a_branch_that_does_not_change_is_not_run_again():
+    i = keras.Input((4,))
+    branches = [L.Dense(3, name=f"{n}_out")(L.Dense(5, name=n)(i)) for n in "abc"]
+    model = keras.Model(i, L.Dense(2, name="last")(L.Concatenate()(branches)))
     graph = keras_pcp.build_graph(model)
-    traced = trace(model)
-    recording = Recording(traced, arrange_inputs(traced, x))
-    expected = keras.tree.flatten(model(x, training=False))
-    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(recording.outputs, expected, strict=True))
-    for group in list(graph)[:3]:
-        selection = keras_pcp.Selection({group.name: random_selection(graph, 0).keep[group.name]})
-        readers = {id(model.weights[s.weight]) for s in group.slices_of("consume")}
-        users = {id(o) for o in traced.operations if any(id(w) in readers for w in getattr(o, "weights", ()))}
-        users -= {id(o) for o in traced.operations if isinstance(o, keras.Model)}
-        weights = [w for w in model.weights if id(w) in readers]
-        rerun = Rerun(traced, users, weights)
-        with masked(model, graph, selection):
-            values = [w.numpy() for w in weights]
-            expected = keras.tree.flatten(model(x, training=False))
-        found = [rerun.run(recording, values) for _ in range(8)]  # the last ones are compiled
-        assert rerun.runs == 8
-        assert "compiled" in vars(rerun)
-        for outputs in found:
-            assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(outputs, expected, strict=True))
-        first = min(n for n, call in enumerate(traced.calls) if id(call.operation) in users)
-        assert len(rerun.calls) <= len(traced.calls) - first
+    pieces, _ = in_pieces(model, graph)
+    recording = pieces.record(arrange_inputs(pieces.traced, inputs_for(model)))
+    _, ran = pieces.run(recording, changed_by(model, graph, graph["a"])[1])
+    run = {pieces.traced.calls[n].operation.name for calls in ran for n in range(calls.start, calls.stop)}
+    assert {"a_out", "last"} <= run
+    assert not {"a", "b", "c", "b_out"} & run

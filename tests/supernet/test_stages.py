@@ -9,8 +9,9 @@ import keras_pcp
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.program import program_of
+from keras_pcp.graph.segments import Called, segment
 from keras_pcp.graph.trace import arrange_inputs
-from keras_pcp.supernet.stages import Called, stages, whole
+from keras_pcp.supernet.stages import stages
 
 L = keras.layers
 
@@ -99,8 +100,8 @@ def test_stages_in_a_row_compute_what_the_network_computes(name):
 
 def test_the_whole_network_is_a_stage_from_the_inputs_to_the_outputs():
     trace = program_of(build("two_in_two_out")).trace
-    assert set(whole(trace).inputs) == set(trace.inputs)
-    assert set(whole(trace).outputs) == set(trace.outputs)
+    assert set(segment(trace).inputs) == set(trace.inputs)
+    assert set(segment(trace).outputs) == set(trace.outputs)
 
 
 @pytest.mark.parametrize(
