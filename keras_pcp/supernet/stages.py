@@ -16,6 +16,7 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.program import Program
 from keras_pcp.graph.segments import Segment, segment
 from keras_pcp.graph.trace import Trace
+from keras_pcp.support import internals
 from keras_pcp.support.text import shorten
 
 
@@ -31,7 +32,7 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
 
     Raises:
         InvalidArgumentError: there are too few such places, a layer is unknown, or a nested model that is called several
-            times would be cut.
+            times would be cut, or two layers between which a mask goes.
     """
     traced = program.trace
     if cut_after:
@@ -47,6 +48,12 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
             raise InvalidArgumentError(
                 f"{program.model.name!r} cannot be cut inside a nested model that it calls several times "
                 f"(tensor {again[0]!r}); cut after other layers"
+            )
+        masked = [traced.tensors[i].name for i in stage.outputs if internals.mask_of(traced.tensors[i]) is not None]
+        if masked:
+            raise InvalidArgumentError(
+                f"{program.model.name!r} cannot be cut where a mask is handed on (tensor {masked[0]!r}), because stages hand "
+                "on values only; cut after other layers"
             )
     _check_normalizations(program, found)
     return found

@@ -118,3 +118,13 @@ def test_no_cut_inside_a_nested_model_that_is_called_twice():
     inner = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     with pytest.raises(InvalidArgumentError, match="calls several times"):
         cut(model, 1, [inner.layers[1].name])
+
+
+def test_a_cut_where_a_mask_is_handed_on_is_refused():
+    i = keras.Input((6,), dtype="int32")
+    h = L.Dense(8, name="masked")(L.Embedding(9, 4, mask_zero=True)(i))
+    h = L.Dense(8, name="pooled")(L.GlobalAveragePooling1D()(h))
+    model = keras.Model(i, L.Dense(2)(h))
+    with pytest.raises(InvalidArgumentError, match="where a mask is handed on"):
+        cut(model, 2, ["masked"])
+    assert len(cut(model, 2, ["pooled"])[-1]) == 2
