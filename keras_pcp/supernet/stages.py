@@ -52,8 +52,8 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
         masked = [traced.tensors[i].name for i in stage.outputs if internals.mask_of(traced.tensors[i]) is not None]
         if masked:
             raise InvalidArgumentError(
-                f"{program.model.name!r} cannot be cut where a mask is handed on (tensor {masked[0]!r}), because stages hand "
-                "on values only; cut after other layers"
+                f"{program.model.name!r} cannot be cut where a mask is handed on (tensor {masked[0]!r}), because stages "
+                "hand on values only; cut after other layers"
             )
     _check_normalizations(program, found)
     return found
