@@ -15,7 +15,7 @@ from keras import tree
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.fit.metric import Measure, Measuring, Output, is_own, resolve
 from keras_pcp.graph.program import program_of
-from keras_pcp.graph.trace import tensor_sizes
+from keras_pcp.graph.trace import tensor_sizes, trace
 from keras_pcp.repair.batch_norm import BatchStatistics, reestimated
 from keras_pcp.strategies.rounds import Evaluation
 from keras_pcp.support import internals
@@ -176,10 +176,11 @@ class Evaluator:
     @cached_property
     def masks(self) -> list[Any]:
         """The mask of each output on all samples, or None for an output without one; empty if no output has one."""
-        if all(internals.mask_of(t) is None for t in self._run(slice(1))):
+        if all(internals.mask_of(t) is None for t in trace(self.model).tensors):
             return []
         parts = [[internals.mask_of(t) for t in self._run(slice(i, i + _BATCH))] for i in range(0, self.count, _BATCH)]
-        return [None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)]
+        found = [None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)]
+        return found if any(mask is not None for mask in found) else []
 
     def _run(self, rows: slice) -> list[Any]:
         return tree.flatten(self.model(_rows(self.x, rows), training=False))
