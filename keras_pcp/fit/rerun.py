@@ -103,10 +103,13 @@ class Piece:
 
     def run(self, values: Tensors, changed: Mapping[int, Any]) -> dict[int, Any]:
         """Returns what the calls make of some values, with some weights changed."""
-        weights = [changed[i] if i in changed else w.value for i, w in self.variables.items()]
+        weights = [
+            keras.ops.convert_to_tensor(changed[i] if i in changed else w.value, w.dtype)
+            for i, w in self.variables.items()
+        ]
         given = [values[i][0] for i in self.calls.inputs]
         masks = [values[i][1] for i in self.calls.inputs]
-        arrays = given, [m for m in masks if m is not None], [keras.ops.convert_to_tensor(w) for w in weights]
+        arrays = given, [m for m in masks if m is not None], weights
         self.masked = [m is not None for m in masks]
         if self.compiling and self.compiled is None:
             self.compiled = self.function.get_concrete_function(*self._for_any_batch(*arrays))
