@@ -3,10 +3,10 @@
 import os
 
 import fuzz_export
-import random_graphs
 import keras
 import numpy as np
 import pytest
+import random_graphs
 from keras import layers as L
 from zoo import build, inputs_for
 
