@@ -15,21 +15,17 @@ def taus(rows: list[dict]) -> list[list[str]]:
     """Returns one line for each draw and set of sub-nets and each score, and their differences.
 
     Kendall's tau (b) is between the score and the mean accuracy over the seeds of the tuning; mean and range over the seeds
-    of the super-net. The interval of a difference holds 95% of 2,000 draws of sub-nets with replacement.
+    of the super-net. The interval of a difference holds 95% of 2,000 draws of sub-nets with replacement. A difference over
+    several draws is the mean of theirs; draw 0 is left out there, because scores were designed on it.
     """
-    body = []
+    body, fresh = [], {}
     truth = [r for r in rows if r["kind"] == "truth"]
-    for draw, kind in dict.fromkeys((r["draw"], r["set"]) for r in truth):
+    for draw, kind in sorted({(r["draw"], r["set"]) for r in truth}):
         chosen = [r for r in truth if (r["draw"], r["set"]) == (draw, kind)]
         scored = [r for r in rows if r["kind"] == "scores" and (r["draw"], r["set"]) == (draw, kind)]
         different = first_of_each([r["levels"] for r in sorted(chosen, key=lambda r: (r["seed"], r["number"]))])
         accuracy, macs = mean_of("acc", chosen)[different], mean_of("macs", chosen)[different]
-        values: dict[str, dict[str, list]] = {}
-        for row in sorted(scored, key=lambda r: (-r["stages"], r["stage_inputs"])):
-            for name in SCORES:
-                if row["stages"] > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
-                    score = np.array(row["scores"][name])[different]
-                    values.setdefault(name_of(row), {}).setdefault(name, []).append(score)
+        values = _values(scored, different)
         start = [str(draw), kind, str(len(different))]
         for supernet, scores in values.items():
             for name, each in scores.items():
@@ -37,14 +33,39 @@ def taus(rows: list[dict]) -> list[list[str]]:
                 spread = f"{min(tau):.3f} to {max(tau):.3f}"
                 body.append([*start, supernet, name, f"{np.mean(tau):.3f}", spread, str(len(tau))])
         body.append([*start, "", "MACs alone", f"{kendall(-macs, accuracy):.3f}", "", ""])
-        for supernet in list(values)[:-1]:
-            for first, second in COMPARED:
-                pair = values[supernet][first], values[PLAIN][second]
-                mean = np.subtract(*(np.mean([kendall(v, accuracy) for v in each]) for each in pair))
-                low, high = interval(*pair, accuracy)
-                name = first if first == second else f"{first} - {second}"
-                interval_text = f"{low:+.3f} to {high:+.3f}"
-                body.append([*start, f"{supernet} - {PLAIN}", name, f"{mean:+.3f}", interval_text, ""])
+        body += _differences(start, [(values, accuracy)])
+        if draw:
+            fresh.setdefault(kind, []).append((str(draw), values, accuracy))
+    for kind, draws in fresh.items():
+        if len(draws) > 1:
+            names, *_ = zip(*draws, strict=True)
+            start = [", ".join(names), kind, str(sum(len(accuracy) for *_, accuracy in draws))]
+            body += _differences(start, [pair for _, *pair in draws])
+    return body
+
+
+def _values(scored: list[dict], different: np.ndarray) -> dict[str, dict[str, list]]:
+    """Returns {super-net: {score: its values for the sub-nets, once for each seed}}."""
+    values: dict[str, dict[str, list]] = {}
+    for row in sorted(scored, key=lambda r: (-r["stages"], r["stage_inputs"])):
+        for name in SCORES:
+            if row["stages"] > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
+                score = np.array(row["scores"][name])[different]
+                values.setdefault(name_of(row), {}).setdefault(name, []).append(score)
+    return values
+
+
+def _differences(start: list[str], draws: list) -> list[list[str]]:
+    """Returns one line for each super-net with stages and each pair of scores, over some draws of sub-nets."""
+    body = []
+    for supernet in [name for name in draws[0][0] if name != PLAIN and all(name in values for values, _ in draws)]:
+        for first, second in COMPARED:
+            pairs = [((values[supernet][first], values[PLAIN][second]), accuracy) for values, accuracy in draws]
+            means = [[np.mean([kendall(v, a) for v in each]) for each in pair] for pair, a in pairs]
+            low, high = interval(pairs)
+            name = first if first == second else f"{first} - {second}"
+            difference = f"{np.mean([one - other for one, other in means]):+.3f}"
+            body.append([*start, f"{supernet} - {PLAIN}", name, difference, f"{low:+.3f} to {high:+.3f}", ""])
     return body
 
 
@@ -72,12 +93,19 @@ def kendall(score: np.ndarray, accuracy: np.ndarray, counts: np.ndarray | None =
     return same / np.sqrt(first * second)
 
 
-def interval(first: list[np.ndarray], second: list[np.ndarray], accuracy: np.ndarray) -> tuple[float, float]:
-    """Returns the bootstrap interval of the mean tau of one score minus that of another."""
-    size = len(accuracy)
-    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), DRAWS).astype(float)
-    means = [np.mean([kendall(v, accuracy, counts) for v in each], axis=0) for each in (first, second)]
-    return tuple(np.percentile(means[0] - means[1], (2.5, 97.5)))
+def interval(pairs: list) -> tuple[float, float]:
+    """Returns the bootstrap interval of the mean tau of one score minus that of another, as a mean over draws of sub-nets.
+
+    Args:
+        pairs: for each draw, the values of both scores, each as a list over seeds, and the accuracies.
+    """
+    rng, found = np.random.default_rng(0), []
+    for pair, accuracy in pairs:
+        size = len(accuracy)
+        counts = rng.multinomial(size, np.full(size, 1 / size), DRAWS).astype(float)
+        one, other = (np.mean([kendall(v, accuracy, counts) for v in each], axis=0) for each in pair)
+        found.append(one - other)
+    return tuple(np.percentile(np.mean(found, axis=0), (2.5, 97.5)))
 
 
 def name_of(row: dict) -> str:
