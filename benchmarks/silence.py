@@ -51,7 +51,8 @@ def watched(args: argparse.Namespace) -> dict:
         raise RuntimeError(f"the training failed:\n{text[-3000:]}")
     begun, ended = text.index(BEGIN) + len(BEGIN), text.index(END)
     first = next(i for i, (_, length) in enumerate(said) if length >= begun)
-    said = [entry for entry in said[first:] if entry[1] <= ended] or said[first:]
+    last = next(i for i, (_, length) in enumerate(said) if length >= ended)
+    said = said[first : last + 1]
     waits = [(b[0] - a[0], text[max(begun, a[1] - 60) : a[1]].strip()) for a, b in itertools.pairwise(said)]
     longest = sorted(waits, reverse=True)[:5]
     return {

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_pcp.fit.evaluator import Evaluator
-from keras_pcp.fit.rerun import Pieces
+from keras_pcp.fit.rerun import Segmented
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import CONSUME
 from keras_pcp.graph.cost import call_macs
@@ -21,8 +21,8 @@ Values = Mapping[int, np.ndarray]
 class Comparison:
     """Compares a model with what it would be if pruned. The model itself is not changed.
 
-    The model is divided into pieces, one beginning with each layer where an attempt may begin to differ. What the pieces
-    hand over is computed once for a part of the samples. An attempt runs the pieces whose weights or inputs it changes:
+    The model is divided into segments, one beginning with each layer where an attempt may begin to differ. What the segments
+    hand over is computed once for a part of the samples. An attempt runs the segments whose weights or inputs it changes:
     half of the network on average.
 
     Args:
@@ -39,13 +39,10 @@ class Comparison:
         program = program_of(evaluator.model)
         self.traced, self.costs = program.trace, call_macs(graph, program)
         read = {id(self.weights[s.weight]) for group in graph for s in group.slices_of(CONSUME)}
-        readers = {
-            number: call.operation.weights
-            for number, call in enumerate(self.traced.calls)
-            if any(id(w) in read for w in getattr(call.operation, "weights", ()))
-        }
-        changing = list({id(w): w for weights in readers.values() for w in weights}.values())
-        self.pieces = Pieces(self.traced, readers, changing, not evaluator.judge.run_eagerly)
+        of_calls = [getattr(call.operation, "weights", ()) for call in self.traced.calls]
+        starts = [number for number, weights in enumerate(of_calls) if any(id(w) in read for w in weights)]
+        changing = list({id(w): w for number in starts for w in of_calls[number]}.values())
+        self.network = Segmented(self.traced, starts, changing, not evaluator.judge.run_eagerly)
 
     def compare(self, attempts: Mapping[str, Values], part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Evaluates the model as it is and with some weights changed, on a part of the evaluator's chunks.
@@ -60,14 +57,14 @@ class Comparison:
         """
         rows = self.evaluator.samples(part)
         x = tree.map_structure(lambda a: a[rows], self.evaluator.x)
-        recording = self.pieces.record(arrange_inputs(self.traced, x))
+        recording = self.network.record(arrange_inputs(self.traced, x))
         samples = rows.stop - rows.start
         self.macs += samples * self.costs.sum()
         outputs = [recording.outputs]
         for values in attempts.values():
-            found, ran = self.pieces.run(recording, {id(self.weights[i]): value for i, value in values.items()})
+            found, ran = self.network.run(recording, {id(self.weights[i]): value for i, value in values.items()})
             outputs.append(found)
-            self.macs += samples * sum(self.costs[calls.start : calls.stop].sum() for calls in ran)
+            self.macs += samples * sum(self.costs[segment.start : segment.stop].sum() for segment in ran)
         before, *after = self.evaluator.judge_chunks([self.packed(o) for o in outputs], part)
         return before, {name: (found - before) * [-1, 1] for name, found in zip(attempts, after, strict=True)}
 

@@ -14,7 +14,7 @@ from keras import tree
 
 from keras_pcp.errors import InvalidArgumentError, NotFiniteError
 from keras_pcp.fit.metric import Measure, Measuring, Output, is_own, resolve
-from keras_pcp.graph.program import program_of
+from keras_pcp.graph.segments import segment
 from keras_pcp.graph.trace import tensor_sizes, trace
 from keras_pcp.repair.batch_norm import BatchStatistics, reestimated
 from keras_pcp.strategies.rounds import Evaluation
@@ -176,11 +176,10 @@ class Evaluator:
     @cached_property
     def masks(self) -> list[Any]:
         """The mask of each output on all samples, or None for an output without one; empty if no output has one."""
-        if all(internals.mask_of(t) is None for t in trace(self.model).tensors):
+        if all(internals.mask_of(t) is None for t in self._run(slice(1))):
             return []
         parts = [[internals.mask_of(t) for t in self._run(slice(i, i + _BATCH))] for i in range(0, self.count, _BATCH)]
-        found = [None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)]
-        return found if any(mask is not None for mask in found) else []
+        return [None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)]
 
     def _run(self, rows: slice) -> list[Any]:
         return tree.flatten(self.model(_rows(self.x, rows), training=False))
@@ -233,7 +232,7 @@ class Evaluator:
     @cached_property
     def chunk(self) -> int:
         """Number of samples in a chunk. The parts for attempts are made of chunks."""
-        most = _PART_BYTES // (_LEAST_CHUNKS * self._bytes_per_sample())
+        most = _PART_BYTES // (_LEAST_CHUNKS * self._bytes_per_sample)
         return int(max(1, min(_CHUNK, self.count // 16, most)))
 
     @cached_property
@@ -250,7 +249,7 @@ class Evaluator:
         if self.masks or any(np.ptp(w) > 0 for w in tree.flatten(self.weight) if w is not None):
             return []
         chunks = self.count // self.chunk
-        fitting = max(_LEAST_CHUNKS, _PART_BYTES // (self.chunk * self._bytes_per_sample()))
+        fitting = max(_LEAST_CHUNKS, _PART_BYTES // (self.chunk * self._bytes_per_sample))
         size = max(1, min(_BATCH // self.chunk, max(_LEAST_CHUNKS, chunks // 8), fitting))
         ends = np.linspace(0, chunks, math.ceil(chunks / size) + 1).round().astype(int).tolist()
         parts = [slice(*ends) for ends in itertools.pairwise(ends)]
@@ -264,17 +263,15 @@ class Evaluator:
                 return []
         return parts
 
+    @cached_property
     def _bytes_per_sample(self) -> int:
-        """Returns the size of what comparing attempts keeps of one sample: what the layers with a kernel read."""
-        traced = program_of(self.model).trace
-        sizes, with_kernel = tensor_sizes(traced, self.x), lambda op: any(len(w.shape) > 1 for w in op.weights)
-        read = {
-            i
-            for call in traced.calls
-            if isinstance(call.operation, keras.Layer) and with_kernel(call.operation)
-            for i in call.inputs
-        }
-        return 4 * max(sum(sizes[i] for i in read), max(sizes))
+        """The size of what comparing attempts keeps of a sample, about: the tensors between layers with a kernel."""
+        traced = trace(self.model)
+        sizes, of_calls = tensor_sizes(traced, self.x), [getattr(c.operation, "weights", ()) for c in traced.calls]
+        starts = [number for number, weights in enumerate(of_calls) if any(len(w.shape) > 1 for w in weights)]
+        edges = itertools.pairwise([*sorted({0, *starts}), len(of_calls)])
+        kept = {i for edge in edges for i in segment(traced, *edge).outputs}
+        return 4 * max(sum(sizes[i] for i in kept), *sizes)
 
     def samples(self, part: slice) -> slice:
         """Returns the slice of the samples for a slice of the chunks."""
@@ -347,7 +344,7 @@ class Evaluator:
 
     @cached_property
     def _statistics(self) -> BatchStatistics:
-        return BatchStatistics(self.model)
+        return BatchStatistics(self.model, compiling=not self.judge.run_eagerly)
 
     def reestimated(self) -> AbstractContextManager[None]:
         """Inside the block, batch normalization uses the mean statistics of batches of the samples.

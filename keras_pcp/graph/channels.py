@@ -45,7 +45,7 @@ class WeightSlice:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that the same layers make: channel c stays in all of them or is removed from all of them.
+    """Channels that several layers share: channel c stays in all of them or is removed from all of them.
 
     Attributes:
         name: name of the first layer that produces the channels.

@@ -1,6 +1,4 @@
-"""Turns the notes of the rules into a channel graph. Tied labels become a channel, and channels that the same layers make a
-group.
-"""
+"""Turns the notes of the rules into a channel graph. Connected labels become groups."""
 
 import math
 from collections import Counter
@@ -22,7 +20,7 @@ from keras_pcp.graph.channels import (
     WeightSlice,
     Width,
 )
-from keras_pcp.graph.labels import Classes
+from keras_pcp.graph.labels import Classes, connected
 from keras_pcp.graph.notes import Index, Notes
 from keras_pcp.graph.program import Program
 from keras_pcp.graph.rules import CallSite
@@ -131,24 +129,23 @@ def _why_unknown(program: Program, site: CallSite) -> str:
 
 
 def _group_labels(notes: Notes, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
-    """Returns group and channel number of every label (-1 if it is frozen), and names and sizes of the groups.
-
-    Channels are in one group if the same layers make them.
-    """
-    made = [np.unique(classes.root[ids[~classes.frozen[ids]]]) for _, ids in notes.sites]
-    makers = np.zeros(notes.table.count, np.uint64)  # a sum of random numbers tells which layers make a channel
-    for token, roots in zip(np.random.default_rng(0).integers(1, 2**64, len(made), np.uint64), made, strict=True):
-        makers[roots] += token
-    names, seen = [], {}
-    for (layer, _), roots in zip(notes.sites, made, strict=True):
-        for key in dict.fromkeys(makers[roots].tolist()):
-            if key not in seen:
-                seen[key] = len(names)
-                names.append(_unique(layer, names))
-    group_of, channel_of = np.full(notes.table.count, -1), np.full(notes.table.count, -1)
+    """Returns group and channel number of every label (-1 if it is frozen), and names and sizes of the groups."""
+    firsts = []
+    for _, ids in notes.sites:
+        roots = np.unique(classes.root[ids[~classes.frozen[ids]]])
+        firsts.append((roots[:1].repeat(len(roots)), roots))
+    component = connected(notes.table.count, firsts)[classes.root]
+    group_of = np.full(notes.table.count, -1)
+    channel_of = np.full(notes.table.count, -1)
+    names, sizes, seen = [], [], {}
+    for (layer, _), (first, roots) in zip(notes.sites, firsts, strict=True):
+        if len(roots) and component[first[0]] not in seen:
+            seen[component[first[0]]] = len(names)
+            names.append(_unique(layer, names))
     free = np.flatnonzero(~classes.frozen)
-    keys, number = np.unique(makers[classes.root[free]], return_inverse=True)
-    group_of[free] = np.array([seen.get(key, -1) for key in keys.tolist()], int)[number]
+    by_component = np.full(notes.table.count, -1)
+    by_component[list(seen)] = list(seen.values())
+    group_of[free] = by_component[component[free]]
     # Numbers within a group follow the order of the roots.
     roots = np.flatnonzero((classes.root == np.arange(notes.table.count)) & (group_of >= 0))
     order = roots[np.argsort(group_of[roots], kind="stable")]

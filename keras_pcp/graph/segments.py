@@ -42,11 +42,15 @@ class Called(keras.layers.Layer):
 
     def __init__(self, traced: Trace, segment: Segment):
         super().__init__(autocast=False)
+        self.supports_masking = True
         self.run = lambda values: segment.run(traced, values)
 
     def call(self, values: Mapping[int, Any], training: bool = False) -> dict[int, Any]:
-        """Returns the outputs of the segment."""
+        """Returns the outputs of the segment. They have the masks that its last layers gave them."""
         return self.run(values)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Adds no masks."""
 
 
 def segment(traced: Trace, start: int = 0, stop: int | None = None) -> Segment:

@@ -6,7 +6,7 @@ call them PreciseBN. EagleEye (Li et al., ECCV 2020, arXiv 2007.02491) compares 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,17 +62,22 @@ def reestimate_batch_norm(
     x = take_samples(with_any_labels(data), samples, checks.count("seed", seed, 0))[0]
     check_inputs(model, x)
     layers = [layer for layer in batch_normalizations(model) if layer.trainable]
-    statistics = guarded(lambda: BatchStatistics(model, layers).means(x, batch_size))
+    statistics = guarded(lambda: BatchStatistics(model, layers).means(x, batch_size) if layers else [])
     all_or_nothing(lambda journal: journal.assign(statistics))
     return [layer.name for layer in layers]
 
 
 def reestimated(statistics: "BatchStatistics", x: Any, batch_size: int) -> AbstractContextManager[None]:
-    """Makes batch normalization use mean statistics of batches of samples inside a block, then its own again."""
+    """Makes batch normalization use mean statistics of batches of samples inside a block, then its own again.
+
+    Whatever else running the model changes in the block, such as seeds, is put back, too.
+    """
+    if not statistics.layers:
+        return nullcontext()
     values = guarded(lambda: statistics.means(x, batch_size))
 
     def change(journal: Journal) -> None:
-        journal.keep(variable for variable, _ in values)
+        journal.keep(state_of(statistics.model))
         journal.assign(values)
 
     return temporarily(change)
@@ -81,21 +86,23 @@ def reestimated(statistics: "BatchStatistics", x: Any, batch_size: int) -> Abstr
 class BatchStatistics:
     """The statistics of the batch normalization layers of a model as means over batches. The model is not changed.
 
-    The model runs in training mode. What this would change, such as the statistics and seeds, is handed from batch to batch.
+    The model runs in training mode. What this would change is handed from batch to batch. The statistics of a layer that is
+    called several times are means over all its calls.
 
     Args:
-        model: a built model. As long as its variables are the same, it is traced once.
+        model: a built model.
         layers: batch normalization layers of it; None: all.
+        compiling: whether to compile a run on a batch. It is traced once as long as the model has the same variables.
     """
 
-    def __init__(self, model: keras.Model, layers: Sequence[keras.Layer] | None = None):
+    def __init__(self, model: keras.Model, layers: Sequence[keras.Layer] | None = None, compiling: bool = False):
         self.model, every = model, batch_normalizations(model)
-        self.layers, self.every = every if layers is None else list(layers), every
-        trained = {id(v) for v in model.trainable_variables}
-        self.state = [v for v in state_of(model) if id(v) not in trained]
+        self.every, self.layers = every, every if layers is None else list(layers)
+        self.averaged = [v for layer in every for v in (layer.moving_mean, layer.moving_variance)]
+        self.state = state_of(model)
         # A partial has no code that others share; by its code, TensorFlow would count all of them as one function.
-        step = partial(self._after_batch)
-        self.step = step if model.run_eagerly else tf.function(step, autograph=False)
+        run = partial(self._run)
+        self.run = tf.function(run, autograph=False, reduce_retracing=True) if compiling else run
 
     def means(self, x: Any, batch_size: int) -> list[tuple[keras.Variable, np.ndarray]]:
         """Returns the statistics and their means over batches of samples, without a last batch that is not full.
@@ -103,36 +110,50 @@ class BatchStatistics:
         Raises:
             InvalidArgumentError: they are NaN or infinite.
         """
-        if not self.layers:
-            return []
-        x, count = tree.map_structure(keras.ops.convert_to_tensor, x), count_samples(x)
-        state = [keras.ops.convert_to_tensor(v.value) for v in self.state]
-        for number in range(max(1, count // batch_size)):
+        state, sums = [tf.convert_to_tensor(v.value) for v in self.state], None
+        count = max(1, count_samples(x) // batch_size)
+        for number in range(count):
             rows = slice(number * batch_size, (number + 1) * batch_size)
-            batch = tree.map_structure(lambda a, rows=rows: a[rows], x)
-            state = self.step(batch, keras.ops.convert_to_tensor(number / (number + 1), "float32"), state)
-        place = {id(v): i for i, v in enumerate(self.state)}
+            batch = tree.map_structure(lambda a, rows=rows: keras.ops.convert_to_tensor(a[rows]), x)
+            state, found = self.run(batch, state)
+            sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+        last = {id(v): value for v, value in zip(self.state, state, strict=True)}
+        means = {id(v): total / count for v, total in zip(self.averaged, sums, strict=True)}
         wanted = [v for layer in self.layers for v in layer.non_trainable_variables]
-        found = [(v, np.asarray(state[place[id(v)]])) for v in wanted]
-        for variable, value in found:
+        values = [(v, np.asarray(means.get(id(v), last[id(v)]))) for v in wanted]
+        for variable, value in values:
             if not checks.is_finite(np.asarray(value, "float32")):
                 raise InvalidArgumentError(
                     f"the estimated statistics {variable.path!r} have NaN or infinite values; check the scale of the data "
                     "and the weights of the layers before"
                 )
-        return found
+        return values
 
-    def _after_batch(self, x: Any, momentum: Any, state: Sequence[Any]) -> list[Any]:
-        """Returns the state after a run in training mode on one batch."""
+    def _run(self, x: Any, state: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns the state after a run on one batch, and the mean statistics of the batch."""
 
-        def take_momentum(journal: Journal) -> None:
+        def take_each_batch_alone(journal: Journal) -> None:
             for layer in self.every:
-                journal.set(layer, "momentum", momentum)
+                journal.set(layer, "momentum", 0.0)
 
-        with temporarily(take_momentum), internals.stateless(list(zip(self.state, state, strict=True))) as scope:
+        assigned: dict[int, list[Any]] = {}
+        with (
+            temporarily(take_each_batch_alone),
+            internals.stateless(list(zip(self.state, state, strict=True))) as scope,
+        ):
+            add = scope.add_update
+
+            def add_update(update: tuple[keras.Variable, Any]) -> None:
+                assigned.setdefault(id(update[0]), []).append(update[1])
+                add(update)
+
+            scope.add_update = add_update
             self.model(x, training=True)
             now = [scope.get_current_value(v) for v in self.state]
-        return [old if new is None else keras.ops.cast(new, old.dtype) for old, new in zip(state, now, strict=True)]
+        state = [old if new is None else new for old, new in zip(state, now, strict=True)]
+        last = {id(v): value for v, value in zip(self.state, state, strict=True)}
+        each = [assigned.get(id(v), [last[id(v)]]) for v in self.averaged]
+        return state, [sum(values[1:], values[0]) / len(values) for values in each]
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.Layer]:

@@ -31,8 +31,8 @@ def stages(program: Program, macs: Sequence[float], num_stages: int, cut_after: 
             names, the network is cut where the resolution changes and one tensor is alive.
 
     Raises:
-        InvalidArgumentError: there are too few such places, a layer is unknown, or a nested model that is called several
-            times would be cut, or two layers between which a mask goes.
+        InvalidArgumentError: there are too few such places, a layer is unknown, or the network would be cut inside a nested
+            model that it calls several times, or where a mask is handed on.
     """
     traced = program.trace
     if cut_after:

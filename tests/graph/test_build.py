@@ -97,64 +97,6 @@ def test_a_dense_layer_before_a_reshape_is_cut_in_runs():
     assert kernel.positions[kernel.channels == 1].tolist() == list(range(1, 36, 4))
 
 
-@pytest.mark.parametrize("pads", [(2, 2), (0, 3), (5, 0)])
-def test_a_padded_channel_goes_with_those_that_it_is_added_to(pads):
-    i = keras.Input((4, 4, 3))
-    x = L.Conv2D(4, 1, name="narrow")(i)
-    wide = ops.pad(x, ((0, 0), (0, 0), (0, 0), pads))
-    y = L.Add()([wide, L.Conv2D(4 + sum(pads), 3, padding="same", name="wide")(x)])
-    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
-    graph = keras_pcp.build_graph(model)
-    assert {g.name: (g.num_channels, g.producers) for g in graph} == {
-        "narrow": (4, ("narrow", "wide")),
-        "wide": (sum(pads), ("wide",)),
-    }
-    place = {}  # of each position in the padded tensor
-    for group in graph:
-        for s in group.slices_of("produce", "kernel"):
-            if s.layer == "wide":
-                place |= {p: (group.name, c) for p, c in zip(s.positions.tolist(), s.channels.tolist(), strict=True)}
-    keep = {g.name: np.ones(g.num_channels, bool) for g in graph}
-    for position in (0, 3 + sum(pads)):
-        name, channel = place[position]
-        keep[name][channel] = False
-    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection(keep))
-    pad = next(op for op in small.operations if type(op).__name__ == "Pad")
-    assert tuple(pad.pad_width[-1]) == tuple(max(0, amount - 1) for amount in pads)
-    assert small.get_layer("wide").filters == 2 + sum(pads)
-    assert small.get_layer("narrow").filters == 4 - (not pads[0]) - (not pads[1])
-
-
-def test_channels_that_other_layers_make_are_another_group():
-    i = keras.Input((4, 4, 3))
-    a, b = (L.Conv2D(width, 1, name=name)(i) for name, width in (("a", 3), ("b", 5)))
-    y = L.Add()([L.Concatenate()([a, b]), L.Conv2D(8, 1, name="both")(i)])
-    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
-    found = {g.name: (g.num_channels, g.producers) for g in keras_pcp.build_graph(model)}
-    assert found == {"a": (3, ("a", "both")), "b": (5, ("b", "both"))}
-
-
-def test_a_padded_channel_that_nothing_is_added_to_stays():
-    i = keras.Input((4, 4, 3))
-    x = ops.pad(L.Conv2D(4, 1, name="conv")(i), ((0, 0), (0, 0), (0, 0), (1, 2)))
-    model = keras.Model(i, L.Conv2D(2, 1, name="reader")(x))
-    graph = keras_pcp.build_graph(model)
-    assert [(g.name, g.num_channels) for g in graph] == [("conv", 4)]
-    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection({"conv": np.arange(4) < 1}))
-    assert small.get_layer("reader").kernel.shape == (1, 1, 4, 2)
-
-
-def test_one_amount_for_all_axes_stays():
-    i = keras.Input((4, 4, 3))
-    x = L.Conv2D(4, 1, name="narrow")(i)
-    y = L.Conv2D(6, 3, padding="valid", name="wide")(ops.pad(L.Conv2D(4, 1)(i), ((0, 0), (2, 2), (2, 2), (0, 0))))
-    with_batch = ops.pad(x, 1)[1:-1, :, :, :]
-    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(L.Add()([with_batch, y]))))
-    graph = keras_pcp.build_graph(model)
-    assert graph["narrow"].num_channels == 4
-    assert any(f.layer == "wide" and f.num_channels == 2 for f in graph.frozen)
-
-
 @pytest.mark.parametrize(
     ("function", "filters"),
     [

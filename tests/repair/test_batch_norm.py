@@ -6,6 +6,7 @@ import pytest
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.repair.batch_norm import BatchStatistics
 
 L = keras.layers
 
@@ -81,7 +82,6 @@ def test_a_failure_leaves_everything_as_it_was():
 
     x = keras.Input((3,))
     model = keras.Model(x, Third()(L.BatchNormalization()(x)))
-    model.compile(run_eagerly=True)  # a compiled step calls it once
     before = model.get_weights()
     with pytest.raises(RuntimeError, match="third call"):
         keras_pcp.reestimate_batch_norm(model, np.random.default_rng(0).normal(size=(12, 3)), batch_size=2)
@@ -112,3 +112,27 @@ def test_after_a_short_fit_the_model_computes_what_it_learned():
     keras_pcp.reestimate_batch_norm(model, x)
     assert stale < 0.8
     assert model.evaluate(x, y, verbose=0)[1] > 0.9
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_statistics_are_means_over_batches_and_calls(compiling):
+    i = keras.Input((3,))
+    norm = L.BatchNormalization()
+    model = keras.Model(i, L.Add()([norm(i), norm(2 * i)]))
+    x = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
+    before = model.get_weights()
+    statistics = BatchStatistics(model, compiling=compiling)
+    found = {v.name: value for v, value in statistics.means(x, 4)}
+    batches = x.reshape(3, 4, 3)
+    np.testing.assert_allclose(found["moving_mean"], batches.mean(axis=1).mean(axis=0) * 1.5, atol=1e-6)
+    np.testing.assert_allclose(found["moving_variance"], batches.var(axis=1).mean(axis=0) * 2.5, rtol=1e-4)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    if compiling:
+        assert statistics.run.experimental_get_tracing_count() == 1
+
+
+def test_layers_may_have_another_type():
+    model = keras.Sequential([keras.Input((3,), dtype="float64"), L.BatchNormalization(dtype="float64", name="bn")])
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    keras_pcp.reestimate_batch_norm(model, x, batch_size=8)
+    np.testing.assert_allclose(model.get_layer("bn").moving_mean, x.mean(axis=0), atol=1e-6)
