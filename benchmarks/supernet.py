@@ -31,12 +31,10 @@ from trained_model import accuracy, add_arguments, batches, opened, prepared
 
 import keras_pcp
 from keras_pcp.select.problem import Limits, Problem
-from keras_pcp.supernet.calibration import calibrate
 from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.scoring import StageErrors
 
-CALIBRATED_ON = 50  # options of each stage
 SETS = {"25% to 60%": (0.25, 0.6), "40%": (0.395, 0.405)}
 
 
@@ -111,22 +109,19 @@ def trained(args, data, stages, seed):
 
 
 def scores_of(supernet, levels, val, samples):
-    """Returns {name of a score: its value for each sub-net}, lower is better, and the weights of the stages."""
+    """Returns {name of a score: its value for each sub-net}, lower is better."""
     plan, (x, y) = supernet.plan, (part[:samples] for part in val)
     errors, loss = StageErrors(supernet, x), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    bounds = np.array([0.4 * keras_pcp.count_cost(plan.graph).macs])
-    weights = calibrate(StageTables(supernet, errors, ["macs"], CALIBRATED_ON), bounds, 0)
     stages = np.array([errors.of_all(row) for row in levels])
     widths = [plan.levels[np.arange(len(row)), row] for row in levels]
     logits = [np.asarray(errors.scorer.outputs(None, w)[plan.trace.outputs[0]]) for w in widths]
     found = {
-        "stages": (stages @ weights).tolist(),
-        "stages, equal weights": stages.sum(1).tolist(),
+        "stages": stages.sum(1).tolist(),
         "whole": [errors.whole(row) for row in levels],
         "loss": [float(loss(y, z)) for z in logits],
         "error rate": [float(np.mean(z.argmax(-1) != y)) for z in logits],
     }
-    return found, weights.tolist()
+    return found
 
 
 def sets(args):
@@ -158,9 +153,9 @@ def scores(args, data, first):
                 def row(stages=stages, seed=seed, between=between):
                     supernet, seconds = trained(args, data, stages, seed)
                     levels = drawn_subnets(first, between, args.subnets, args.draw)
-                    found, weights = scores_of(supernet, levels, data[1], args.score_samples)
+                    found = scores_of(supernet, levels, data[1], args.score_samples)
                     full = accuracy(supernet.model, *data[2])
-                    return {"seconds": seconds, "acc_full": full, "weights": weights, "scores": found}
+                    return {"seconds": seconds, "acc_full": full, "scores": found}
 
                 name = {"kind": "scores", "draw": args.draw, "set": kind, "stages": stages, "seed": seed}
                 yield name | {"sampling": args.sampling, "stage_inputs": args.stage_inputs}, row
@@ -180,7 +175,6 @@ def searches(args, data, first):
                     return {
                         "macs": round(found.cost["macs"] / full, 4),
                         "error": found.error,
-                        "weights": found.weights,
                         "evaluations": found.evaluations,
                         "search_seconds": found.seconds,
                         "widths": {name: int(mask.sum()) for name, mask in found.selection.keep.items()},
@@ -205,34 +199,31 @@ def searched(supernet, args, data, method, limit, seed):
 
 
 def methods(args, data, first):
-    """Yields rows that compare ways to search, each with the same weights of the stages and nothing scored before."""
+    """Yields rows that compare ways to search, each with nothing scored before."""
     stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
     for method, most in (("dynamic", 100), ("dynamic", 60), ("evolution", 2000), ("whole", 2000)):
         for limit in map(float, args.limits.split(",")):
 
             def row(method=method, most=most, limit=limit):
                 supernet, _ = trained(args, data, stages, 0)
-                x, bound = data[1][0][: args.method_samples], limit * full
-                tables = StageTables(supernet, StageErrors(supernet, x), ["macs"], CALIBRATED_ON)
-                weights, errors = calibrate(tables, np.array([bound]), 0), StageErrors(supernet, x)
+                errors, bound = StageErrors(supernet, data[1][0][: args.method_samples]), limit * full
                 started = time.perf_counter()
                 if method == "dynamic":
                     tables = StageTables(supernet, errors, ["macs"], most)
-                    tables.weights = weights
                     front = tables.refine([bound])
                     found = tables.levels(tables.scored(), front.options[front.best([bound])])
                 else:
                     problem = Problem.of(supernet.plan.graph, Limits(max_macs=limit))
                     found, _ = evolve(
-                        errors.whole if method == "whole" else lambda levels: float(weights @ errors.of_all(levels)),
+                        errors.whole if method == "whole" else lambda levels: float(errors.of_all(levels).sum()),
                         lambda levels: problem.holds(selected(supernet, levels)),
                         *supernet.plan.levels.shape[::-1],
                         evaluations=most,
                     )
                 seconds = {"seconds": time.perf_counter() - started, "scoring_seconds": errors.seconds}
-                scored, error = len(errors.asked), float(weights @ errors.of_all(found))
+                scored, error = len(errors.asked), float(errors.of_all(found).sum())
                 seconds = {name: round(value, 2) for name, value in seconds.items()}
-                return {"error": error, "scored": scored, **seconds, "weights": weights.tolist()}
+                return {"error": error, "scored": scored, **seconds}
 
             yield {"kind": "method", "stages": stages, "method": method, "most": most, "limit": limit}, row
 

@@ -38,7 +38,6 @@ class StageTables:
     Attributes:
         tables: the table of each stage; the error of an option that has not been scored is NaN.
         room: how many options of each stage may be scored.
-        weights: how much the error of each stage counts in that of a sub-net, (stages,).
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class StageTables:
         self.ranks, self.first = internals.array_of(supernet.ranks), distinct_levels(plan.levels)
         firsts = [self.first[list(part.groups)] for part in plan.parts]
         self.room = [min(most, count_options(first)) for first in firsts]
-        self.weights = np.ones(len(plan.parts))
         self.bar = keras.utils.Progbar(sum(self.room), verbose=int(verbose), unit_name="option")
         self.places: list[dict[tuple, int]] = [{} for _ in plan.parts]  # in the tables
         limits = len(self.limited)
@@ -106,13 +104,11 @@ class StageTables:
         return pareto_front(self.scored())
 
     def scored(self) -> list[Table]:
-        """Returns the tables of what has been scored, with errors as they count in the sum."""
-        return self._weighted([_rows(table, ~np.isnan(table.errors)) for table in self.tables])
+        """Returns the tables of what has been scored."""
+        return [_rows(table, ~np.isnan(table.errors)) for table in self.tables]
 
     def foreseen(self, trust: float = 1.0) -> list[Table]:
-        """Returns the tables with errors as they count in the sum; of what has not been scored, the estimated ones times
-        `trust`.
-        """
+        """Returns the tables; errors of what has not been scored are the estimated ones times `trust`."""
         found = []
         for table in self.tables:
             errors, known, unknown = table.errors.copy(), np.isfinite(table.errors), np.isnan(table.errors)
@@ -120,7 +116,7 @@ class StageTables:
                 table.levels[known], errors[known], table.levels[unknown], self.first.shape[1]
             )
             found.append(replace(table, errors=errors))
-        return self._weighted(found)
+        return found
 
     def levels(self, tables: Sequence[Table], chosen: np.ndarray) -> np.ndarray:
         """Returns the levels of all groups, given the option of each stage in its table."""
@@ -128,11 +124,6 @@ class StageTables:
         for table, option in zip(tables, chosen, strict=True):
             levels[list(table.groups)] = table.levels[option]
         return levels
-
-    def _weighted(self, tables: Sequence[Table]) -> list[Table]:
-        """Multiplies errors with the weights of the stages; 0 counts as a very small weight."""
-        least = 1e-6 * self.weights.max(initial=1e-300)
-        return [replace(t, errors=t.errors * max(w, least)) for t, w in zip(tables, self.weights, strict=True)]
 
     def _has_room(self) -> bool:
         return any(self._num_scored(stage) < room for stage, room in enumerate(self.room))

@@ -19,9 +19,8 @@ In every training step:
     3. The channels of a group have an order, by default that of the L1 norm; a sub-net of a width has the first ones. With
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
-In a search, the score of a sub-net is a weighted sum over its stages of how far the outputs are from the full net's if only
-this stage is narrowed. The weights are fitted to 24 random sub-nets and up to 12 of the best (see `scoring` and
-`calibration`).
+In a search, the score of a sub-net is a sum over its stages of how far the outputs are from the full net's if only this
+stage is narrowed (see `scoring`).
 
 Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
 it cannot read the missing channels is part of its own error.

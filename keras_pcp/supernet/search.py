@@ -14,7 +14,6 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.plots import plot_front, saved
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.select.problem import Limits, Problem
-from keras_pcp.supernet.calibration import calibrate
 from keras_pcp.supernet.evolution import evolve
 from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.scoring import StageErrors
@@ -29,12 +28,11 @@ if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
 METHODS = ("dynamic", "evolution")
-_DRAWN = 50  # options of a stage from which evolution finds out how much each stage counts
 
 
 @dataclass(frozen=True, eq=False)
 class Subnet:
-    """A sub-net: its selection in the numbering of the unpruned model, costs, and its error, a weighted sum over stages."""
+    """A sub-net: its selection in the numbering of the unpruned model, costs, and its error, a sum over stages."""
 
     selection: Selection
     cost: dict[str, float]
@@ -50,12 +48,11 @@ class SupernetSearch:
             from the validation samples. Fine-tune it in an ordinary `fit`.
         selection: what it keeps, in the numbering of the unpruned model.
         cost: {"macs": ..., ...}: what it costs, for each limit.
-        error: its error, a weighted sum over stages.
+        error: its error, a sum over stages.
         front: all sub-nets that no other beats that can be made of the scored stages, the cheapest first; most of them near
             the limits. With `method="evolution"`, only the one found.
         tied: groups that reach over a cut, so that the stages on both sides have the same width.
-        weights: how much the error of each stage counts.
-        evaluations: number of different options of stages, and of whole sub-nets, that were scored.
+        evaluations: number of different options of stages that were scored.
         seconds: {"scoring": ..., "choosing": ...}.
     """
 
@@ -65,7 +62,6 @@ class SupernetSearch:
     error: float
     front: tuple[Subnet, ...]
     tied: tuple[str, ...]
-    weights: tuple[float, ...]
     evaluations: int
     seconds: dict[str, float]
 
@@ -93,9 +89,9 @@ def search(
 ) -> SupernetSearch:
     """Finds the widths with the least error under limits. The super-net stays as it is.
 
-    The error of a sub-net is a weighted sum over its stages. That of a stage is how far the outputs are from those of the
+    The error of a sub-net is a sum over its stages. That of a stage is how far the outputs are from those of the
     full net if only this stage is narrowed. So every stage is scored alone, and the best combination of what was scored is
-    found exactly, by dynamic programming. The weights are fitted to some whole sub-nets.
+    found exactly, by dynamic programming.
 
     Groups that are not `exact`, such as those under layer normalization, are scored with statistics over all channels, as in
     `masked`.
@@ -140,7 +136,7 @@ def search(
     errors = StageErrors(supernet, x, None if checkpoint is None else check_target(checkpoint))
     run = _dynamic if method == "dynamic" else _evolution
     try:
-        front, best, weights, seconds = run(supernet, problem, errors, evaluations, seed, verbose)
+        front, best, seconds = run(supernet, problem, errors, evaluations, seed, verbose)
     finally:
         errors.write()
     found = front[best]
@@ -153,7 +149,6 @@ def search(
         error=found.error,
         front=tuple(front),
         tied=supernet.plan.tied,
-        weights=tuple(weights.tolist()),
         evaluations=len(errors.asked),
         seconds=seconds,
     )
@@ -161,11 +156,10 @@ def search(
 
 def _dynamic(
     supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, most: int, seed: int, verbose: bool
-) -> tuple[list[Subnet], int, np.ndarray, dict[str, float]]:
-    """Returns the front, the number of the best sub-net in it, the weights of the stages, and seconds."""
+) -> tuple[list[Subnet], int, dict[str, float]]:
+    """Returns the front, the number of the best sub-net in it, and seconds."""
     bounds, started, before = list(problem.bounds.values()), time.perf_counter(), errors.seconds
     tables = StageTables(supernet, errors, list(problem.bounds), most, seed, verbose)
-    calibrate(tables, np.array(bounds), seed)
     front, scored = tables.refine(bounds), tables.scored()
     best = front.best(bounds)
     if best is None:
@@ -177,7 +171,7 @@ def _dynamic(
     for chosen, cost, error in zip(front.options, front.costs.tolist(), front.errors.tolist(), strict=True):
         selection = _selection(supernet, tables.levels(scored, chosen))
         subnets.append(Subnet(selection, dict(zip(problem.bounds, cost, strict=True)), error))
-    return subnets, best, tables.weights, _seconds(started, errors.seconds - before)
+    return subnets, best, _seconds(started, errors.seconds - before)
 
 
 def _selection(supernet: "StagewiseSupernet", levels: np.ndarray) -> Selection:
@@ -192,19 +186,15 @@ def _seconds(started: float, scoring: float) -> dict[str, float]:
 
 def _evolution(
     supernet: "StagewiseSupernet", problem: Problem, errors: StageErrors, evaluations: int, seed: int, verbose: bool
-) -> tuple[list[Subnet], int, np.ndarray, dict[str, float]]:
+) -> tuple[list[Subnet], int, dict[str, float]]:
     """Returns the sub-net that evolution finds, as `_dynamic` does."""
     plan, started, before = supernet.plan, time.perf_counter(), errors.seconds
-    weights = np.ones(1)
-    if len(plan.parts) > 1:
-        tables = StageTables(supernet, errors, list(problem.bounds), _DRAWN, seed)
-        weights = calibrate(tables, np.array(list(problem.bounds.values())), seed)
     bar = keras.utils.Progbar(evaluations, verbose=int(verbose), unit_name="sub-net")
     first, groups = distinct_levels(plan.levels), np.arange(len(plan.levels))
 
     def error(levels: np.ndarray) -> float:
         bar.add(1)
-        return float(weights @ errors.of_all(first[groups, levels]))
+        return float(errors.of_all(first[groups, levels]).sum())
 
     def allowed(levels: np.ndarray) -> bool:
         return problem.holds(_selection(supernet, levels))
@@ -213,4 +203,4 @@ def _evolution(
     levels, least = evolve(error, allowed, *sizes, evaluations=evaluations, seed=seed)
     selection = _selection(supernet, levels)
     cost = {name: getattr(problem.cost(selection), name) for name in problem.bounds}
-    return [Subnet(selection, cost, least)], 0, weights, _seconds(started, errors.seconds - before)
+    return [Subnet(selection, cost, least)], 0, _seconds(started, errors.seconds - before)

@@ -9,7 +9,6 @@ from scipy.optimize import nnls
 
 import keras_pcp
 from keras_pcp.graph.cost import cost_of
-from keras_pcp.supernet.calibration import calibrate
 from keras_pcp.supernet.dynamic_programming import pareto_front
 from keras_pcp.supernet.estimating import estimated, nonnegative_least_squares
 from keras_pcp.supernet.growing import StageTables
@@ -90,19 +89,6 @@ def test_the_best_is_what_its_levels_say(supernet):
     widths = supernet.plan.levels[np.arange(len(levels)), levels]
     ranks = keras.ops.convert_to_numpy(supernet.ranks)
     assert cost_of(supernet.plan.graph, gating.selection(widths, ranks)).macs <= FULL / 3
-
-
-def test_weights_are_fitted_to_whole_sub_nets(supernet):
-    class Uneven(Made):
-        def whole(self, levels):
-            first, second = self.of_all(levels)
-            return 0.2 * first + 3 * second
-
-    tables = StageTables(supernet, Uneven(supernet), ["macs"], 60)
-    np.testing.assert_allclose(calibrate(tables, np.array([FULL / 3]), 0), [0.2, 3], rtol=1e-6)
-    front = tables.refine([FULL / 3])
-    levels = tables.levels(tables.scored(), front.options[front.best([FULL / 3])])
-    assert front.errors[front.best([FULL / 3])] == pytest.approx(tables.errors.whole(levels))
 
 
 def test_estimates_are_those_of_a_sum_over_groups():

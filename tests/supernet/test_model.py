@@ -187,7 +187,6 @@ def test_the_search_holds_its_limit_and_gives_a_plain_model():
         max_macs=0.5, validation_data=data(), evaluations=200, method="evolution", verbose=False
     )
     assert by_evolution.cost["macs"] <= 0.5 * full
-    assert len(found.weights) == len(by_evolution.weights) == 3
 
 
 def test_a_search_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
