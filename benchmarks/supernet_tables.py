@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-SCORES = ("stages", "stages, equal weights", "whole", "loss", "error rate")
+SCORES = ("stages", "stages, fitted weights", "whole", "loss", "error rate")
 # A score by the super-net with stages, and one by the plain super-net.
 COMPARED = (*((name, name) for name in SCORES[2:]), ("stages", "error rate"))
 PLAIN = "plain"
@@ -49,7 +49,8 @@ def _values(scored: list[dict], different: np.ndarray) -> dict[str, dict[str, li
     values: dict[str, dict[str, list]] = {}
     for row in sorted(scored, key=lambda r: (-r["stages"], r["stage_inputs"])):
         for name in SCORES:
-            if row["stages"] > 1 or not name.startswith("stages"):  # with one stage, these are the same as "whole"
+            # With one stage, those of stages are the same as "whole". Weights were fitted at earlier commits.
+            if name in row["scores"] and (row["stages"] > 1 or not name.startswith("stages")):
                 score = np.array(row["scores"][name])[different]
                 values.setdefault(name_of(row), {}).setdefault(name, []).append(score)
     return values
