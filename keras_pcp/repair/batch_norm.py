@@ -110,13 +110,13 @@ class BatchStatistics:
         Raises:
             InvalidArgumentError: they are NaN or infinite.
         """
-        state, sums = [tf.convert_to_tensor(v.value) for v in self.state], None
+        state, sums = [tf.convert_to_tensor(v.value) for v in self.state], [0.0] * len(self.averaged)
         count = max(1, count_samples(x) // batch_size)
         for number in range(count):
             rows = slice(number * batch_size, (number + 1) * batch_size)
             batch = tree.map_structure(lambda a, rows=rows: keras.ops.convert_to_tensor(a[rows]), x)
             state, found = self.run(batch, state)
-            sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+            sums = [total + np.asarray(value, float) for total, value in zip(sums, found, strict=True)]
         last = {id(v): value for v, value in zip(self.state, state, strict=True)}
         means = {id(v): total / count for v, total in zip(self.averaged, sums, strict=True)}
         wanted = [v for layer in self.layers for v in layer.non_trainable_variables]
