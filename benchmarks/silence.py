@@ -34,7 +34,7 @@ def train(images: int, size: int, epochs: int) -> None:
     val = x[:256], y[:256]
     pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=val)
     print(BEGIN, flush=True)
-    model.fit(x, y, batch_size=32, epochs=epochs, validation_data=val, callbacks=[pruning])
+    model.fit(x, y, batch_size=32, epochs=epochs, validation_data=val, callbacks=[pruning], verbose=1)
     print(END, flush=True)
 
 
@@ -49,7 +49,7 @@ def watched(args: argparse.Namespace) -> dict:
             said.append((time.monotonic(), len(text)))
     if process.returncode or END not in text:
         raise RuntimeError(f"the training failed:\n{text[-3000:]}")
-    begun, ended = text.index(BEGIN) + len(BEGIN), text.index(END)
+    begun, ended = text.index(BEGIN) + len(BEGIN) + 1, text.index(END)
     first = next(i for i, (_, length) in enumerate(said) if length >= begun)
     last = next(i for i, (_, length) in enumerate(said) if length >= ended)
     said = said[first : last + 1]
