@@ -13,8 +13,8 @@ Parts, all by default; `--parts` chooses:
         does, with one. Cuts what it finds out of the given network, and tunes it like the others.
     controls: Tunes uniform and random widths alike, and prunes in a fit of as many epochs by `ProgressivePruning` and
         `AdaptivePruning`.
-    methods: Compares dynamic programming with evolution on the scores of one super-net. The evolution "whole" scores whole
-        sub-nets, as the literature does; the other one scores stages, each option once.
+    methods: Compares dynamic programming with evolution on the scores of super-nets. The evolution "whole" scores whole
+        sub-nets, as the literature does; "anew" scores the stages of every sub-net; "evolution" does so, each option once.
 
 Rows that are already in the output file are skipped, so an interrupted run continues where it stopped.
 """
@@ -201,31 +201,39 @@ def searched(supernet, args, data, method, limit, seed):
 def methods(args, data, first):
     """Yields rows that compare ways to search, each with nothing scored before."""
     stages, full = max(numbers(args.stages)), keras_pcp.count_cost(first.plan.graph).macs
-    for method, most in (("dynamic", 100), ("dynamic", 60), ("evolution", 2000), ("whole", 2000)):
+    for seed in numbers(args.seeds):
         for limit in map(float, args.limits.split(",")):
+            for method, most in (named.split() for named in args.methods.split(",")):
 
-            def row(method=method, most=most, limit=limit):
-                supernet, _ = trained(args, data, stages, 0)
-                errors, bound = StageErrors(supernet, data[1][0][: args.method_samples]), limit * full
-                started = time.perf_counter()
-                if method == "dynamic":
-                    tables = StageTables(supernet, errors, ["macs"], most)
-                    front = tables.refine([bound])
-                    found = tables.levels(tables.scored(), front.options[front.best([bound])])
-                else:
-                    problem = Problem.of(supernet.plan.graph, Limits(max_macs=limit))
-                    found, _ = evolve(
-                        errors.whole if method == "whole" else lambda levels: float(errors.of_all(levels).sum()),
-                        lambda levels: problem.holds(selected(supernet, levels)),
-                        *supernet.plan.levels.shape[::-1],
-                        evaluations=most,
-                    )
-                seconds = {"seconds": time.perf_counter() - started, "scoring_seconds": errors.seconds}
-                scored, error = len(errors.asked), float(errors.of_all(found).sum())
-                seconds = {name: round(value, 2) for name, value in seconds.items()}
-                return {"error": error, "scored": scored, **seconds}
+                def row(seed=seed, method=method, most=int(most), limit=limit):
+                    supernet, _ = trained(args, data, stages, seed)
+                    errors = StageErrors(supernet, data[1][0][: args.method_samples])
+                    started = time.perf_counter()
+                    found = chosen(supernet, errors, method, most, limit * full)
+                    seconds = {"seconds": time.perf_counter() - started, "scoring_seconds": errors.seconds}
+                    seconds = {name: round(value, 2) for name, value in seconds.items()}
+                    scored = len(errors.asked) if method != "anew" else most * stages
+                    return {"error": float(errors.of_all(found).sum()), "scored": scored, **seconds}
 
-            yield {"kind": "method", "stages": stages, "method": method, "most": most, "limit": limit}, row
+                name = {"kind": "method", "stages": stages, "method": method, "most": int(most), "limit": limit}
+                yield name | {"seed": seed}, row
+
+
+def chosen(supernet, errors, method, most, bound):
+    """Returns the levels that a method finds for a limit of MACs."""
+    if method == "dynamic":
+        tables = StageTables(supernet, errors, ["macs"], most)
+        front = tables.refine([bound])
+        return tables.levels(tables.scored(), front.options[front.best([bound])])
+
+    def error(levels):
+        if method == "anew":
+            errors.known.clear()
+        return errors.whole(levels) if method == "whole" else float(errors.of_all(levels).sum())
+
+    problem = Problem.of(supernet.plan.graph, Limits(max_macs=int(bound)))
+    sizes = supernet.plan.levels.shape[::-1]
+    return evolve(error, lambda levels: problem.holds(selected(supernet, levels)), *sizes, evaluations=most)[0]
 
 
 def controls(args, data, first):
@@ -291,6 +299,11 @@ def main():
     parser.add_argument("--score-samples", type=int, default=512)
     parser.add_argument("--search-samples", type=int, default=256)
     parser.add_argument("--method-samples", type=int, default=64)
+    parser.add_argument(
+        "--methods",
+        default="dynamic 100,dynamic 50,dynamic 36,evolution 2000,anew 2000,whole 2000",
+        help="and evaluations",
+    )
     parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)

@@ -139,10 +139,16 @@ def searches(rows: list[dict]) -> list[list[str]]:
 
 def methods(rows: list[dict]) -> list[list[str]]:
     """Returns one line for each way to search the same super-net."""
-    names = {"dynamic": "dynamic programming", "evolution": "evolution", "whole": "evolution, whole sub-nets"}
-    found = sorted((r for r in rows if r["kind"] == "method"), key=lambda r: -r["limit"])
+    names = {
+        "dynamic": "dynamic programming",
+        "evolution": "evolution, no option twice",
+        "anew": "evolution",
+        "whole": "evolution, whole sub-nets",
+    }
+    found = sorted((r for r in rows if r["kind"] == "method"), key=lambda r: (r["seed"], -r["limit"]))
     return [
         [
+            str(r["seed"] + 1),
             str(r["limit"]),
             names[r["method"]],
             f"{r['most']:,}",

@@ -64,23 +64,32 @@ def pareto_front(tables: Sequence[Table]) -> Front:
     open_groups: tuple[int, ...] = ()
     for number, table in enumerate(tables):
         later = {group for other in tables[number + 1 :] for group in other.groups}
-        shared = [group for group in table.groups if group in open_groups]
         still_open = tuple(sorted({*open_groups, *table.groups} & later))
-        columns = [table.groups.index(group) for group in shared]
-        worthwhile = _worthwhile(table, {*open_groups, *later})
-        by_shared: dict[tuple, list[int]] = {}
-        for option, given in zip(worthwhile, table.levels[worthwhile][:, columns].tolist(), strict=True):
-            by_shared.setdefault(tuple(given), []).append(option)
+        shared = [group for group in open_groups if group in table.groups]
+        passed_on = [group for group in still_open if group in table.groups]
+        by_levels: dict[tuple, dict[tuple, list[int]]] = {}
+        for option in _worthwhile(table, {*open_groups, *later}):
+            gets = dict(zip(table.groups, table.levels[option].tolist(), strict=True))
+            alike = by_levels.setdefault(tuple(gets[group] for group in shared), {})
+            alike.setdefault(tuple(gets[group] for group in passed_on), []).append(option)
         found: dict[tuple, list[Front]] = {}
         for key, front in known.items():
             has = dict(zip(open_groups, key, strict=True))
-            for option in by_shared.get(tuple(has[group] for group in shared), []):
-                gets = has | dict(zip(table.groups, table.levels[option].tolist(), strict=True))
-                longer = np.column_stack([front.options, np.full(len(front.errors), option)])
-                extended = Front(longer, front.costs + table.costs[option], front.errors + table.errors[option])
-                found.setdefault(tuple(gets[group] for group in still_open), []).append(extended)
+            for levels, chosen in by_levels.get(tuple(has[group] for group in shared), {}).items():
+                now = has | dict(zip(passed_on, levels, strict=True))
+                found.setdefault(tuple(now[group] for group in still_open), []).append(_extended(front, table, chosen))
         known, open_groups = {key: _undominated(fronts) for key, fronts in found.items()}, still_open
     return _undominated(list(known.values()))
+
+
+def _extended(front: Front, table: Table, chosen: Sequence[int]) -> Front:
+    """Returns every sub-net of a front with each of some options of the next stage."""
+    sub_nets, added = np.repeat(np.arange(len(front.errors)), len(chosen)), np.tile(chosen, len(front.errors))
+    return Front(
+        np.column_stack([front.options[sub_nets], added]),
+        front.costs[sub_nets] + table.costs[added],
+        front.errors[sub_nets] + table.errors[added],
+    )
 
 
 def _worthwhile(table: Table, shared: Collection[int]) -> list[int]:

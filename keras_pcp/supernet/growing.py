@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_pcp.supernet.dynamic_programming import Front, Table, pareto_front
-from keras_pcp.supernet.estimating import estimated
+from keras_pcp.supernet.estimating import Estimates
 from keras_pcp.supernet.scoring import StageErrors
 from keras_pcp.supernet.tables import costs, count_options, distinct_levels, neighbours, options
 from keras_pcp.support import internals
@@ -16,16 +16,17 @@ from keras_pcp.support import internals
 if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
-ROUNDS = 20  # how often options are estimated again, about
-LEAST_TRUST = 0.3  # the smallest factor for estimated errors
+OPTIMISM = 0.3  # standard deviations by which estimates may be too high
+MOST_OPTIMISM = 4.0  # no option is scored that would have to be better than that
+RAISE = 1.3  # factor for optimism when nothing is left to score
 POOL = 10_000  # the most options of a stage that are estimated from the beginning
 
 
 class StageTables:
     """The tables of all stages of a super-net, of which at most `most` options each are scored.
 
-    A stage with no more than `most` options has all of them scored from the beginning. Of other stages, a quarter of `most`
-    are drawn; `refine` scores others.
+    A stage with no more than `most` options has all of them scored from the beginning. Of other stages, those are that have
+    all groups at the same level, and some random ones; `refine` scores others.
 
     Args:
         supernet: the super-net.
@@ -59,11 +60,15 @@ class StageTables:
         limits = len(self.limited)
         empty = [(part.groups, np.empty((0, len(part.groups)), int)) for part in plan.parts]
         self.tables = [Table(groups, none, np.empty((0, limits)), np.empty(0)) for groups, none in empty]
+        self.estimates = [Estimates(plan.levels.shape[1], len(part.groups)) for part in plan.parts]
         tied = [plan.gating.names.index(name) for name in plan.tied]
         for stage, (part, first) in enumerate(zip(plan.parts, firsts, strict=True)):
-            self._enter(stage, options(part, tied, first, max(POOL, most), rng))
-            drawn = most if count_options(first) <= most else -(-most // 4)
-            self.score(stage, options(part, tied, first, drawn, rng))
+            pool = options(part, tied, first, max(POOL, most), rng)
+            self._enter(stage, np.concatenate([first.T, pool]))
+            if count_options(first) > most:
+                drawn = rng.choice(len(pool), -(-most // 10), replace=False)
+                pool = np.concatenate([first.T, pool[drawn]])
+            self.score(stage, pool)
 
     def score(self, stage: int, levels: np.ndarray) -> int:
         """Scores options, (options, groups of the stage), that have not been scored yet, while there is room.
@@ -76,30 +81,30 @@ class StageTables:
             place = self.places[stage][tuple(row.tolist())]
             if np.isnan(errors[place]) and self._num_scored(stage) < self.room[stage]:
                 errors[place] = self.errors.of(stage, row)
+                self.estimates[stage].score(place, errors[place])
                 self.bar.add(1)
                 count += 1
         return count
 
     def refine(self, bounds: Sequence[float]) -> Front:
-        """Scores the sub-nets with the least estimated errors, beginning with those next to the limits.
+        """Scores the stages of the sub-net within the bounds that would be best if estimates were a little too high.
 
-        When all of these are known, it goes on with those that would be best if estimates were too high by a tenth, and so
-        on. Ends when no stage has room. Returns the front of what has been scored.
+        When all of them are known, the same with less trust in the estimates. Ends when no stage has room, or no other
+        sub-net is likely to be better. Returns the front of what has been scored.
         """
-        bounds, at_once, trust = np.asarray(bounds), -(-sum(self.room) // (2 * ROUNDS)), 1.0
-        while self._has_room() and trust > LEAST_TRUST:
-            tables = self.foreseen(trust)
-            front, scored = pareto_front(tables), 0
-            distance = np.abs(np.log(np.maximum(front.costs, 1) / bounds).max(axis=1))
-            for place in np.argsort(distance, kind="stable"):
-                levels = self.levels(tables, front.options[place])
-                around = neighbours(levels, self.first)
-                for stage, part in enumerate(self.plan.parts):
-                    scored += self.score(stage, levels[None, list(part.groups)])
-                    self._enter(stage, around[:, list(part.groups)])
-                if scored >= at_once or not self._has_room():
-                    break
-            trust *= 1.0 if scored else 0.9
+        optimism = OPTIMISM
+        while self._has_room() and optimism < MOST_OPTIMISM:
+            tables = self.foreseen(optimism)
+            front = pareto_front(tables)
+            best = front.best(bounds)
+            if best is None:  # all errors are infinite
+                break
+            levels = self.levels(tables, front.options[best])
+            around, scored = neighbours(levels, self.first), 0
+            for stage, part in enumerate(self.plan.parts):
+                scored += self.score(stage, levels[None, list(part.groups)])
+                self._enter(stage, around[:, list(part.groups)])
+            optimism = max(OPTIMISM, optimism / RAISE) if scored else optimism * RAISE
         self.bar.update(sum(map(self._num_scored, range(len(self.room)))), finalize=True)
         return pareto_front(self.scored())
 
@@ -107,14 +112,17 @@ class StageTables:
         """Returns the tables of what has been scored."""
         return [_rows(table, ~np.isnan(table.errors)) for table in self.tables]
 
-    def foreseen(self, trust: float = 1.0) -> list[Table]:
-        """Returns the tables; errors of what has not been scored are the estimated ones times `trust`."""
+    def foreseen(self, optimism: float = 0.0) -> list[Table]:
+        """Returns the tables with estimates of what has not been scored, less some standard deviations.
+
+        What cannot be scored any more, because its stage has no room, has infinite errors.
+        """
         found = []
-        for table in self.tables:
-            errors, known, unknown = table.errors.copy(), np.isfinite(table.errors), np.isnan(table.errors)
-            errors[unknown] = trust * estimated(
-                table.levels[known], errors[known], table.levels[unknown], self.first.shape[1]
-            )
+        for stage, (table, estimates) in enumerate(zip(self.tables, self.estimates, strict=True)):
+            errors, unknown = table.errors.copy(), np.isnan(table.errors)
+            if unknown.any():
+                free = self._num_scored(stage) < self.room[stage]
+                errors[unknown] = estimates.errors(optimism)[unknown] if free else np.inf
             found.append(replace(table, errors=errors))
         return found
 
@@ -138,6 +146,7 @@ class StageTables:
         if new:
             places |= {row: len(places) + i for i, row in enumerate(new)}
             new = np.array(new, int).reshape(len(new), len(part.groups))
+            self.estimates[stage].enter(new)
             cost = costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), new], self.limited)
             both = zip((table.levels, table.costs, table.errors), (new, cost, np.full(len(new), np.nan)), strict=True)
             self.tables[stage] = Table(part.groups, *(np.concatenate(pair) for pair in both))

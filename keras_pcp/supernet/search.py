@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_pcp.errors import LimitError
+from keras_pcp.errors import NotFiniteError
 from keras_pcp.graph.selection import Selection
 from keras_pcp.plots import plot_front, saved
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
@@ -102,9 +102,9 @@ def search(
         validation_data: held-out samples: inputs, (x, y) or a dataset. Labels are not used.
         samples: number of samples for scoring. They are one batch, so they must fit into memory.
         method: `"dynamic"`: dynamic programming over tables of stages. `"evolution"`: evolutionary search.
-        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, a quarter of them
-            are drawn; the others are those of the sub-nets that are estimated to be best. With `"evolution"`, the number of
-            sub-nets.
+        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, those of the
+            sub-nets are scored that may be best, by estimates from what has been scored, until no other is likely to be
+            better. With `"evolution"`, the number of sub-nets.
         seed: for the draws.
         checkpoint: a file to which scores are written as they come. If it exists, they are not computed again.
         verbose: whether to show a progress bar.
@@ -113,7 +113,7 @@ def search(
         InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint is damaged or
             belongs to another super-net or other samples.
         FileError: the checkpoint cannot be written.
-        NotFiniteError: the super-net has or gives NaN or infinite values.
+        NotFiniteError: the super-net or each of its sub-nets has or gives NaN or infinite values.
         LimitError: the limits cannot be reached with the narrowest sub-net.
 
     Example:
@@ -163,9 +163,9 @@ def _dynamic(
     front, scored = tables.refine(bounds), tables.scored()
     best = front.best(bounds)
     if best is None:
-        raise LimitError(
-            f"none of the {len(front.errors)} best sub-nets that were drawn holds the limits; the narrowest one does, so "
-            "raise evaluations"
+        raise NotFiniteError(
+            "all sub-nets within the limits that were scored have NaN or infinite outputs; train the super-net again with a "
+            "smaller learning rate"
         )
     subnets = []
     for chosen, cost, error in zip(front.options, front.costs.tolist(), front.errors.tolist(), strict=True):

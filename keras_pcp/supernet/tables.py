@@ -93,8 +93,8 @@ def options(part: StagePart, tied: Sequence[int], first: np.ndarray, most: int, 
     """Returns what a stage may be like, as levels of its groups, ints (options, groups).
 
     All possibilities, if they are at most `most`. Otherwise a draw: for each assignment of levels to the groups that other
-    stages share (a draw of these, too, if there are more than a quarter of `most`), all other groups at the same level,
-    for each level, and then random levels. Levels of shared groups are drawn such that the other stages draw the same ones.
+    stages share (the same level for all of these, if there are too many assignments), the narrowest others, and random
+    ones. So the stages have the same assignments.
 
     Args:
         part: the stage.

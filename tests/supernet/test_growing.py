@@ -5,12 +5,13 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from scipy.optimize import nnls
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern, PairwiseKernel
 
 import keras_pcp
 from keras_pcp.graph.cost import cost_of
 from keras_pcp.supernet.dynamic_programming import pareto_front
-from keras_pcp.supernet.estimating import estimated, nonnegative_least_squares
+from keras_pcp.supernet.estimating import COMMON, FLOOR, LINEAR, NEAR, NOISE, REACH, STEPS, Estimates
 from keras_pcp.supernet.growing import StageTables
 from keras_pcp.supernet.tables import costs
 
@@ -58,10 +59,13 @@ def best_of(supernet, most, bound, seed=0, refined=True):
 
 
 def test_a_stage_is_asked_for_each_option_once_and_no_more_than_allowed(supernet):
-    errors, tables, _, _ = best_of(supernet, 60, FULL / 3)
-    assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.scored())
-    assert all(len(t.errors) <= 60 for t in tables.scored())
-    assert len(tables.scored()[0].errors) == 60  # of 256
+    for most in (3, 20, 200):
+        errors, tables, _, _ = best_of(supernet, most, FULL / 3)
+        assert len(errors.asked) == len(set(errors.asked)) == sum(len(t.errors) for t in tables.scored())
+        assert all(len(t.errors) <= most for t in tables.scored())
+        if most < 200:
+            assert len(tables.scored()[0].errors) == most
+    assert len(tables.scored()[0].errors) < 60  # of 256: no other one was likely to be better
 
 
 def test_a_limit_that_does_not_bind_changes_little():
@@ -91,27 +95,58 @@ def test_the_best_is_what_its_levels_say(supernet):
     assert cost_of(supernet.plan.graph, gating.selection(widths, ranks)).macs <= FULL / 3
 
 
-def test_estimates_are_those_of_a_sum_over_groups():
-    rng = np.random.default_rng(0)
-    prices = rng.uniform(0, 1, (3, 4))  # of the steps of three groups with five levels
-    levels = rng.integers(0, 5, (60, 3))
-    errors = np.array([sum(prices[g, level:].sum() for g, level in enumerate(row)) for row in levels])
-    found = estimated(levels[:40], errors[:40], levels[40:], 5)
-    assert np.abs(found - errors[40:]).max() < 0.05 * errors.max()
-    assert estimated(levels[:40], errors[:40], np.array([[4, 4, 4]]), 5)[0] == pytest.approx(0, abs=0.05)
+def estimates_of(levels, known, num_levels):
+    """Enters options, some of them later than others, and scores those that are known, {place: error}."""
+    estimates, half = Estimates(num_levels, levels.shape[1]), len(levels) // 2
+    estimates.enter(levels[:half])
+    for place, error in known.items():
+        if place < half:
+            estimates.score(place, error)
+    estimates.errors()
+    estimates.enter(levels[half:])
+    for place, error in known.items():
+        if place >= half:
+            estimates.score(place, error)
+    return estimates
 
 
-def test_what_a_sum_cannot_say_is_estimated_from_what_is_near():
-    levels = np.array(list(itertools.product(range(9), repeat=2)))
-    errors = 1.0 * (np.abs(levels - [2, 6]).sum(1) < 3)  # better or worse in no direction
-    scored = np.arange(len(levels)) % 3 > 0
-    found = estimated(levels[scored], errors[scored], levels[~scored], 9)
-    bump = errors[~scored] == 1
-    assert found[bump].mean() > 2 * found[~bump].mean()
+def test_estimates_are_those_of_scikit_learn():
+    """The same covariances in a Gaussian process that is fitted at once."""
+    rng, num_levels = np.random.default_rng(0), 5
+    levels = np.array(list(itertools.product(range(num_levels), repeat=3)))
+    known = {int(place): float(rng.random()) for place in rng.choice(len(levels), 30, replace=False)}
+
+    def covariances(a, b):
+        lacks_a, lacks_b = 1 - a / 4, 1 - b / 4
+        steps = sum((a[:, None] < k) & (b < k) for k in range(1, 5)).sum(-1)
+        near = Matern(REACH, nu=2.5)(lacks_a, lacks_b)
+        return COMMON + LINEAR * lacks_a @ lacks_b.T + STEPS * steps + NEAR * near
+
+    places, errors = list(known), np.array(list(known.values()))
+    floor = FLOOR * np.median(errors) + 1e-6
+    target = np.log(errors + floor)
+    kernel = PairwiseKernel(metric=lambda a, b, **_: covariances(a[None], b[None])[0, 0])
+    process = GaussianProcessRegressor(kernel, alpha=NOISE, optimizer=None)
+    process.fit(levels[places], (target - target.mean()) / target.std())
+    mean, deviation = process.predict(levels, return_std=True)
+    found = estimates_of(levels, known, num_levels)
+    for optimism in (0.0, 1.5):
+        expected = np.exp(target.mean() + target.std() * (mean - optimism * deviation)) - floor
+        np.testing.assert_allclose(found.errors(optimism), np.maximum(expected, 0), rtol=1e-4, atol=1e-6)
 
 
-def test_options_without_errors_are_estimated_before_anything_is_known():
-    assert estimated(np.zeros((0, 2), int), np.zeros(0), np.array([[0, 1]]), 3).tolist() == [0.0]
+def test_an_option_is_sure_once_it_is_known_and_an_infinite_error_tells_nothing():
+    levels = np.array(list(itertools.product(range(4), repeat=2)))
+    known = {0: 2.0, 5: 1.0, 10: 0.5, 15: 0.0}
+    estimates = estimates_of(levels, known, 4)
+    apart = estimates.errors() - estimates.errors(optimism=1.0)
+    assert apart[[0, 5, 10]].max() < 0.3 < apart[[3, 12]].min()
+    estimates.score(3, np.inf)
+    np.testing.assert_array_equal(estimates.errors(), estimates_of(levels, known, 4).errors())
+
+
+def test_nothing_is_estimated_before_anything_is_known():
+    assert estimates_of(np.array([[0, 1], [1, 1]]), {}, 3).errors(2.0).tolist() == [0.0, 0.0]
 
 
 def test_costs_of_many_options_are_those_of_each(supernet):
@@ -124,13 +159,6 @@ def test_costs_of_many_options_are_those_of_each(supernet):
         each = [cost_of(part.graph, gating.selection(row, ranks)) for row in widths]
         expected = [[getattr(cost, name) for name in names] for cost in each]
         np.testing.assert_array_equal(costs(part, gating, ranks, widths[:, groups], names), expected)
-
-
-def test_weights_are_those_of_scipy():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = rng.normal(size=(30, 4)), rng.normal(size=30)
-        np.testing.assert_allclose(nonnegative_least_squares(a, b), nnls(a, b)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
