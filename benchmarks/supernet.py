@@ -208,15 +208,27 @@ def methods(args, data, first):
                 def row(seed=seed, method=method, most=int(most), limit=limit):
                     supernet, _ = trained(args, data, stages, seed)
                     errors = StageErrors(supernet, data[1][0][: args.method_samples])
+                    errors.scorer = Counted(errors.scorer)
                     started = time.perf_counter()
                     found = chosen(supernet, errors, method, most, limit * full)
                     seconds = {"seconds": time.perf_counter() - started, "scoring_seconds": errors.seconds}
                     seconds = {name: round(value, 2) for name, value in seconds.items()}
-                    scored = len(errors.asked) if method != "anew" else most * stages
+                    scored = errors.scorer.runs
                     return {"error": float(errors.of_all(found).sum()), "scored": scored, **seconds}
 
                 name = {"kind": "method", "stages": stages, "method": method, "most": int(most), "limit": limit}
                 yield name | {"seed": seed}, row
+
+
+class Counted:
+    """A scorer that counts how often it runs."""
+
+    def __init__(self, scorer):
+        self.scorer, self.runs = scorer, 0
+
+    def error(self, stage, widths):
+        self.runs += 1
+        return self.scorer.error(stage, widths)
 
 
 def chosen(supernet, errors, method, most, bound):
@@ -301,7 +313,7 @@ def main():
     parser.add_argument("--method-samples", type=int, default=64)
     parser.add_argument(
         "--methods",
-        default="dynamic 100,dynamic 50,dynamic 36,evolution 2000,anew 2000,whole 2000",
+        default="dynamic 150,dynamic 50,dynamic 36,evolution 2000,anew 2000,whole 2000",
         help="and evaluations",
     )
     parser.add_argument("--evaluations", type=int, default=150)

@@ -346,7 +346,16 @@ def supernet_searches() -> str:
 
 def supernet_methods() -> str:
     """Dynamic programming and evolution on the scores of the same super-net."""
-    header = ["super-net", "limit", "search", "evaluations, at most", "stages scored", "error found", "s", "of these scoring"]
+    header = [
+        "super-net",
+        "limit",
+        "search",
+        "evaluations, at most",
+        "stages scored",
+        "error found",
+        "s",
+        "of these scoring",
+    ]
     return table(header, supernet_tables.methods(rows("supernet")))
 
 

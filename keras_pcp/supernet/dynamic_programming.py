@@ -79,6 +79,8 @@ def pareto_front(tables: Sequence[Table]) -> Front:
                 now = has | dict(zip(passed_on, levels, strict=True))
                 found.setdefault(tuple(now[group] for group in still_open), []).append(_extended(front, table, chosen))
         known, open_groups = {key: _undominated(fronts) for key, fronts in found.items()}, still_open
+    if not known:  # all errors are infinite, or what two stages share never has the same width
+        return Front(np.zeros((0, len(tables)), int), np.zeros((0, limits)), np.zeros(0))
     return _undominated(list(known.values()))
 
 
@@ -104,8 +106,10 @@ def _worthwhile(table: Table, shared: Collection[int]) -> list[int]:
 
 
 def _undominated(fronts: list[Front]) -> Front:
-    """Joins fronts, and leaves out what another sub-net beats or equals."""
+    """Joins fronts, and leaves out what another sub-net beats or equals, or has an infinite error."""
     joined = Front(*(np.concatenate([getattr(f, name) for f in fronts]) for name in ("options", "costs", "errors")))
+    finite = np.isfinite(joined.errors)
+    joined = Front(joined.options[finite], joined.costs[finite], joined.errors[finite])
     order = np.lexsort((joined.errors, *joined.costs.T[::-1]))
     costs, errors = joined.costs[order], joined.errors[order]
     if costs.shape[1] == 1:

@@ -23,11 +23,10 @@ class Estimates:
     """The estimates of a stage. They are kept up to date as options are entered and scored.
 
     Args:
-        num_levels: number of levels, at least 2.
-        groups: number of groups of the stage.
+        widths: the width that each level gives to each group of the stage, ints (groups, levels), rising.
 
     Example:
-        >>> estimates = Estimates(3, 2)
+        >>> estimates = Estimates(np.array([[2, 5, 8], [4, 8, 12]]))
         >>> estimates.enter(np.array([[0, 0], [1, 1], [2, 2], [0, 1], [2, 1]]))
         >>> for place, error in ((0, 4.0), (1, 1.0), (2, 0.0)):
         ...     estimates.score(place, error)
@@ -36,47 +35,50 @@ class Estimates:
         (True, True)
     """
 
-    def __init__(self, num_levels: int, groups: int):
-        self.num_levels = num_levels
+    def __init__(self, widths: np.ndarray):
+        self.widths = widths
         self.known: dict[int, float] = {}
-        self._options = _Features.of(np.empty((0, groups), int), num_levels)
-        self._places: list[int] = []  # of the known ones that are in the factor
-        self._factor = np.empty((0, 0))  # of Cholesky, of their covariances
-        self._whitened = np.empty((0, 0))  # covariances of the known ones with all options, divided by the factor
+        self._options = _Features.of(np.empty((0, len(widths)), int), widths)
+        self._places: list[int] = []  # of the known ones that the next two are of
+        self._inverse = np.empty((0, 0))  # of the Cholesky factor of their covariances
+        self._whitened = np.empty((0, 0))  # its product with the covariances of the known ones with all options
         self._variances = np.empty(0)
 
     def enter(self, levels: np.ndarray) -> None:
         """Adds options, (options, groups)."""
-        features = _Features.of(levels, self.num_levels)
-        new = np.linalg.solve(self._factor, self._options[self._places].covariances(features))
+        features = _Features.of(levels, self.widths)
+        new = self._inverse @ self._options[self._places].covariances(features)
         self._options = self._options.joined(features)
         self._whitened = np.column_stack([self._whitened, new])
         self._variances = np.concatenate([self._variances, features.variances() - (new**2).sum(0)])
 
     def score(self, place: int, error: float) -> None:
-        """Takes the error of an option, at least 0. Infinite ones tell nothing of others."""
-        if np.isfinite(error):
-            self.known[place] = error
+        """Takes the error of an option. An infinite one counts as twice the largest that is not."""
+        self.known[place] = error
 
     def errors(self, optimism: float = 0.0) -> np.ndarray:
         """Returns estimates for all options, (options,), less this number of standard deviations."""
-        if not self.known:
+        errors = np.array(list(self.known.values()))
+        finite = errors[np.isfinite(errors)]
+        if not len(finite):
             return np.zeros(len(self._variances))
         for place in list(self.known)[len(self._places) :]:
             self._learn(place)
-        errors = np.array(list(self.known.values()))
-        floor = FLOOR * np.median(errors) + 1e-6
-        target = np.log(errors + floor)
-        mean, spread = target.mean(), target.std() + 1e-6
-        found = np.linalg.solve(self._factor, (target - mean) / spread) @ self._whitened
+        least = min(finite.min(), 0.0)  # some losses are negative
+        above = np.where(np.isfinite(errors), errors, 2 * finite.max()) - least
+        floor = FLOOR * (np.median(above[above > 0]) if (above > 0).any() else 1.0)
+        target = np.log(above + floor)
+        mean, spread = target.mean(), target.std() or 1.0
+        found = (self._inverse @ ((target - mean) / spread)) @ self._whitened
         found -= optimism * np.sqrt(np.maximum(self._variances, 0))
-        return np.maximum(np.exp(mean + spread * found) - floor, 0)
+        return np.maximum(np.exp(mean + spread * found) - floor, 0) + least
 
     def _learn(self, place: int) -> None:
         """Extends the factor by an option."""
         row, size = self._whitened[:, place], len(self._places)
         last = np.sqrt(max(self._variances[place], 0) + NOISE)
-        self._factor = np.block([[self._factor, np.zeros((size, 1))], [row[None], np.array([[last]])]])
+        below = np.concatenate([-(row @ self._inverse), [1.0]]) / last
+        self._inverse = np.block([[self._inverse, np.zeros((size, 1))], [below[None]]])
         new = (self._options[[place]].covariances(self._options)[0] - row @ self._whitened) / last
         self._whitened = np.concatenate([self._whitened, new[None]])
         self._variances = self._variances - new**2
@@ -88,18 +90,20 @@ class _Features:
     """What options are compared by.
 
     Attributes:
-        lacks: how narrow groups are, from 0 to 1, (options, groups).
-        steps: 1 for each step that lies above the level of a group, 0 for the others, (options, groups x steps).
+        lacks: how narrow groups are, from 0 for the largest to 1 for the least width, (options, groups).
+        steps: 1 for each width that is larger than that of the group, 0 for the others, (options, groups x levels).
     """
 
     lacks: np.ndarray
     steps: np.ndarray
 
     @classmethod
-    def of(cls, levels: np.ndarray, num_levels: int) -> "_Features":
-        above = levels[:, :, None] < np.arange(1, num_levels)
-        steps = above.reshape(len(levels), levels.shape[1] * (num_levels - 1)).astype(float)
-        return cls(1 - levels / (num_levels - 1), steps)
+    def of(cls, levels: np.ndarray, widths: np.ndarray) -> "_Features":
+        least, most = widths[:, :1], widths[:, -1:]
+        lacks = (most - widths) / np.maximum(most - least, 1)
+        smaller = (widths[:, :, None] < widths[:, None, :]).astype("float32")  # (groups, levels, levels)
+        groups = np.arange(len(widths))
+        return cls(lacks[groups, levels], smaller[groups, levels].reshape(len(levels), widths.size))
 
     def __getitem__(self, places: list[int]) -> "_Features":
         return _Features(self.lacks[places], self.steps[places])

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 OPTIMISM = 0.3  # standard deviations by which estimates may be too high
 MOST_OPTIMISM = 4.0  # no option is scored that would have to be better than that
 RAISE = 1.3  # factor for optimism when nothing is left to score
-POOL = 10_000  # the most options of a stage that are estimated from the beginning
+POOL = 10_000  # the most options of a stage that are estimated from the beginning; fewer with several limits
 
 
 class StageTables:
     """The tables of all stages of a super-net, of which at most `most` options each are scored.
 
     A stage with no more than `most` options has all of them scored from the beginning. Of other stages, those are that have
-    all groups at the same level, and some random ones; `refine` scores others.
+    all groups at the same level (some of these, if `most` is small), and some random ones; `refine` scores others.
 
     Args:
         supernet: the super-net.
@@ -60,15 +60,12 @@ class StageTables:
         limits = len(self.limited)
         empty = [(part.groups, np.empty((0, len(part.groups)), int)) for part in plan.parts]
         self.tables = [Table(groups, none, np.empty((0, limits)), np.empty(0)) for groups, none in empty]
-        self.estimates = [Estimates(plan.levels.shape[1], len(part.groups)) for part in plan.parts]
+        self.estimates = [Estimates(plan.levels[list(part.groups)]) for part in plan.parts]
         tied = [plan.gating.names.index(name) for name in plan.tied]
         for stage, (part, first) in enumerate(zip(plan.parts, firsts, strict=True)):
-            pool = options(part, tied, first, max(POOL, most), rng)
-            self._enter(stage, np.concatenate([first.T, pool]))
-            if count_options(first) > most:
-                drawn = rng.choice(len(pool), -(-most // 10), replace=False)
-                pool = np.concatenate([first.T, pool[drawn]])
-            self.score(stage, pool)
+            pool = np.concatenate([first.T, options(part, tied, first, max(POOL // limits**2, most), rng)])
+            self._enter(stage, pool)
+            self.score(stage, pool if count_options(first) <= most else _beginning(first, pool, most, rng))
 
     def score(self, stage: int, levels: np.ndarray) -> int:
         """Scores options, (options, groups of the stage), that have not been scored yet, while there is room.
@@ -150,6 +147,14 @@ class StageTables:
             cost = costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), new], self.limited)
             both = zip((table.levels, table.costs, table.errors), (new, cost, np.full(len(new), np.nan)), strict=True)
             self.tables[stage] = Table(part.groups, *(np.concatenate(pair) for pair in both))
+
+
+def _beginning(first: np.ndarray, pool: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns options of a stage to begin with: the narrowest, the full one, some between them, and some of the pool."""
+    num_levels = first.shape[1]
+    even = np.linspace(0, num_levels - 1, max(2, min(num_levels, most // 2))).round().astype(int)
+    drawn = rng.choice(len(pool), min(-(-most // 10), len(pool)), replace=False)
+    return np.concatenate([first.T[even], pool[drawn]])
 
 
 def _rows(table: Table, which: np.ndarray) -> Table:

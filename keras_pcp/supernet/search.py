@@ -102,9 +102,9 @@ def search(
         validation_data: held-out samples: inputs, (x, y) or a dataset. Labels are not used.
         samples: number of samples for scoring. They are one batch, so they must fit into memory.
         method: `"dynamic"`: dynamic programming over tables of stages. `"evolution"`: evolutionary search.
-        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, those of the
-            sub-nets are scored that may be best, by estimates from what has been scored, until no other is likely to be
-            better. With `"evolution"`, the number of sub-nets.
+        evaluations: with `"dynamic"`, the most options of a stage that are scored. If a stage has more, some are scored to
+            begin with, and then those of the sub-nets that may be best, by estimates from what has been scored, until no
+            other is likely to be better. With `"evolution"`, the number of sub-nets.
         seed: for the draws.
         checkpoint: a file to which scores are written as they come. If it exists, they are not computed again.
         verbose: whether to show a progress bar.

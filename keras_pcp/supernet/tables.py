@@ -93,8 +93,8 @@ def options(part: StagePart, tied: Sequence[int], first: np.ndarray, most: int, 
     """Returns what a stage may be like, as levels of its groups, ints (options, groups).
 
     All possibilities, if they are at most `most`. Otherwise a draw: for each assignment of levels to the groups that other
-    stages share (the same level for all of these, if there are too many assignments), the narrowest others, and random
-    ones. So the stages have the same assignments.
+    stages share, the narrowest others, and random ones. If there are too many assignments, those that give all shared groups
+    the same level, so that other stages have them, too.
 
     Args:
         part: the stage.

@@ -95,9 +95,9 @@ def test_the_best_is_what_its_levels_say(supernet):
     assert cost_of(supernet.plan.graph, gating.selection(widths, ranks)).macs <= FULL / 3
 
 
-def estimates_of(levels, known, num_levels):
+def estimates_of(levels, known, widths):
     """Enters options, some of them later than others, and scores those that are known, {place: error}."""
-    estimates, half = Estimates(num_levels, levels.shape[1]), len(levels) // 2
+    estimates, half = Estimates(widths), len(levels) // 2
     estimates.enter(levels[:half])
     for place, error in known.items():
         if place < half:
@@ -110,43 +110,82 @@ def estimates_of(levels, known, num_levels):
     return estimates
 
 
-def test_estimates_are_those_of_scikit_learn():
-    """The same covariances in a Gaussian process that is fitted at once."""
-    rng, num_levels = np.random.default_rng(0), 5
-    levels = np.array(list(itertools.product(range(num_levels), repeat=3)))
-    known = {int(place): float(rng.random()) for place in rng.choice(len(levels), 30, replace=False)}
+SQUARE = np.array(list(itertools.product(range(4), repeat=2)))
+FOUR = {0: 2.0, 5: 1.0, 10: 0.5, 15: 0.0}
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_estimates_are_those_of_scikit_learn(shift):
+    """The same covariances in a Gaussian process that is fitted at once; with errors that may be negative, too."""
+    rng, widths = np.random.default_rng(0), np.array([[1, 2, 3, 6, 8], [4, 5, 6, 7, 8], [1, 1, 1, 2, 2]])
+    levels = np.array(list(itertools.product(range(5), range(5), (0, 3))))  # the third group has two widths
+    known = {int(place): float(rng.random() + shift) for place in rng.choice(len(levels), 20, replace=False)}
 
     def covariances(a, b):
-        lacks_a, lacks_b = 1 - a / 4, 1 - b / 4
-        steps = sum((a[:, None] < k) & (b < k) for k in range(1, 5)).sum(-1)
-        near = Matern(REACH, nu=2.5)(lacks_a, lacks_b)
-        return COMMON + LINEAR * lacks_a @ lacks_b.T + STEPS * steps + NEAR * near
+        a, b = widths[[0, 1, 2], a.astype(int)], widths[[0, 1, 2], b.astype(int)]
+        full, least = widths[:, -1], widths[:, 0]
+        lacks_a, lacks_b = ((full - a) / (full - least))[None], ((full - b) / (full - least))[None]
+        steps = sum(((a < w) & (b < w)).sum() for w in widths.T)
+        return COMMON + LINEAR * lacks_a @ lacks_b.T + STEPS * steps + NEAR * Matern(REACH, nu=2.5)(lacks_a, lacks_b)
 
     places, errors = list(known), np.array(list(known.values()))
-    floor = FLOOR * np.median(errors) + 1e-6
-    target = np.log(errors + floor)
-    kernel = PairwiseKernel(metric=lambda a, b, **_: covariances(a[None], b[None])[0, 0])
+    least = min(errors.min(), 0)
+    floor = FLOOR * np.median((errors - least)[errors > least])
+    target = np.log(errors - least + floor)
+    kernel = PairwiseKernel(metric=lambda a, b, **_: covariances(a, b)[0, 0])
     process = GaussianProcessRegressor(kernel, alpha=NOISE, optimizer=None)
     process.fit(levels[places], (target - target.mean()) / target.std())
     mean, deviation = process.predict(levels, return_std=True)
-    found = estimates_of(levels, known, num_levels)
+    found = estimates_of(levels, known, widths)
     for optimism in (0.0, 1.5):
-        expected = np.exp(target.mean() + target.std() * (mean - optimism * deviation)) - floor
-        np.testing.assert_allclose(found.errors(optimism), np.maximum(expected, 0), rtol=1e-4, atol=1e-6)
+        expected = np.exp(target.mean() + target.std() * (mean - optimism * deviation)) - floor + least
+        np.testing.assert_allclose(found.errors(optimism), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_an_option_is_sure_once_it_is_known_and_an_infinite_error_tells_nothing():
-    levels = np.array(list(itertools.product(range(4), repeat=2)))
-    known = {0: 2.0, 5: 1.0, 10: 0.5, 15: 0.0}
-    estimates = estimates_of(levels, known, 4)
+def test_what_is_known_is_sure_and_what_is_far_from_it_is_not():
+    estimates = estimates_of(SQUARE, FOUR, np.array([[1, 2, 3, 4]] * 2))
     apart = estimates.errors() - estimates.errors(optimism=1.0)
-    assert apart[[0, 5, 10]].max() < 0.3 < apart[[3, 12]].min()
-    estimates.score(3, np.inf)
-    np.testing.assert_array_equal(estimates.errors(), estimates_of(levels, known, 4).errors())
+    assert (apart[[0, 5, 10, 15]] < 0.2 * (estimates.errors()[[0, 5, 10, 15]] + 0.1)).all()
+    assert (apart[[3, 12]] > 0.3 * estimates.errors()[[3, 12]]).all()
 
 
-def test_nothing_is_estimated_before_anything_is_known():
-    assert estimates_of(np.array([[0, 1], [1, 1]]), {}, 3).errors(2.0).tolist() == [0.0, 0.0]
+def test_an_infinite_error_counts_as_twice_the_largest():
+    widths = np.array([[1, 2, 3, 4]] * 2)
+    found = estimates_of(SQUARE, FOUR | {3: np.inf}, widths).errors()
+    np.testing.assert_array_equal(found, estimates_of(SQUARE, FOUR | {3: 4.0}, widths).errors())
+    assert estimates_of(SQUARE, {3: np.inf}, widths).errors().tolist() == [0.0] * 16
+
+
+@pytest.mark.parametrize("known", [{}, {0: 0.0}, {0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}])
+def test_estimates_are_numbers_whatever_is_known(known):
+    assert np.isfinite(estimates_of(np.array([[0, 1], [1, 1]]), known, np.array([[1, 2], [1, 1]])).errors(2.0)).all()
+    one_width = estimates_of(np.zeros((2, 1), int), known, np.array([[3]]))
+    assert np.isfinite(one_width.errors(2.0)).all()
+
+
+def test_a_stage_can_have_nothing_but_shared_groups():
+    """Then there are fewer options to estimate than may be scored."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    branches = [L.Conv2D(10, 1, name=f"branch_{number}")(inputs) for number in range(5)]
+    x = L.GlobalAveragePooling2D()(L.ReLU()(L.BatchNormalization()(L.Concatenate(name="joined")(branches))))
+    supernet = keras_pcp.StagewiseSupernet(keras.Model(inputs, L.Dense(3)(x)), cut_after=["joined"])
+    *_, error, levels = best_of(supernet, 150, 0.4 * cost_of(supernet.plan.graph).macs)
+    assert error == Made(supernet).of_all(levels).sum()
+
+
+@pytest.mark.parametrize("limited", [["macs"], ["macs", "params"], ["macs", "params", "bytes"]])
+def test_infinite_errors_are_never_chosen(supernet, limited):
+    errors, full = Made(supernet), cost_of(supernet.plan.graph)
+    finite, bounds = errors.of, [0.5 * getattr(full, name) for name in limited]
+    errors.of = lambda stage, levels: finite(stage, levels) if levels.min() > 0 else np.inf
+    front = StageTables(supernet, errors, limited, 40).refine(bounds)
+    assert np.isfinite(front.errors).all()
+    assert front.best(bounds) is not None
+    errors.of = lambda stage, levels: np.inf
+    nothing = StageTables(supernet, errors, limited, 40).refine(bounds)
+    assert nothing.options.shape == (0, 2)
+    assert nothing.best(bounds) is None
 
 
 def test_costs_of_many_options_are_those_of_each(supernet):
