@@ -71,7 +71,7 @@ class Estimates:
         mean, spread = target.mean(), target.std() or 1.0
         found = (self._inverse @ ((target - mean) / spread)) @ self._whitened
         found -= optimism * np.sqrt(np.maximum(self._variances, 0))
-        return np.maximum(np.exp(mean + spread * found) - floor, 0) + least
+        return np.exp(mean + spread * found) - floor + least
 
     def _learn(self, place: int) -> None:
         """Extends the factor by an option."""
