@@ -20,7 +20,8 @@ In every training step:
        `sampling="fair"`, random sub-nets get random channels instead, so that all train equally often.
 
 In a search, the score of a sub-net is a sum over its stages of how far the outputs are from the full net's if only this
-stage is narrowed (see `scoring`).
+stage is narrowed (see `scoring`). The best sum is found by dynamic programming over what has been scored; what is scored
+depends on estimates (see `growing` and `estimating`, with their values).
 
 Groups that reach over a cut, such as a residual stream, have one width on both sides. What the next stage loses because
 it cannot read the missing channels is part of its own error.
