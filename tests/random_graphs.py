@@ -262,6 +262,17 @@ def residual(m: Maker, x):
     return L.Add()([x, L.Conv2D(x.shape[-1], 3, padding="same")(y)])
 
 
+@step(1)
+def padded_residual(m: Maker, x):
+    """A shortcut with constant channels before and after its own."""
+    before, after, value = m.int(0, 4), m.int(0, 4), m.one(0.0, 0.0, 0.5)
+    wide = ops.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)), constant_values=value)
+    if m.chance(0.2):
+        return wide
+    y = L.Conv2D(m.width(), m.one(1, 3), padding="same", activation=m.activation())(x)
+    return L.Add()([wide, L.Conv2D(wide.shape[-1], 3, padding="same")(y)])
+
+
 @step(1.5)
 def squeeze_excite(m: Maker, x):
     channels, kind = x.shape[-1], m.int(0, 3)

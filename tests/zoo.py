@@ -412,6 +412,17 @@ def raw_operations():
 
 
 @zoo
+def zero_padded_shortcuts():
+    """The shortcuts of the first residual networks (zeros on both sides), and of pyramid networks (zeros at the end)."""
+    i = keras.Input((8, 8, 3))
+    x = conv_bn(i, 4)
+    for channels, pads in ((8, (2, 2)), (11, (0, 3))):
+        y = L.BatchNormalization()(L.Conv2D(channels, 3, padding="same")(conv_bn(x, 6, strides=2)))
+        x = L.ReLU()(L.Add()([ops.pad(x[:, ::2, ::2, :], ((0, 0), (0, 0), (0, 0), pads)), y]))
+    return classify(x, i)
+
+
+@zoo
 def mixer():
     """Tokens and channels swap places."""
     i = keras.Input((6, 5))

@@ -173,6 +173,9 @@ class GraphRecorder:
             self.bind(site, variable, axis, self.produced[key], PRODUCE, part)
         return self.produced[key]
 
+    def constants(self, size: int) -> np.ndarray:
+        return self.notes.table.create(size)
+
     def bind(self, site: CallSite, variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
         weight = self.index_of(site, variable)
         key = (weight, axis % len(variable.shape))

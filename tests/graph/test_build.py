@@ -97,6 +97,48 @@ def test_a_dense_layer_before_a_reshape_is_cut_in_runs():
     assert kernel.positions[kernel.channels == 1].tolist() == list(range(1, 36, 4))
 
 
+@pytest.mark.parametrize("pads", [(2, 2), (0, 3), (5, 0)])
+def test_a_padded_channel_goes_with_those_that_it_is_added_to(pads):
+    i = keras.Input((4, 4, 3))
+    x = L.Conv2D(4, 1, name="narrow")(i)
+    wide = ops.pad(x, ((0, 0), (0, 0), (0, 0), pads))
+    y = L.Add()([wide, L.Conv2D(4 + sum(pads), 3, padding="same", name="wide")(x)])
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
+    graph = keras_pcp.build_graph(model)
+    (group,) = graph
+    assert group.num_channels == 4 + sum(pads)
+    keep = np.ones(group.num_channels, bool)
+    wide_kernel = next(s for s in group.slices_of("produce", "kernel") if s.layer == "wide")
+    first = wide_kernel.channels[np.argsort(wide_kernel.positions)]  # in the order of the padded tensor
+    keep[first[[0, -1]]] = False
+    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection({group.name: keep}))
+    pad = next(op for op in small.operations if type(op).__name__ == "Pad")
+    assert tuple(pad.pad_width[-1]) == tuple(max(0, amount - 1) for amount in pads)
+    assert small.get_layer("wide").filters == 2 + sum(pads)
+    assert small.get_layer("narrow").filters == 4 - (not pads[0]) - (not pads[1])
+
+
+def test_a_padded_channel_that_nothing_is_added_to_stays():
+    i = keras.Input((4, 4, 3))
+    x = ops.pad(L.Conv2D(4, 1, name="conv")(i), ((0, 0), (0, 0), (0, 0), (1, 2)))
+    model = keras.Model(i, L.Conv2D(2, 1, name="reader")(x))
+    graph = keras_pcp.build_graph(model)
+    assert [(g.name, g.num_channels) for g in graph] == [("conv", 4)]
+    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection({"conv": np.arange(4) < 1}))
+    assert small.get_layer("reader").kernel.shape == (1, 1, 4, 2)
+
+
+def test_one_amount_for_all_axes_stays():
+    i = keras.Input((4, 4, 3))
+    x = L.Conv2D(4, 1, name="narrow")(i)
+    y = L.Conv2D(6, 3, padding="valid", name="wide")(ops.pad(L.Conv2D(4, 1)(i), ((0, 0), (2, 2), (2, 2), (0, 0))))
+    with_batch = ops.pad(x, 1)[1:-1, :, :, :]
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(L.Add()([with_batch, y]))))
+    graph = keras_pcp.build_graph(model)
+    assert graph["narrow"].num_channels == 4
+    assert any(f.layer == "wide" and f.num_channels == 2 for f in graph.frozen)
+
+
 @pytest.mark.parametrize(
     ("function", "filters"),
     [

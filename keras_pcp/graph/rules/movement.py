@@ -145,17 +145,25 @@ def repeat_vector(site: CallSite) -> Outputs:
 
 @register_operation("Pad")
 def pad(site: CallSite) -> Outputs:
-    """Passes channels on. Constant padding of their axis adds positions that stay; other padding freezes them."""
+    """Passes channels on. Constant padding of their axis adds channels of its own; other padding freezes them.
+
+    An added channel goes with those that it is added to, as in the shortcuts of the first residual networks. If there are
+    none, it stays. With one amount for all axes, the added channels stay, too.
+    """
     labels, operation = site.inputs[0], site.operation
     if labels is None:
         return None
     widths = tuple(operation.pad_width)
-    before, after = widths[labels.axis] if len(widths) > 1 else widths[0]
-    if (before or after) and operation.mode != "constant":
+    alone = len(widths) > 1
+    amounts = widths[labels.axis] if alone else widths[0]
+    if any(amounts) and operation.mode != "constant":
         site.freeze(labels, f"pads their axis with mode {operation.mode!r}")
         return None
-    zeros = (np.zeros(before, np.int64), np.zeros(after, np.int64))
-    return Labels(labels.axis, np.concatenate([zeros[0], labels.ids, zeros[1]]))
+    before, after = (site.constants(amount) if alone else np.zeros(amount, np.int64) for amount in amounts)
+    for side, ids in enumerate((before, after)):
+        if alone and len(ids):
+            site.width(("pad_width", labels.axis, side), ids)
+    return Labels(labels.axis, np.concatenate([before, labels.ids, after]))
 
 
 @register_operation("Flip", "Fliplr", "Flipud")
