@@ -78,8 +78,7 @@ def random_selection(graph, seed: int) -> keras_pcp.Selection:
     keep = {}
     for g in graph:
         mask = rng.random(g.num_channels) < rng.uniform(0.2, 0.9)
-        for part in (np.arange(g.num_channels), *g.parts):
-            mask[rng.choice(part)] = True
+        mask[rng.integers(g.num_channels)] = True
         keep[g.name] = mask
     return keras_pcp.Selection(keep)
 

@@ -47,6 +47,7 @@ class Opened:
         hiding: the blocks that have to be opened before widths in them change: nested models, and layers with weights.
             The other blocks can stay in the model if they follow the widths of their inputs.
         staying: (call, what it runs) for each call of these other blocks.
+        settled: `id`s of the operations in these other blocks, whose settings cannot change.
         tensors: {`id` of a tensor of the model or of the contents of a block: the tensor that replaces it}.
         names: {`id` of an inner operation: its name in the plain model}, for operations whose name was taken.
     """
@@ -57,6 +58,7 @@ class Opened:
     inert: frozenset[int] = frozenset()
     hiding: tuple[str, ...] = ()
     staying: tuple[tuple[Any, Inside], ...] = ()
+    settled: frozenset[int] = frozenset()
     tensors: Mapping[int, keras.KerasTensor] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
 
@@ -166,6 +168,7 @@ def _open(model: keras.Model, traced: Trace, journal: Journal) -> Opened:
         frozenset(inliner.inert),
         tuple(name for name, hides in inliner.blocks.items() if hides),
         tuple(inliner.staying),
+        frozenset(inliner.settled),
         {old: new for old, (_, new) in inliner.replaced.items()},
         inliner.renamed,
     )
@@ -189,6 +192,7 @@ class _Inliner:
         self.renamed: dict[int, str] = {}
         self.blocks: dict[str, bool] = {}
         self.staying: list[tuple[Any, Inside]] = []
+        self.settled: set[int] = set()
         self.closed: dict[int, str] = {}
         self.inert: set[int] = set()
         self.replaced: dict[int, tuple[Any, Any]] = {}
@@ -271,6 +275,7 @@ class _Inliner:
             return False
         if outermost and not layer.weights:
             self.staying.append((node, inside))
+            self.settled |= {id(inner.operation) for inner in nodes_before(outputs, given)}
         self.put(node.outputs, outputs)
         return True
 

@@ -52,15 +52,12 @@ class ChannelGroup:
         num_channels: number of channels.
         slices: every weight axis that belongs to the group.
         exact: True if the pruned model computes exactly what the masked model computes.
-        parts: int arrays of channels. At least one channel of each array must stay, because an axis holds no others. (The
-            whole group is such a part, too, and is not listed.)
     """
 
     name: str
     num_channels: int
     slices: tuple[WeightSlice, ...]
     exact: bool = True
-    parts: tuple[np.ndarray, ...] = ()
 
     def slices_of(self, role: str, part: str | None = None) -> tuple[WeightSlice, ...]:
         """Returns the slices with a role, and with a part if one is given."""
@@ -99,12 +96,14 @@ class Width:
         index: index of the operation, call or tensor in the trace.
         path: the place of the number in the owner: attribute names and sequence indices.
         extent: the number itself.
+        positions: of a tensor, int arrays: where the channels of each piece of the extent lie along the axis.
     """
 
     owner: str
     index: int
     path: tuple[Any, ...]
     extent: Extent
+    positions: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,6 +33,9 @@ class CostsOnly:
         variable, axis, _ = weights[0]
         return np.zeros(variable.shape[axis], np.int64)
 
+    def constants(self, site: CallSite, size: int) -> np.ndarray:
+        return np.zeros(size, np.int64)
+
     def macs(self, site: CallSite, variable: Any, uses: float) -> None:
         self.site.recorder.macs(self.site, variable, uses * self.times if uses else 0)  # NaN * 0 is NaN
 

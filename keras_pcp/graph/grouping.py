@@ -1,4 +1,4 @@
-"""Turns the notes of the rules into a channel graph. Connected labels become groups."""
+"""Turns the notes of the rules into a channel graph. Channels that the same layers make become a group."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ from keras_pcp.graph.channels import (
     WeightSlice,
     Width,
 )
-from keras_pcp.graph.labels import Classes, connected
+from keras_pcp.graph.labels import Classes
 from keras_pcp.graph.notes import Index, Notes
 from keras_pcp.graph.program import Program
 from keras_pcp.graph.rules import CallSite
@@ -47,13 +47,8 @@ def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
             slices[group].append(WeightSlice(weight, variable.path, layer, axis, role, part, channels, positions))
     inexact = np.zeros(len(names), bool)
     inexact[group_of[classes.inexact & (group_of >= 0)]] = True
-    widths = tuple(_all_widths(notes, pieces))
-    parts = _parts(widths, dict(zip(names, sizes, strict=True)))
     unowned = "" if program.opened.blocks else IDLE
-    groups = {
-        n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i], tuple(parts.get(n, {}).values()))
-        for i, n in enumerate(names)
-    }
+    groups = {n: ChannelGroup(n, sizes[i], tuple(slices[i]), not inexact[i]) for i, n in enumerate(names)}
     return ChannelGraph(
         model_name=program.model.name,
         groups=groups,
@@ -62,7 +57,7 @@ def grouped(program: Program, index: Index, notes: Notes) -> ChannelGraph:
             WeightInfo(w.path, index.owner.get(id(w), unowned), _itemsize(w), tuple(shape))
             for w, shape in zip(index.weights, shapes, strict=True)
         ),
-        widths=widths,
+        widths=tuple(_all_widths(notes, pieces)),
         macs=tuple(_terms(program, notes, shapes)),
         notes=tuple(f"{text}; its channels are frozen" for text in notes.unknown.values()),
         blocks=program.opened.blocks,
@@ -129,31 +124,34 @@ def _why_unknown(program: Program, site: CallSite) -> str:
 
 
 def _group_labels(notes: Notes, classes: Classes) -> tuple[np.ndarray, np.ndarray, list[str], list[int]]:
-    """Returns group and channel number of every label (-1 if it is frozen), and names and sizes of the groups."""
-    firsts = []
-    for _, ids in notes.sites:
-        roots = np.unique(classes.root[ids[~classes.frozen[ids]]])
-        firsts.append((roots[:1].repeat(len(roots)), roots))
-    component = connected(notes.table.count, firsts)[classes.root]
-    group_of = np.full(notes.table.count, -1)
-    channel_of = np.full(notes.table.count, -1)
-    names, sizes, seen = [], [], {}
-    for (layer, _), (first, roots) in zip(notes.sites, firsts, strict=True):
-        if len(roots) and component[first[0]] not in seen:
-            seen[component[first[0]]] = len(names)
-            names.append(_unique(layer, names))
-    free = np.flatnonzero(~classes.frozen)
-    by_component = np.full(notes.table.count, -1)
-    by_component[list(seen)] = list(seen.values())
-    group_of[free] = by_component[component[free]]
+    """Returns group and channel number of every label (-1 if it has no group), and names and sizes of the groups.
+
+    The channels of a group have the same makers. So channels that some layers make alone, and others only with more (as in
+    zero-padded shortcuts), are a group of their own. And they lie on the same axes, of those without fixed positions. So one
+    channel of each group is enough for no axis to become empty.
+    """
+    made = [np.unique(classes.root[ids[~classes.frozen[ids]]]) for _, ids in notes.sites]
+    axes = [x.ids for x in notes.labels.values() if x is not None and not classes.frozen[x.ids].any()]
+    kind, count = np.zeros(notes.table.count, int), 1
+    for roots in (*made, *(np.unique(classes.root[ids]) for ids in axes)):
+        before, place = np.unique(kind[roots], return_inverse=True)
+        kind[roots] = count + place
+        count += len(before)
+    names: list[str] = []
+    number = np.full(count, -1)
+    for (layer, _), roots in zip(notes.sites, made, strict=True):
+        for key in dict.fromkeys(kind[roots].tolist()):
+            if number[key] < 0:
+                number[key] = len(names)
+                names.append(_unique(layer, names))
+    group_of = np.where(classes.frozen, -1, number[kind[classes.root]])
     # Numbers within a group follow the order of the roots.
     roots = np.flatnonzero((classes.root == np.arange(notes.table.count)) & (group_of >= 0))
     order = roots[np.argsort(group_of[roots], kind="stable")]
     sizes = np.bincount(group_of[roots], minlength=len(names))
-    number = np.full(notes.table.count, -1)
-    number[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    channel_of[free] = number[classes.root[free]]
-    return group_of, channel_of, names, sizes.tolist()
+    channel = np.full(notes.table.count, -1)
+    channel[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return group_of, channel[classes.root], names, sizes.tolist()
 
 
 def _all_widths(notes: Notes, pieces: "_Pieces") -> Iterable[Width]:
@@ -162,7 +160,8 @@ def _all_widths(notes: Notes, pieces: "_Pieces") -> Iterable[Width]:
             yield Width(owner, index, path, Extent(size, found))
     for tensor, labels in notes.labels.items():
         if labels is not None and (found := pieces.of(labels.ids)):
-            yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found))
+            positions = tuple(places for *_, places in pieces.split(labels.ids))
+            yield Width("tensor", tensor, (labels.axis,), Extent(len(labels), found), positions)
 
 
 def _frozen(program: Program, notes: Notes, classes: Classes) -> Iterable[Frozen]:
@@ -197,18 +196,6 @@ class _Pieces:
 
     def of(self, ids: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
         return tuple((self.names[group], channels) for group, channels, _ in self.split(ids))
-
-
-def _parts(widths: Iterable[Width], sizes: dict[str, int]) -> dict[str, dict[bytes, np.ndarray]]:
-    """Finds axes that hold only a part of one group, and nothing else: {group: {key: channels}}."""
-    found: dict[str, dict[bytes, np.ndarray]] = {}
-    for width in widths:
-        if width.owner == "tensor" and len(width.extent.pieces) == 1:
-            name, channels = width.extent.pieces[0]
-            part = np.unique(channels)
-            if len(channels) == width.extent.size and len(part) < sizes[name]:
-                found.setdefault(name, {})[part.tobytes()] = part
-    return found
 
 
 def _unique(name: str, taken: list[str]) -> str:

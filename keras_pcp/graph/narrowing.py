@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
-from keras_pcp.graph.channels import ChannelGroup, Extent, WeightSlice
+from keras_pcp.graph.channels import ChannelGroup, Extent, WeightSlice, Width
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.weight_masks import Masks, weight_masks
 
@@ -46,9 +46,22 @@ def narrowed(graph: ChannelGraph, selection: Selection) -> ChannelGraph:
         graph,
         groups={name: _narrowed_group(group, selection.keep.get(name), masks) for name, group in graph.groups.items()},
         weights=tuple(replace(w, shape=tuple(map(extent, w.shape))) for w in graph.weights),
-        widths=tuple(replace(w, extent=extent(w.extent)) for w in graph.widths),
+        widths=tuple(
+            replace(w, extent=extent(w.extent), positions=_positions_left(w, selection)) for w in graph.widths
+        ),
         macs=tuple(replace(term, extents=tuple(map(extent, term.extents))) for term in graph.macs),
     )
+
+
+def _positions_left(width: Width, selection: Selection) -> tuple[np.ndarray, ...]:
+    """Returns the new positions of the channels of each piece of which some are left."""
+    if not width.positions:
+        return ()
+    stays, left = np.ones(width.extent.size, bool), []
+    for (name, channels), positions in zip(width.extent.pieces, width.positions, strict=True):
+        left.append(positions[selection.keep[name][channels]] if name in selection.keep else positions)
+        stays[positions] = np.isin(positions, left[-1])
+    return tuple(_renumbered(positions, stays) for positions in left if len(positions))
 
 
 def _narrowed_group(group: ChannelGroup, keep: np.ndarray | None, masks: Masks) -> ChannelGroup:
@@ -63,7 +76,6 @@ def _narrowed_group(group: ChannelGroup, keep: np.ndarray | None, masks: Masks) 
         group,
         num_channels=group.num_channels if keep is None else int(keep.sum()),
         slices=tuple(s for s in map(narrow, group.slices) if len(s.channels)),
-        parts=tuple(_renumbered(part, keep) for part in group.parts),
     )
 
 

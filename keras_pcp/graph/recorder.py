@@ -173,7 +173,9 @@ class GraphRecorder:
             self.bind(site, variable, axis, self.produced[key], PRODUCE, part)
         return self.produced[key]
 
-    def constants(self, size: int) -> np.ndarray:
+    def constants(self, site: CallSite, size: int) -> np.ndarray:
+        if id(site.operation) in self.program.opened.settled:
+            return np.zeros(size, np.int64)
         return self.notes.table.create(size)
 
     def bind(self, site: CallSite, variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:

@@ -29,10 +29,7 @@ def least_width(
     group: ChannelGroup, min_channels: int | Mapping[str, int], multiple_of: int | Mapping[str, int]
 ) -> int:
     """Returns the least allowed width of a group: `min_channels` rounded up to `multiple_of`, at most its own width."""
-    least, multiple = (
-        max(width_option(min_channels, group.name), len(group.parts)),
-        width_option(multiple_of, group.name),
-    )
+    least, multiple = width_option(min_channels, group.name), width_option(multiple_of, group.name)
     return min(group.num_channels, -(-least // multiple) * multiple)
 
 
@@ -44,12 +41,10 @@ def width_option(option: int | Mapping[str, int], name: str) -> int:
 def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
     """Returns channel numbers in the order of removal: lowest score first, ties by number.
 
-    The best channel of every part that must not become empty is left out. So are channels with score -inf, which are
-    removed already.
+    Channels with score -inf, which are removed already, are left out.
     """
-    protected = [part[np.argmax(scores[part])] for part in group.parts]
     order = np.argsort(scores, kind="stable")
-    return order[~np.isin(order, protected) & (scores[order] > -np.inf)]
+    return order[scores[order] > -np.inf]
 
 
 def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.ndarray:

@@ -137,15 +137,16 @@ class Statistics:
     def features(self) -> Mapping[str, np.ndarray]:
         """{group: float array (samples, ..., num_channels)}: values of the channels, with the axes of their tensor.
 
-        The values come from the last tensor with the most positions, among those that hold the channels of one group and
-        nothing else: after activation and sums, before pooling and flattening. If the tensor holds a channel several times,
-        these count as more samples. Fewer samples are used if all groups together would take more than 512 MB.
+        The values come from the last tensor with the most positions, among those that hold all channels of the group: after
+        activation and sums, before pooling and flattening. Tensors that hold nothing else come first. If the tensor holds
+        a channel several times, these count as more samples. Fewer samples are used if all groups together would take more
+        than 512 MB.
 
         Raises:
-            InvalidArgumentError: (when a group is looked up) no tensor holds all channels of the group alone.
+            InvalidArgumentError: (when a group is looked up) no tensor holds all channels of the group, equally often.
         """
         places = self._feature_places()
-        tensors = {index for index, _, _ in places.values()}
+        tensors = {place.tensor for place in places.values()}
         x, _, _ = self.samples
         parts: dict[int, list[np.ndarray]] = {index: [] for index in tensors}
         size = 0
@@ -159,7 +160,7 @@ class Statistics:
             if size >= _FEATURE_BYTES:
                 break
         arrays = {index: np.concatenate(found) for index, found in parts.items()}
-        return _Features({n: _by_channel(arrays[i], axis, order) for n, (i, axis, order) in places.items()})
+        return _Features({name: _by_channel(arrays[place.tensor], place) for name, place in places.items()})
 
     @cached_property
     def contributions(self) -> Mapping[str, np.ndarray]:
@@ -205,20 +206,19 @@ class Statistics:
     def _trace(self) -> Trace:
         return program_of(self.model).trace
 
-    def _feature_places(self) -> dict[str, tuple[int, int, np.ndarray]]:
-        """Finds for each group (index of the tensor, axis, channel numbers along it)."""
-        best: dict[str, tuple[float, int, int, np.ndarray]] = {}
-        for width in self.graph.widths:
-            if width.owner != "tensor" or len(width.extent.pieces) != 1:
-                continue
-            name, channels = width.extent.pieces[0]
-            counts = np.bincount(channels, minlength=self.graph[name].num_channels)
-            if len(channels) != width.extent.size or counts.min() == 0 or counts.min() != counts.max():
-                continue
-            positions = _positions(self._trace.tensors[width.index].shape, width.path[0])
-            if name not in best or (positions, width.index) >= best[name][:2]:
-                best[name] = positions, width.index, width.path[0], channels
-        return {name: found[1:] for name, found in best.items()}
+    def _feature_places(self) -> dict[str, "_Place"]:
+        """Finds for each group where its features are."""
+        best: dict[str, tuple[tuple, _Place]] = {}
+        for width in (w for w in self.graph.widths if w.owner == "tensor"):
+            for (name, channels), along in zip(width.extent.pieces, width.positions, strict=True):
+                counts = np.bincount(channels, minlength=self.graph[name].num_channels)
+                if counts.min() == 0 or counts.min() != counts.max():
+                    continue
+                positions = _positions(self._trace.tensors[width.index].shape, width.path[0])
+                rank = len(channels) == width.extent.size, positions, width.index
+                if name not in best or rank >= best[name][0]:
+                    best[name] = rank, _Place(width.index, width.path[0], along, channels)
+        return {name: place for name, (_, place) in best.items()}
 
     @cached_property
     def _unweighted(self) -> tuple[Any, Any, Any]:
@@ -264,11 +264,21 @@ class Statistics:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where the channels of a group lie: the number of a tensor, an axis, positions along it, and their channels."""
+
+    tensor: int
+    axis: int
+    positions: np.ndarray
+    channels: np.ndarray
+
+
 class _Features(dict):
     def __missing__(self, name: str) -> np.ndarray:
         raise InvalidArgumentError(
-            f"no tensor of the model holds all channels of group {name!r} and nothing else, so their features cannot be "
-            "separated; use a criterion that needs weights or gradients, such as 'l1' or 'taylor', or freeze the layer"
+            f"no tensor of the model holds all channels of group {name!r}, equally often, so their features cannot be "
+            "compared; use a criterion that needs weights or gradients, such as 'l1' or 'taylor', or freeze the layer"
         )
 
 
@@ -319,10 +329,10 @@ def _positions(shape: tuple, axis: int) -> float:
     return math.prod(math.inf if d is None else d for a, d in enumerate(shape) if a not in (0, axis))
 
 
-def _by_channel(value: np.ndarray, axis: int, channels: np.ndarray) -> np.ndarray:
-    """Sorts channels along the last axis; moves copies of a channel to the first axis."""
-    order = np.argsort(channels, kind="stable")
-    value = np.moveaxis(value, axis, -1)[..., order]
-    copies = len(channels) // len(np.unique(channels))
+def _by_channel(value: np.ndarray, place: _Place) -> np.ndarray:
+    """Takes the channels, sorted, along the last axis; moves copies of a channel to the first axis."""
+    order = np.argsort(place.channels, kind="stable")
+    value = np.moveaxis(value, place.axis, -1)[..., place.positions[order]]
+    copies = len(order) // len(np.unique(place.channels))
     value = value.reshape(*value.shape[:-1], -1, copies)
     return np.moveaxis(value, -1, 0).reshape(-1, *value.shape[1:-1])

@@ -73,16 +73,21 @@ class Decorrelation:
             marked: {group: boolean array, one for each channel that it still has}, True for the marked ones.
             weight, start, steps: see the attributes.
         """
-        now, places = narrowed(graph, left), []
+        now, places = narrowed(graph, left), {}
         for group in now:
-            mask = marked[group.name]
             for s in group.slices:
                 filters = s.role == PRODUCE and s.part == "kernel"
-                if mask.any() and (filters or (s.role == FOLLOW and s.part in ("depthwise", "scale", "offset"))):
-                    along = np.zeros(now.weights[s.weight].shape[s.axis].size, bool)
-                    along[s.positions] = mask[s.channels]
-                    places.append(Penalized(s.weight, s.axis, tuple(along.tolist()), filters))
-        return cls(tuple(places), weight, start, steps)
+                if filters or (s.role == FOLLOW and s.part in ("depthwise", "scale", "offset")):
+                    none = np.zeros(now.weights[s.weight].shape[s.axis].size, bool)
+                    along = places.setdefault((s.weight, s.axis, filters), none)  # an axis can hold several groups
+                    along[s.positions] = marked[group.name][s.channels]
+        found = ((*place, along) for place, along in places.items() if along.any())
+        return cls(
+            tuple(Penalized(number, axis, tuple(along.tolist()), filters) for number, axis, filters, along in found),
+            weight,
+            start,
+            steps,
+        )
 
     def __call__(self, loss: Any, batch: Batch) -> Any:
         ops, weights, penalty = batch.ops, batch.model.weights, 0.0

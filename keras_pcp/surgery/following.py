@@ -58,12 +58,7 @@ def widths_in_place(traced: Trace, program: Program, graph: ChannelGraph) -> Cha
 
 def half_of(graph: ChannelGraph) -> Selection:
     """Returns a selection of about half of the channels of every group."""
-    keep = {}
-    for group in graph:
-        keep[group.name] = np.arange(group.num_channels) % 2 == 0
-        for part in group.parts:
-            keep[group.name][part[:1]] = True
-    return Selection(keep)
+    return Selection({group.name: np.arange(group.num_channels) % 2 == 0 for group in graph})
 
 
 def check_blocks_follow(program: Program, graph: ChannelGraph, selection: Selection) -> None:

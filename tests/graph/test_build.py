@@ -11,6 +11,7 @@ import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
 from keras_pcp.graph.build import check_fits
 from keras_pcp.graph.channels import CONSUME, FOLLOW
+from keras_pcp.graph.labels import Labels
 from keras_pcp.graph.narrowing import narrowed
 
 
@@ -105,13 +106,15 @@ def test_a_padded_channel_goes_with_those_that_it_is_added_to(pads):
     y = L.Add()([wide, L.Conv2D(4 + sum(pads), 3, padding="same", name="wide")(x)])
     model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
     graph = keras_pcp.build_graph(model)
-    (group,) = graph
-    assert group.num_channels == 4 + sum(pads)
-    keep = np.ones(group.num_channels, bool)
-    wide_kernel = next(s for s in group.slices_of("produce", "kernel") if s.layer == "wide")
-    first = wide_kernel.channels[np.argsort(wide_kernel.positions)]  # in the order of the padded tensor
-    keep[first[[0, -1]]] = False
-    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection({group.name: keep}))
+    assert {g.name: (g.num_channels, g.producers) for g in graph} == {
+        "narrow": (4, ("narrow", "wide")),
+        "wide": (sum(pads), ("wide",)),
+    }
+    keep = {g.name: np.ones(g.num_channels, bool) for g in graph}
+    for group in graph:
+        kernel = next(s for s in group.slices_of("produce", "kernel") if s.layer == "wide")
+        keep[group.name][kernel.channels[np.isin(kernel.positions, (0, 3 + sum(pads)))]] = False  # first and last
+    small = keras_pcp.prune_model(model, graph, keras_pcp.Selection(keep))
     pad = next(op for op in small.operations if type(op).__name__ == "Pad")
     assert tuple(pad.pad_width[-1]) == tuple(max(0, amount - 1) for amount in pads)
     assert small.get_layer("wide").filters == 2 + sum(pads)
@@ -226,6 +229,26 @@ def test_a_registered_rule_is_used():
     assert widths(after_conv(Doubled())) == {"conv": 6}
     with pytest.raises(keras_pcp.errors.InvalidArgumentError, match="classes of Keras layers"):
         keras_pcp.register_rule("Doubled")(lambda site: None)
+
+
+def test_channels_that_have_an_axis_alone_are_a_group():
+    """A rule can pass on some channels. Whatever is pruned, the axis must not become empty."""
+
+    class FirstThree(L.Layer):
+        def call(self, x):
+            return x[..., :3]
+
+    @keras_pcp.register_rule(FirstThree)
+    def first_three(site):
+        return Labels(site.inputs[0].axis, site.inputs[0].ids[:3])
+
+    i = keras.Input((6, 6, 3))
+    x = L.Conv2D(8, 1, name="conv")(i)
+    model = keras.Model(i, L.Dense(2)(L.Concatenate()([L.Flatten()(L.Conv2D(2, 1)(y)) for y in (x, FirstThree()(x))])))
+    assert {g.name: g.num_channels for g in keras_pcp.build_graph(model) if g.producers == ("conv",)} == {
+        "conv": 3,
+        "conv#2": 5,
+    }
 
 
 def test_a_rule_that_names_the_wrong_number_of_channels_is_refused():

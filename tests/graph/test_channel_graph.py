@@ -87,12 +87,15 @@ def test_the_least_reachable_cost_is_that_of_the_model_pruned_so_far(name):
     assert found.least.params < found.full.params
 
 
-def test_a_group_made_of_two_concatenated_layers_keeps_a_channel_of_each():
+def test_a_layer_that_two_concatenated_layers_are_added_to_has_a_group_with_each():
     i = keras.Input((4, 4, 2))
     joined = L.Concatenate()([L.Conv2D(4, 1, name="a")(i), L.Conv2D(6, 1, name="b")(i)])
     x = L.Add()([joined, L.Conv2D(10, 1, name="whole")(i)])
     found = inspected(keras.Model(i, L.Conv2D(3, 1)(x)))
-    assert [(g.num_channels, g.least_channels, g.producers) for g in found.groups] == [(10, 2, ("a", "b", "whole"))]
+    assert [(g.name, g.num_channels, g.producers) for g in found.groups] == [
+        ("a", 4, ("a", "whole")),
+        ("b", 6, ("b", "whole")),
+    ]
     assert found.least.macs == 16 * (2 * 1 + 2 * 1 + 2 * 2 + 2 * 3)
     assert found.prunable_channels == 4 + 6 + 10
 

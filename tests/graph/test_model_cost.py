@@ -33,6 +33,16 @@ def test_known_models_have_their_published_macs():
     assert keras_pcp.count_cost(mobile).macs == pytest.approx(0.30e9, rel=0.01)
 
 
+def test_a_padded_shortcut_in_a_model_of_any_size_is_counted_at_the_size_of_the_call():
+    any_size = keras.Input((None, None, 3))
+    x = L.Conv2D(4, 1, use_bias=False)(any_size)
+    wide = keras.ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2)))
+    inner = keras.Model(any_size, L.Add()([wide, L.Conv2D(6, 1, use_bias=False)(x)]))
+    i = keras.Input((8, 8, 3))
+    model = keras.Model(i, L.GlobalAveragePooling2D()(inner(i)))
+    assert keras_pcp.count_cost(model).macs == 64 * (3 * 4 + 4 * 6)
+
+
 def test_bytes_follow_the_dtype():
     i = keras.Input((4,))
     half = keras.Model(i, L.Dense(3, dtype="float16")(i))

@@ -63,6 +63,23 @@ def test_what_is_marked_is_found_in_the_model_as_it_is_now():
     assert penalty(term, small) > 0.5 * np.sum(rows[:, :2] ** 2)
 
 
+def test_pairs_of_filters_of_two_groups_are_counted_once():
+    keras.utils.set_random_seed(0)
+    i = keras.Input((4, 4, 2))
+    a, b = (keras.layers.Conv2D(3, 1, name=name, use_bias=False)(i) for name in "ab")
+    whole = keras.layers.Conv2D(6, 1, name="whole", use_bias=False)
+    y = keras.layers.Add()([keras.layers.Concatenate()([a, b]), whole(i)])
+    model = keras.Model(i, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(y)))
+    marked = {"a": np.arange(3) < 1, "b": np.arange(3) < 2}
+    expected = 0.0
+    for name, gone in (("a", marked["a"]), ("b", marked["b"]), ("whole", np.concatenate(list(marked.values())))):
+        rows = model.get_layer(name).kernel.numpy().reshape(2, -1).T.astype(float)
+        unit = rows / np.sqrt(np.square(rows).sum() / len(rows))
+        either = gone[:, None] | gone
+        expected += np.square(unit @ unit.T)[either].sum() / len(rows) + 0.5 * np.square(rows[gone]).sum()
+    assert penalty(term_of(model, marked, weight=1.0), model) == pytest.approx(expected, rel=1e-5)
+
+
 def test_marked_filters_shrink_and_turn_away_and_the_others_stay():
     model = network()
     term = term_of(model, weight=1.0, start=0, steps=1)

@@ -79,9 +79,6 @@ class Regrowing(Strategy):
         if seen.moment == seen.moments - 1:
             return state, Action(just_enough(problem, seen.scores(), scope="local"))
         even = {g.name: np.arange(g.num_channels) % 2 == state.times % 2 for g in problem.graph}
-        for group in problem.graph:
-            for part in group.parts:
-                even[group.name][part] = True
         keep = Selection(even)
         return Counted(keep, state.times + 1), Action(keep, how="hold")
 

@@ -63,6 +63,14 @@ class Storing(L.Layer):
         return ops.reshape(x, (-1, x.shape[1] * x.shape[2], self.channels))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Shortcut(L.Layer):
+    """A shortcut with more channels, as in the first residual networks."""
+
+    def call(self, x):
+        return ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)))
+
+
 def rich_model():
     keras.utils.set_random_seed(0)
     i = keras.Input((4, 4, 3))
@@ -118,6 +126,24 @@ def test_a_fit_shrinks_such_a_model_and_its_file_is_loaded(tmp_path):
     assert_close(outputs_of(loaded, X), outputs_of(model, X), 0)
     with pytest.raises(UnsupportedModelError, match="refit_data"):
         run_of(model, (X, y), refit_data=X, max_params=0.9)
+
+
+def test_zeros_that_such_a_layer_adds_stay_until_it_is_opened():
+    keras.utils.set_random_seed(0)
+    i = keras.Input((4, 4, 3))
+    x = L.Conv2D(4, 1, name="first")(i)
+    y = L.Add()([Shortcut()(x), L.Conv2D(8, 3, strides=2, padding="same", name="wide")(x)])
+    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
+    graph = keras_pcp.build_graph(model)
+    assert {group.name: group.num_channels for group in graph} == {"first": 4}
+    assert [(f.layer, f.num_channels) for f in graph.frozen] == [("wide", 4), ("dense", 2)]
+    selection = keras_pcp.Selection({"first": np.arange(4) % 2 == 0})
+    with keras_pcp.masked(model, graph, selection):
+        expected = outputs_of(model, X)
+    keras_pcp.shrink(model, graph, selection)
+    assert_close(outputs_of(model, X), expected)
+    plain = keras_pcp.inline_blocks(model)
+    assert {group.name: group.num_channels for group in keras_pcp.build_graph(plain)} == {"first": 2, "wide": 4}
 
 
 def test_a_layer_that_stores_a_width_is_refused_with_the_reason_and_nothing_changes():

@@ -31,8 +31,8 @@ class Recorder(Protocol):
     def produce(self, site: "CallSite", weights: Sequence[tuple[Any, int, str]], repeat: int) -> np.ndarray:
         """Makes a new label for every position of an axis of some weights."""
 
-    def constants(self, size: int) -> np.ndarray:
-        """Makes new labels for positions that hold constants."""
+    def constants(self, site: "CallSite", size: int) -> np.ndarray:
+        """Makes labels for positions that hold constants."""
 
     def bind(self, site: "CallSite", variable: Any, axis: int, ids: np.ndarray, role: str, part: str) -> None:
         """Says which labels the positions of a weight's axis belong to."""
@@ -98,8 +98,11 @@ class CallSite:
         return Labels(len(self.output_shapes[0]) - 1, ids)
 
     def constants(self, size: int) -> np.ndarray:
-        """Returns labels of positions that hold constants. Such a channel goes with those that it is tied with, or stays."""
-        return self.recorder.constants(size)
+        """Returns labels of positions that hold constants, as many as a setting of the operation says.
+
+        Such a channel goes with those that it is tied with, or stays.
+        """
+        return self.recorder.constants(self, size)
 
     def follow(self, variable: Any, axis: int, ids: np.ndarray | None, part: str) -> None:
         """Says that position i along `axis` belongs to channel `ids[i]` and affects only that channel."""
