@@ -133,10 +133,10 @@ def test_zeros_that_such_a_layer_adds_stay_until_it_is_opened():
     i = keras.Input((4, 4, 3))
     x = L.Conv2D(4, 1, name="first")(i)
     y = L.Add()([Shortcut()(x), L.Conv2D(8, 3, strides=2, padding="same", name="wide")(x)])
-    model = keras.Model(i, L.Dense(2)(L.GlobalAveragePooling2D()(y)))
+    model = keras.Model(i, L.Dense(2, name="head")(L.GlobalAveragePooling2D()(y)))
     graph = keras_pcp.build_graph(model)
     assert {group.name: group.num_channels for group in graph} == {"first": 4}
-    assert [(f.layer, f.num_channels) for f in graph.frozen] == [("wide", 4), ("dense", 2)]
+    assert [(f.layer, f.num_channels) for f in graph.frozen] == [("wide", 4), ("head", 2)]
     selection = keras_pcp.Selection({"first": np.arange(4) % 2 == 0})
     with keras_pcp.masked(model, graph, selection):
         expected = outputs_of(model, X)
