@@ -414,11 +414,11 @@ def raw_operations():
 def zero_padded_shortcuts():
     """The shortcuts of the first residual networks (zeros on both sides), and of pyramid networks (zeros at the end)."""
     i = keras.Input((8, 8, 3))
-    x = conv_bn(i, 4)
-    for channels, pads in ((8, (2, 2)), (11, (0, 3))):
-        y = L.BatchNormalization()(L.Conv2D(channels, 3, padding="same")(conv_bn(x, 6, strides=2)))
-        x = L.ReLU()(L.Add()([ops.pad(x[:, ::2, ::2, :], ((0, 0), (0, 0), (0, 0), pads)), y]))
-    return classify(x, i)
+    first = conv_bn(i, 4)
+    y = L.BatchNormalization()(L.Conv2D(8, 3, padding="same")(conv_bn(first, 6, strides=2)))
+    second = L.ReLU()(L.Add()([ops.pad(first[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2))), y]))
+    y = L.BatchNormalization()(L.Conv2D(11, 3, padding="same")(conv_bn(second, 6, strides=2)))
+    return classify(L.ReLU()(L.Add()([ops.pad(second, ((0, 0), (0, 0), (0, 0), (0, 3)))[:, ::2, ::2], y])), i)
 
 
 @zoo

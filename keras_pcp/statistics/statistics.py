@@ -137,10 +137,10 @@ class Statistics:
     def features(self) -> Mapping[str, np.ndarray]:
         """{group: float array (samples, ..., num_channels)}: values of the channels, with the axes of their tensor.
 
-        The values come from the last tensor with the most positions, among those that hold all channels of the group: after
-        activation and sums, before pooling and flattening. Tensors that hold nothing else come first. If the tensor holds
-        a channel several times, these count as more samples. Fewer samples are used if all groups together would take more
-        than 512 MB.
+        The values come from the last tensor with the most positions, among those that hold all channels of the group, after
+        as many of its makers as possible, and nothing else, if possible: after activation and sums, before pooling and
+        flattening. If the tensor holds a channel several times, these count as more samples. Fewer samples are used if all
+        groups together would take more than 512 MB.
 
         Raises:
             InvalidArgumentError: (when a group is looked up) no tensor holds all channels of the group, equally often.
@@ -208,17 +208,34 @@ class Statistics:
 
     def _feature_places(self) -> dict[str, "_Place"]:
         """Finds for each group where its features are."""
-        best: dict[str, tuple[tuple, _Place]] = {}
+        makers, best = self._makers_before(), {}
         for width in (w for w in self.graph.widths if w.owner == "tensor"):
             for (name, channels), along in zip(width.extent.pieces, width.positions, strict=True):
                 counts = np.bincount(channels, minlength=self.graph[name].num_channels)
-                if counts.min() == 0 or counts.min() != counts.max():
+                count = len(makers.get((width.index, name), ()))
+                if count == 0 or counts.min() == 0 or counts.min() != counts.max():
                     continue
                 positions = _positions(self._trace.tensors[width.index].shape, width.path[0])
-                rank = len(channels) == width.extent.size, positions, width.index
+                rank = count, len(channels) == width.extent.size, positions, width.index
                 if name not in best or rank >= best[name][0]:
                     best[name] = rank, _Place(width.index, width.path[0], along, channels)
         return {name: place for name, (_, place) in best.items()}
+
+    def _makers_before(self) -> dict[tuple[int, str], set[int]]:
+        """Returns {(tensor, group it holds channels of): makers that the values come from}.
+
+        There are none where the channels have only been added by padding.
+        """
+        groups = {w.index: [name for name, _ in w.extent.pieces] for w in self.graph.widths if w.owner == "tensor"}
+        kernels = {g.name: {id(self.model.weights[s.weight]) for s in g.slices_of(PRODUCE)} for g in self.graph}
+        found: dict[tuple[int, str], set[int]] = {}
+        for call in self._trace.calls:
+            own = {id(w) for w in getattr(call.operation, "weights", ())}
+            for tensor in call.outputs:
+                for name in groups.get(tensor, ()):
+                    before = [found.get((i, name), set()) for i in call.inputs]
+                    found[tensor, name] = set().union(own & kernels[name], *before)
+        return found
 
     @cached_property
     def _unweighted(self) -> tuple[Any, Any, Any]:

@@ -75,8 +75,8 @@ class Progressive(Strategy):
         max_drop: for `"threshold"`: largest sum of the drops of a round, in units of `monitor`. At least one group is
             pruned.
         min_channels: channels that every group keeps at least; or {group name: channels}.
-        multiple_of: channels are removed in multiples of this number where possible (8 or 16 suits many CPUs), so
-            widths that are multiples stay multiples; or {group name: multiple}.
+        multiple_of: channels of a group are removed in multiples of this number where possible (8 or 16 suits many CPUs),
+            so widths that are multiples stay multiples; or {group name: multiple}.
         attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"` to stop
             measuring an attempt as soon as it is clear whether it is one of the best. A metric that is not a mean over
             samples (AUC, IoU ...) is measured exactly in both modes.

@@ -79,12 +79,15 @@ class Gating:
         """Returns the place of every channel in the order of its group; those that go last have 0."""
         found = []
         for group in graph:
-            order = removal_order(group, scores[group.name])
-            protected = np.setdiff1d(np.arange(group.num_channels), order)
             rank = np.empty(group.num_channels, "int32")
-            rank[[*protected, *order[::-1]]] = np.arange(group.num_channels)
+            rank[removal_order(group, scores[group.name])[::-1]] = np.arange(group.num_channels)
             found.append(rank)
         return np.concatenate(found) if found else np.zeros(0, "int32")
+
+    def are_ranks(self, ranks: np.ndarray) -> bool:
+        """Whether each channel has a place in its group."""
+        each = zip(self.starts, self.sizes, strict=True)
+        return all(np.array_equal(np.sort(ranks[start : start + size]), np.arange(size)) for start, size in each)
 
     def selection(self, widths: np.ndarray, ranks: np.ndarray) -> Selection:
         """Returns the selection that keeps the first channels of each group."""

@@ -48,7 +48,6 @@ from keras_pcp.graph.grouping import grouped, places_in_tensors
 from keras_pcp.graph.program import program_of
 from keras_pcp.graph.segments import Segment
 from keras_pcp.graph.trace import Trace, arrange_inputs
-from keras_pcp.graph.widths import least_width
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.supernet.gating import Axis, Gating
 from keras_pcp.supernet.search import search
@@ -322,6 +321,19 @@ class StagewiseSupernet(keras.Model):
         serialized = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
         return {name: getattr(self, name) for name in _SAVED} | serialized
 
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the order of the channels, among others.
+
+        Raises:
+            InvalidArgumentError: the file was written for other groups of channels.
+        """
+        super().load_own_variables(store)
+        if not self.plan.gating.are_ranks(internals.array_of(self.ranks)):
+            raise InvalidArgumentError(
+                f"the file of super-net {self.name!r} was written by a version of keras_pcp that finds other groups of "
+                "channels in this network; train the super-net again"
+            )
+
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "StagewiseSupernet":
         """Inverse of `get_config`."""
@@ -337,8 +349,7 @@ def _ratios(given: Any) -> list[float]:
 
 
 def _levels(group: Any, ratios: Sequence[float]) -> list[int]:
-    least = least_width(group, 1, 1)
-    return [max(least, round(group.num_channels * ratio)) for ratio in ratios]
+    return [max(1, round(group.num_channels * ratio)) for ratio in ratios]
 
 
 def _default_loss(compiled: Any) -> Any:

@@ -38,6 +38,7 @@ def networks() -> Iterator[tuple[str, keras.Model]]:
         "a concatenation with two outputs": _concatenation,
         "a depthwise convolution": _depthwise,
         "a dense layer behind a flatten": _flatten,
+        "a shortcut padded with zeros": _padded,
     }
     for what, network in networks.items():
         model = network(keras.Input((6, 6, 2)))
@@ -84,6 +85,12 @@ def _depthwise(i: Any) -> keras.Model:
 def _flatten(i: Any) -> keras.Model:
     x = L.Flatten()(L.MaxPooling2D()(_block(i, 4)))
     return keras.Model(i, L.Dense(3)(L.ReLU()(L.BatchNormalization()(L.Dense(5)(x)))))
+
+
+def _padded(i: Any) -> keras.Model:
+    x = _block(i, 3)
+    wide = keras.ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 2)))
+    return _classify(i, L.ReLU()(L.Add()([wide, _block(x, 6, activation="linear")])))
 
 
 def _classify(i: Any, x: Any) -> keras.Model:

@@ -100,9 +100,7 @@ def test_features_are_taken_behind_the_activation_and_before_pooling():
         ("repetition", 0),
         ("stacked", 0),
         ("mixer", 0),
-        ("zero_padded_shortcuts", 0),
-        ("zero_padded_shortcuts", 2),  # 4 of the 8 channels of a sum
-        ("zero_padded_shortcuts", 4),  # 3 of 11
+        ("zero_padded_shortcuts", 4),  # 3 of the 11 channels of a sum
     ],
 )
 def test_features_of_a_model_are_those_that_pruning_takes_away(name, number):
@@ -122,6 +120,18 @@ def test_features_of_a_model_are_those_that_pruning_takes_away(name, number):
     others = np.arange(group.num_channels) != c
     assert not np.allclose(changed[..., c], whole[..., c])
     np.testing.assert_allclose(changed[..., others], whole[..., others], rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_taken_behind_the_sum_even_if_a_group_is_alone_before():
+    i = keras.Input((3,))
+    joined = L.Concatenate()([L.Dense(2, name="a")(i), L.Dense(4, name="b")(i)])
+    whole = L.Add()([joined, L.Dense(6, name="whole")(i)])
+    model = keras.Model(i, L.Dense(1)(whole))
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    found = Statistics(model, keras_pcp.build_graph(model), (x, np.zeros(5))).features
+    np.testing.assert_allclose(
+        np.concatenate([found["a"], found["b"]], axis=-1), keras.Model(i, whole)(x), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_features_find_the_inputs_of_a_model_by_name():
