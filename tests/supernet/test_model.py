@@ -266,6 +266,15 @@ def test_saved_and_loaded_it_goes_on_alike(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_with_an_order_of_other_groups_is_refused(tmp_path):
+    supernet = keras_pcp.StagewiseSupernet(staged(), 3)
+    ranks = keras.ops.convert_to_numpy(supernet.ranks)
+    supernet.ranks.assign(ranks[::-1] + np.arange(len(ranks)) // 2)
+    supernet.save(tmp_path / "supernet.keras")
+    with pytest.raises(InvalidArgumentError, match="finds other groups of channels in this network; train"):
+        keras.models.load_model(tmp_path / "supernet.keras")
+
+
 @pytest.mark.slow
 def test_another_process_needs_only_to_import_the_package(tmp_path):
     keras_pcp.StagewiseSupernet(staged(), 3).save(tmp_path / "supernet.keras")
