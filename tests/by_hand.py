@@ -14,8 +14,8 @@ from keras_pcp.strategies.rounds import Evaluation
 L = keras.layers
 
 
-def group(name, n, parts=()):
-    return ChannelGroup(name, n, (), parts=parts)
+def group(name, n):
+    return ChannelGroup(name, n, ())
 
 
 def graph_of(*groups, factors=None):

@@ -20,7 +20,7 @@ CONTROLS = {
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_controls_reach_the_limit(name):
-    graph = graph_of(group("a", 20), group("b", 12, parts=(np.array([0, 1]),)), group("c", 8))
+    graph = graph_of(group("a", 20), group("b", 12), group("c", 8))
     strategy, bounds = CONTROLS[name], {"macs": 20.0}
     oracle, state = Oracle(graph, {"a": 0.01, "b": 0.02, "c": 0.03}), None
     for _ in range(strategy.rounds(Problem.of(graph, Limits(max_macs=20)))):

@@ -167,7 +167,7 @@ def test_the_last_round_removes_no_more_than_the_limit_asks_for():
 
 
 def test_rounds_reach_the_limit_and_never_empty_a_group():
-    graph = graph_of(group("a", 6), group("b", 6, parts=(np.array([0, 1]),)))
+    graph = graph_of(group("a", 6), group("b", 6))
     strategy, bounds = Progressive(groups_per_round=1), {"macs": 3.0}
     oracle = Oracle(graph, {"a": 0.0, "b": 0.1})
     state = None
@@ -178,4 +178,4 @@ def test_rounds_reach_the_limit_and_never_empty_a_group():
     kept = state.selection.keep
     assert keras_pcp.count_cost(graph, state.selection).macs == 3
     assert kept["a"].sum() >= 1
-    assert kept["b"][:2].any()
+    assert kept["b"].sum() >= 1
