@@ -40,10 +40,15 @@ class Steps(keras.callbacks.Callback):
 
 
 def pruned(path, widths):
-    """Returns the network with these widths, which keeps the first channels, and its share of the MACs."""
+    """Returns the network with these widths, which keeps the first channels, and its share of the MACs.
+
+    The widths are those of the groups that the stem and the first convolutions of the blocks make. Channels that a later
+    stage adds to its shortcuts stay.
+    """
     model = keras.models.load_model(path, compile=False)
     graph = keras_pcp.build_graph(model)
-    keep = {g.name: np.arange(g.num_channels) < width for g, width in zip(graph, widths, strict=True)}
+    named = [group for group in graph if group.name.endswith("conv1")]
+    keep = {group.name: np.arange(group.num_channels) < width for group, width in zip(named, widths, strict=True)}
     small = keras_pcp.prune_model(model, graph, keras_pcp.Selection(keep))
     return small, keras_pcp.count_cost(small).macs / keras_pcp.count_cost(model).macs
 
