@@ -53,19 +53,20 @@ class Estimates:
         self._variances = np.concatenate([self._variances, features.variances() - (new**2).sum(0)])
 
     def score(self, place: int, error: float) -> None:
-        """Takes the error of an option. An infinite one counts as twice the largest that is not."""
+        """Takes the error of an option. An infinite one counts as twice as far above the least as the largest finite one."""
         self.known[place] = error
 
     def errors(self, optimism: float = 0.0) -> np.ndarray:
         """Returns estimates for all options, (options,), less this number of standard deviations."""
         errors = np.array(list(self.known.values()))
-        finite = errors[np.isfinite(errors)]
-        if not len(finite):
+        finite = np.isfinite(errors)
+        if not finite.any():
             return np.zeros(len(self._variances))
         for place in list(self.known)[len(self._places) :]:
             self._learn(place)
-        least = min(finite.min(), 0.0)  # some losses are negative
-        above = np.where(np.isfinite(errors), errors, 2 * finite.max()) - least
+        least = min(errors[finite].min(), 0.0)  # some losses are negative
+        above = errors - least
+        above[~finite] = 2 * above[finite].max() or 1.0
         floor = FLOOR * (np.median(above[above > 0]) if (above > 0).any() else 1.0)
         target = np.log(above + floor)
         mean, spread = target.mean(), target.std() or 1.0
