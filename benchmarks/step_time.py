@@ -3,8 +3,8 @@
     python benchmarks/step_time.py --model resnet20_cifar10.keras --out benchmarks/results/step_time.jsonl
 
 Nothing else should run on the machine. All of them train on the same random images, in turn, for some rounds; a row gives
-the median step of all rounds, in seconds and in units of the unpruned network's. Widths are given for the groups in the
-order of the graph; the default ones are for ResNet-20 with zero-padded shortcuts.
+the median step of all rounds, in seconds and in units of the unpruned network's. Widths are those of the groups whose names
+end in "conv1", in the order of the graph, for ResNet-20 with zero-padded shortcuts.
 """
 
 import argparse

@@ -127,8 +127,8 @@ def _group_labels(notes: Notes, classes: Classes) -> tuple[np.ndarray, np.ndarra
     """Returns group and channel number of every label (-1 if it has no group), and names and sizes of the groups.
 
     The channels of a group have the same makers. So channels that some layers make alone, and others only with more (as in
-    zero-padded shortcuts), are a group of their own. And they lie on the same axes, of those without fixed positions. So one
-    channel of each group is enough for no axis to become empty.
+    zero-padded shortcuts), are a group of their own. They also lie on the same axes; axes with fixed positions do not count,
+    because they cannot become empty. So it is enough that one channel of each group stays.
     """
     made = [np.unique(classes.root[ids[~classes.frozen[ids]]]) for _, ids in notes.sites]
     axes = [x.ids for x in notes.labels.values() if x is not None and not classes.frozen[x.ids].any()]

@@ -21,7 +21,7 @@ def smallest(
     keep = {}
     for group in graph:
         removed = group.num_channels - least_width(group, min_channels, multiple_of)
-        keep[group.name] = lowest_removed(group, np.zeros(group.num_channels), removed)
+        keep[group.name] = lowest_removed(np.zeros(group.num_channels), removed)
     return Selection(keep)
 
 
@@ -38,7 +38,7 @@ def width_option(option: int | Mapping[str, int], name: str) -> int:
     return int(option.get(name, 1) if isinstance(option, Mapping) else option)
 
 
-def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
+def removal_order(scores: np.ndarray) -> np.ndarray:
     """Returns channel numbers in the order of removal: lowest score first, ties by number.
 
     Channels with score -inf, which are removed already, are left out.
@@ -47,10 +47,10 @@ def removal_order(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
     return order[scores[order] > -np.inf]
 
 
-def lowest_removed(group: ChannelGroup, scores: np.ndarray, count: int) -> np.ndarray:
+def lowest_removed(scores: np.ndarray, count: int) -> np.ndarray:
     """Returns a keep mask without the `count` lowest channels: those with score -inf, then by `removal_order`."""
     mask = scores > -np.inf
-    mask[removal_order(group, scores)[: max(0, count - np.count_nonzero(~mask))]] = False
+    mask[removal_order(scores)[: max(0, count - np.count_nonzero(~mask))]] = False
     return mask
 
 

@@ -90,7 +90,7 @@ def _with_widths(
         width = max(group.num_channels - counts[group.name], least_width(group, min_channels, multiple_of))
         multiple = width_option(multiple_of, group.name)
         width = min(group.num_channels, -(-width // multiple) * multiple)
-        keep[group.name] = lowest_removed(group, scores[group.name], group.num_channels - width)
+        keep[group.name] = lowest_removed(scores[group.name], group.num_channels - width)
     return Selection(keep)
 
 

@@ -106,7 +106,7 @@ class LayerByLayer(_Control):
         name = next((n for n in final if seen.kept.keep[n].all()), None)
         if name is None:
             raise stuck(problem, seen.kept)
-        mask = lowest_removed(problem.graph[name], seen.scores()[name], len(final[name]))
+        mask = lowest_removed(seen.scores()[name], len(final[name]))
         return Selection({**seen.kept.keep, name: mask})
 
 

@@ -35,7 +35,7 @@ import numpy as np
 from keras_pcp.criteria.filters import filters
 from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.widths import least_width, lowest_removed, smallest
+from keras_pcp.graph.widths import lowest_removed, smallest
 from keras_pcp.select.problem import Problem
 from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Scores, Strategy
 from keras_pcp.support import checks
@@ -83,7 +83,7 @@ class Chex(Strategy):
         pruned = least_sparsity(problem, ranks)
         widths = widths_of(problem, ranks, pruned)
         scores = seen.scores(partial(leverage, widths))
-        keep = {g.name: lowest_removed(g, scores[g.name], g.num_channels - widths[g.name]) for g in problem.graph}
+        keep = {g.name: lowest_removed(scores[g.name], g.num_channels - widths[g.name]) for g in problem.graph}
         done = (seen.moment + 1) / max(1, seen.moments)
         if done >= 1:
             return state, Action(Selection(keep))
@@ -105,7 +105,7 @@ def widths_of(problem: Problem, ranks: Scores, pruned: int) -> dict[str, int]:
     owner = np.repeat(np.arange(len(ranks)), [len(r) for r in ranks.values()])
     gone = owner[np.argsort(np.concatenate(list(ranks.values())), kind="stable")[: max(0, pruned)]]
     left = {name: len(r) - np.count_nonzero(gone == i) for i, (name, r) in enumerate(ranks.items())}
-    return {g.name: max(left[g.name], least_width(g, 1, 1)) for g in problem.graph}
+    return {g.name: max(left[g.name], 1) for g in problem.graph}
 
 
 def least_sparsity(problem: Problem, ranks: Scores) -> int:
@@ -113,7 +113,7 @@ def least_sparsity(problem: Problem, ranks: Scores) -> int:
 
     def meets(pruned: int) -> bool:
         widths = widths_of(problem, ranks, pruned)
-        keep = {g.name: lowest_removed(g, ranks[g.name], g.num_channels - widths[g.name]) for g in problem.graph}
+        keep = {g.name: lowest_removed(ranks[g.name], g.num_channels - widths[g.name]) for g in problem.graph}
         return problem.holds(Selection(keep))
 
     low, high = 0, sum(map(len, ranks.values()))

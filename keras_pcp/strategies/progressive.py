@@ -166,7 +166,7 @@ class Progressive(Strategy):
             spare = int(present.sum()) - least_width(group, self.min_channels, self.multiple_of)
             if spare < 1:
                 continue
-            ranked = removal_order(group, np.where(present, scores[group.name], -np.inf))
+            ranked = removal_order(np.where(present, scores[group.name], -np.inf))
             unit = min(width_option(self.multiple_of, group.name), spare)
             gain = problem.gain(here, problem.cost(without(kept, group.name, ranked[:unit])))
             if gain > 0:

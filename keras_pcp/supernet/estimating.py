@@ -53,7 +53,7 @@ class Estimates:
         self._variances = np.concatenate([self._variances, features.variances() - (new**2).sum(0)])
 
     def score(self, place: int, error: float) -> None:
-        """Takes the error of an option. An infinite one counts as twice as far above the least as the largest finite one."""
+        """Takes the error of an option. An infinite one counts as one that is larger than all others."""
         self.known[place] = error
 
     def errors(self, optimism: float = 0.0) -> np.ndarray:

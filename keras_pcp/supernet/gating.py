@@ -80,7 +80,7 @@ class Gating:
         found = []
         for group in graph:
             rank = np.empty(group.num_channels, "int32")
-            rank[removal_order(group, scores[group.name])[::-1]] = np.arange(group.num_channels)
+            rank[removal_order(scores[group.name])[::-1]] = np.arange(group.num_channels)
             found.append(rank)
         return np.concatenate(found) if found else np.zeros(0, "int32")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
 OPTIMISM = 0.3  # standard deviations by which estimates may be too high
-MOST_OPTIMISM = 4.0  # no option is scored that would have to be better than that
+MOST_OPTIMISM = 4.0  # the search ends if estimates that are lowered by so many bring nothing new
 RAISE = 1.3  # factor for optimism when nothing is left to score
 POOL = 10_000  # the most options of a stage that are estimated from the beginning; fewer with several limits
 
@@ -109,7 +109,7 @@ class StageTables:
         """Returns the tables of what has been scored."""
         return [_rows(table, ~np.isnan(table.errors)) for table in self.tables]
 
-    def foreseen(self, optimism: float = 0.0) -> list[Table]:
+    def foreseen(self, optimism: float) -> list[Table]:
         """Returns the tables with estimates of what has not been scored, less some standard deviations.
 
         What cannot be scored any more, because its stage has no room, has infinite errors.

@@ -325,8 +325,8 @@ class StagewiseSupernet(keras.Model):
         """Loads the order of the channels, among others.
 
         Raises:
-            InvalidArgumentError: the file was written for other groups of channels. `keras.models.load_model` makes it a
-                ValueError with this text.
+            InvalidArgumentError: the file was written for other groups with as many channels. (With another number, Keras
+                refuses the shape.) `keras.models.load_model` makes it a ValueError with this text.
         """
         super().load_own_variables(store)
         if not self.plan.gating.are_ranks(internals.array_of(self.ranks)):

@@ -113,7 +113,8 @@ def search(
         InvalidArgumentError: an option is out of range, the data does not fit the model, or the checkpoint is damaged or
             belongs to another super-net or other samples.
         FileError: the checkpoint cannot be written.
-        NotFiniteError: the super-net or each of its sub-nets has or gives NaN or infinite values.
+        NotFiniteError: the super-net has or gives NaN or infinite values, or so do all of its sub-nets that hold the limits
+            and were scored.
         LimitError: the limits cannot be reached with the narrowest sub-net.
 
     Example:
@@ -163,10 +164,7 @@ def _dynamic(
     front, scored = tables.refine(bounds), tables.scored()
     best = front.best(bounds)
     if best is None:
-        raise NotFiniteError(
-            "all sub-nets within the limits that were scored have NaN or infinite outputs; train the super-net again with a "
-            "smaller learning rate"
-        )
+        raise _not_finite()
     subnets = []
     for chosen, cost, error in zip(front.options, front.costs.tolist(), front.errors.tolist(), strict=True):
         selection = _selection(supernet, tables.levels(scored, chosen))
@@ -178,6 +176,13 @@ def _selection(supernet: "StagewiseSupernet", levels: np.ndarray) -> Selection:
     """Returns what the sub-net with these levels keeps."""
     widths = supernet.plan.levels[np.arange(len(levels)), levels]
     return supernet.plan.gating.selection(widths, internals.array_of(supernet.ranks))
+
+
+def _not_finite() -> NotFiniteError:
+    return NotFiniteError(
+        "all sub-nets within the limits that were scored have NaN or infinite outputs; train the super-net again with a "
+        "smaller learning rate"
+    )
 
 
 def _seconds(started: float, scoring: float) -> dict[str, float]:
@@ -201,6 +206,8 @@ def _evolution(
 
     sizes = plan.levels.shape[1], len(plan.levels)
     levels, least = evolve(error, allowed, *sizes, evaluations=evaluations, seed=seed)
+    if not np.isfinite(least):
+        raise _not_finite()
     selection = _selection(supernet, levels)
     cost = {name: getattr(problem.cost(selection), name) for name in problem.bounds}
     return [Subnet(selection, cost, least)], 0, _seconds(started, errors.seconds - before)

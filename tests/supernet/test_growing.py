@@ -9,10 +9,13 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern, PairwiseKernel
 
 import keras_pcp
+from keras_pcp.errors import NotFiniteError
 from keras_pcp.graph.cost import cost_of
+from keras_pcp.supernet import growing
 from keras_pcp.supernet.dynamic_programming import pareto_front
 from keras_pcp.supernet.estimating import COMMON, FLOOR, LINEAR, NEAR, NOISE, REACH, STEPS, Estimates
 from keras_pcp.supernet.growing import StageTables
+from keras_pcp.supernet.scoring import StageErrors
 from keras_pcp.supernet.tables import costs
 
 L = keras.layers
@@ -173,7 +176,13 @@ def test_a_stage_can_have_nothing_but_shared_groups():
     x = L.GlobalAveragePooling2D()(L.ReLU()(L.BatchNormalization()(L.Concatenate(name="joined")(branches))))
     supernet = keras_pcp.StagewiseSupernet(keras.Model(inputs, L.Dense(3)(x)), cut_after=["joined"])
     *_, error, levels = best_of(supernet, 150, 0.4 * cost_of(supernet.plan.graph).macs)
-    assert error == Made(supernet).of_all(levels).sum()
+    made, costs_of = Made(supernet), supernet.plan.graph
+    assert error == made.of_all(levels).sum()
+    even = [np.full(len(levels), level) for level in range(supernet.plan.levels.shape[1])]
+    ranks = keras.ops.convert_to_numpy(supernet.ranks)
+    widths = [supernet.plan.levels[np.arange(len(row)), row] for row in even]
+    macs = [cost_of(costs_of, supernet.plan.gating.selection(row, ranks)).macs for row in widths]
+    assert error < min(made.of_all(row).sum() for row, m in zip(even, macs, strict=True) if m <= 0.4 * max(macs))
 
 
 @pytest.mark.parametrize("limited", [["macs"], ["macs", "params"], ["macs", "params", "bytes"]])
@@ -188,6 +197,26 @@ def test_infinite_errors_are_never_chosen(supernet, limited):
     nothing = StageTables(supernet, errors, limited, 40).refine(bounds)
     assert nothing.options.shape == (0, 2)
     assert nothing.best(bounds) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_not_drawn_is_found_next_to_what_was(supernet, monkeypatch, seed):
+    full = cost_of(supernet.plan.graph).macs
+    *_, least, _ = best_of(supernet, 10**6, 0.35 * full)
+    monkeypatch.setattr(growing, "POOL", 10)  # of 256 options
+    *_, found, _ = best_of(supernet, 60, 0.35 * full, seed)
+    monkeypatch.setattr(growing, "neighbours", lambda levels, first: np.empty((0, len(levels)), int))
+    *_, without, _ = best_of(supernet, 60, 0.35 * full, seed)
+    assert least - 1e-9 <= found <= 1.1 * least
+    assert found < without
+
+
+@pytest.mark.parametrize("method", ["dynamic", "evolution"])
+def test_a_search_that_finds_only_infinite_errors_says_so(supernet, monkeypatch, method):
+    monkeypatch.setattr(StageErrors, "_error", lambda *_: np.inf)
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    with pytest.raises(NotFiniteError, match="within the limits that were scored have NaN"):
+        supernet.search(max_macs=0.5, validation_data=x, method=method, evaluations=60, verbose=False)
 
 
 def test_costs_of_many_options_are_those_of_each(supernet):
