@@ -23,8 +23,8 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
     for number, call in enumerate(c for c in traced.calls if not isinstance(c.operation, L.InputLayer)):
         layer = call.operation
         step: dict[str, Any] = {"inputs": call.inputs, "output": call.outputs[0]}
-        if isinstance(layer, L.Conv2D) and layer.padding == "same":
-            step |= {"kind": "conv", "strides": layer.strides[0]}
+        if isinstance(layer, L.Conv2D):
+            step |= {"kind": "conv", "strides": layer.strides[0], "padding": layer.padding}
             arrays[f"{number} weight"] = layer.kernel.numpy().transpose(3, 2, 0, 1)
         elif isinstance(layer, L.Dense):
             kernel, shape = layer.kernel.numpy(), maps.get(call.inputs[0])
@@ -45,6 +45,15 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
             step |= {"kind": "add"}
         elif isinstance(layer, L.GlobalAveragePooling2D):
             step |= {"kind": "mean"}
+        elif isinstance(layer, L.Normalization):
+            mean, variance = (np.ravel(keras.ops.convert_to_numpy(v)).tolist() for v in (layer.mean, layer.variance))
+            step |= {"kind": "normalize", "mean": mean, "variance": variance}
+        elif isinstance(layer, L.ZeroPadding2D):
+            step |= {"kind": "zeros", "amounts": [*layer.padding[1], *layer.padding[0]]}
+        elif type(layer).__name__ == "GetItem" and (every := strides_of(call.args[1])):
+            step |= {"kind": "every", "steps": every}
+        elif type(layer).__name__ == "Pad" and layer.mode == "constant" and not np.any(layer.pad_width[:3]):
+            step |= {"kind": "widen", "amounts": list(layer.pad_width[3])}
         elif isinstance(layer, L.MaxPooling2D) and layer.pool_size == layer.strides:
             step |= {"kind": "pool", "size": layer.pool_size[0]}
         else:
@@ -56,6 +65,15 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
                 arrays[f"{number} bias"] = layer.bias.numpy()
         steps.append(step | {"name": str(number)})
     return steps, arrays
+
+
+def strides_of(key: Any) -> list[int] | None:
+    """Returns the steps along rows and columns if an index into (samples, rows, columns, channels) has nothing else."""
+    whole = [slice(None)] * 4
+    if len(key) > 4 or not all(isinstance(k, slice) and (k.start, k.stop) == (None, None) for k in key):
+        return None
+    steps = [k.step or 1 for k in (*key, *whole[len(key) :])]
+    return steps[1:3] if steps[0] == steps[3] == 1 else None
 
 
 def hand_over(model: keras.Model, images: Any, epochs: int, val: tuple, test: tuple, folder: Path) -> None:

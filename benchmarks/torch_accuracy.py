@@ -19,6 +19,8 @@ IMPORTANCE = {
     "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
     "fpgm": tp.importance.FPGMImportance,
     "bn_scale": tp.importance.BNScaleImportance,
+    "l2_global": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "taylor_global": tp.importance.GroupTaylorImportance,
 }
 
 
@@ -56,20 +58,58 @@ class Network(nn.Module):
         for step in self.steps:
             inputs, kind = [values[i] for i in step["inputs"]], step["kind"]
             part = self.parts[step["name"]] if step["name"] in self.parts else None
-            if kind == "conv":
+            if kind == "conv" and step["padding"] == "same":
                 y = part(F.pad(inputs[0], same_padding(inputs[0].shape[2:], part.kernel_size, part.stride)))
             elif part is not None:
                 y = part(inputs[0])
             elif kind == "add":
                 y = sum(inputs[1:], inputs[0])
-            elif kind == "pool":
-                y = F.max_pool2d(inputs[0], step["size"])
             else:
-                y = {"relu": F.relu, "flatten": lambda v: v.flatten(1), "mean": lambda v: v.mean((2, 3))}[kind](
-                    inputs[0]
-                )
+                y = without_weights(kind, step, inputs[0])
             values[step["output"]] = y
         return y
+
+
+def without_weights(kind: str, step: dict, x: torch.Tensor) -> torch.Tensor:
+    """Computes a step of one input that has no weights."""
+    if kind == "pool":
+        return F.max_pool2d(x, step["size"])
+    if kind == "normalize":
+        mean, variance = (torch.tensor(step[k])[:, None, None] for k in ("mean", "variance"))
+        return (x - mean) / torch.sqrt(variance).clamp_min(1e-7)
+    if kind == "zeros":
+        return F.pad(x, step["amounts"])
+    if kind == "every":
+        return x[:, :, :: step["steps"][0], :: step["steps"][1]]
+    if kind == "widen":
+        return F.pad(x, (0, 0, 0, 0, *step["amounts"]))
+    return {"relu": F.relu, "flatten": lambda v: v.flatten(1), "mean": lambda v: v.mean((2, 3))}[kind](x)
+
+
+def tied_by_zeros(model: Network) -> list[nn.Module]:
+    """Returns the convolutions whose channels are those of a zero-padded shortcut, which Torch-Pruning cannot follow."""
+    stream = {s["output"]: s["output"] for s in model.steps}
+
+    def first(tensor: int) -> int:
+        while stream.get(tensor, tensor) != tensor:
+            tensor = stream[tensor]
+        return tensor
+
+    for step in model.steps:
+        if step["kind"] not in ("conv", "dense"):
+            for tensor in step["inputs"]:
+                stream[first(tensor)] = first(step["output"])
+    padded = {first(s["output"]) for s in model.steps if s["kind"] == "widen"}
+    return [model.parts[s["name"]] for s in model.steps if s["kind"] == "conv" and first(s["output"]) in padded]
+
+
+def set_gradients(model: nn.Module, folder: Path, batches: int = 2) -> None:
+    """Leaves the gradients of the loss on the first training batches in the weights."""
+    data = np.load(folder / "train0.npz")
+    model.eval()
+    model.zero_grad()
+    for x, y in zip(torch.tensor(data["x"][:batches]), torch.tensor(data["y"][:batches]).long(), strict=True):
+        F.cross_entropy(model(x), y).backward()
 
 
 def same_padding(sizes, kernel, strides) -> list[int]:
@@ -142,9 +182,12 @@ def main():
         importance=IMPORTANCE[args.criterion](),
         pruning_ratio=0.95,
         iterative_steps=200,
-        ignored_layers=[last],
+        global_pruning=args.criterion.endswith("global"),
+        ignored_layers=[last, *tied_by_zeros(model)],
     )
     while tp.utils.count_ops_and_params(model, example)[0] > args.target * full[0]:
+        if args.criterion.startswith("taylor"):
+            set_gradients(model, args.folder)
         pruner.step()
     here = tp.utils.count_ops_and_params(model, example)
     before = accuracy(model, test)
