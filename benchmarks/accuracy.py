@@ -113,6 +113,8 @@ def run(args, method, criterion, target, seed, data):
     compiled(model, args, steps).fit(images, epochs=args.epochs, callbacks=[pruning, after], verbose=args.verbose)
     keras_pcp.reestimate_batch_norm(model, x)
     seconds, report = time.perf_counter() - started, pruning.report
+    if args.keep:
+        model.save(Path(args.keep) / f"{Path(args.model).stem}_{method}_{criterion}_{target}_{seed}.keras")
     cost = keras_pcp.count_cost(model)
     untrained = keras_pcp.prune_model(unpruned, graph, report.selection)
     before_tuning = accuracy(untrained, *test)
@@ -139,6 +141,8 @@ def run(args, method, criterion, target, seed, data):
         "seconds": round(seconds, 1),
         "attempt_macs": report.attempt_macs,
         "attempt_seconds": round(report.seconds["attempts"], 2),
+        "surgery_seconds": round(report.seconds["surgery"], 2),
+        "retracing_seconds": round(report.seconds["retracing"], 2),
         "rounds": len(report.rounds),
         "first_steps": round(after.accuracy, 4),
         "singular_value": round(after.singular_value, 4),
@@ -200,6 +204,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images to use; default: all")
     parser.add_argument("--tag", default="", help="distinguishes rows with different options")
+    parser.add_argument("--keep", help="a folder where the pruned models are kept")
     parser.add_argument("--against", help="a Python with torch-pruning, for the method torch_pruning")
     parser.add_argument("--verbose", type=int, default=0)
     args = parser.parse_args()

@@ -26,8 +26,6 @@ from trained_model import add_arguments, prepared
 
 import keras_pcp
 
-BATCH = 128
-
 
 def compiled(args: argparse.Namespace) -> keras.Model:
     """Loads and compiles the model."""
@@ -58,25 +56,28 @@ class InTurn(keras.callbacks.Callback):
 def timed_fit(args: argparse.Namespace, repeat: int, method: str | None) -> dict:
     """Trains, with or without pruning; returns what was measured."""
     train, val, _ = prepared(args)
+    train = tuple(array[: args.images] for array in train)
     keras.utils.set_random_seed(repeat)
     model, callbacks = compiled(args), []
     options = {"max_macs": args.max_macs, "begin": args.begin, "end": args.end}
     if method == "progressive":
         strategy = keras_pcp.strategies.Progressive(multiple_of=args.multiple_of)
+        options |= {"measuring": keras_pcp.Measuring(samples=args.samples, monitor=args.monitor)}
+        options |= {"refit_data": tuple(array[:2000] for array in train)} if args.refit else {}
         callbacks.append(keras_pcp.ProgressivePruning(strategy=strategy, validation_data=val, **options))
     elif method == "adaptive":
         strategy = keras_pcp.strategies.Adaptive(multiple_of=args.multiple_of)
         callbacks.append(keras_pcp.AdaptivePruning(strategy=strategy, **options))
     if args.in_turn:
-        callbacks.append(InTurn(compiled(args), *(array[:BATCH] for array in train)))
+        callbacks.append(InTurn(compiled(args), *(array[: args.batch] for array in train)))
     full, started = keras_pcp.count_cost(model).macs, time.perf_counter()
-    model.fit(*train, batch_size=BATCH, epochs=args.epochs, verbose=0, callbacks=callbacks)
+    model.fit(*train, batch_size=args.batch, epochs=args.epochs, verbose=0, callbacks=callbacks)
     found = {"seconds": time.perf_counter() - started, "images": len(train[0]) * args.epochs}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     if args.in_turn:
         beside = callbacks[-1].seconds
         found["seconds"] -= sum(beside)
-        found["unpruned_seconds"] = float(np.mean(beside)) * -(-len(train[0]) // BATCH) * args.epochs
+        found["unpruned_seconds"] = float(np.mean(beside)) * -(-len(train[0]) // args.batch) * args.epochs
     if method:
         report = callbacks[0].report
         found |= {"macs": keras_pcp.count_cost(model).macs / full, "kinds": dict(report.seconds)}
@@ -96,6 +97,11 @@ def main():
     parser.add_argument("--method", choices=("progressive", "adaptive"), default="progressive")
     parser.add_argument("--max-macs", type=float, default=0.5)
     parser.add_argument("--multiple-of", type=int, default=1, help="widths are rounded to a multiple of it")
+    parser.add_argument("--samples", type=int, default=1024, help="validation samples for attempts")
+    parser.add_argument("--monitor", help="what attempts are compared by; default: the metric")
+    parser.add_argument("--refit", action="store_true", help="refit readers of pruned channels, in attempts, too")
+    parser.add_argument("--images", type=int, help="training images to use; default: all")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--in-turn", action="store_true", help="time steps of both in one fit")
@@ -112,6 +118,8 @@ def main():
             "data": args.data,
             "method": args.method,
             "multiple_of": args.multiple_of,
+            "refit": args.refit,
+            "monitor": args.monitor or "metric",
             "repeat": repeat,
             "epochs": args.epochs,
             "images": plain["images"],

@@ -39,13 +39,23 @@ def digits() -> str:
 
 
 def accuracy() -> str:
+    """The ways to choose widths on Fashion-MNIST and MNIST."""
+    return _accuracy("accuracy")
+
+
+def progressive() -> str:
+    """The ways to choose widths on cifar10-jpeg."""
+    return _accuracy("progressive")
+
+
+def _accuracy(name: str) -> str:
     """Mean and range over the seeds for each model, target, recovery, method and criterion."""
     found: dict[tuple, list[dict]] = {}
     unpruned: dict[str, float] = {}
-    for row in rows("accuracy"):
+    for row in rows(name):
         if row["acc_unpruned"] != unpruned.setdefault(row["model"], row["acc_unpruned"]):
             raise SystemExit(
-                f"accuracy.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
+                f"{name}.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
                 f"{unpruned[row['model']]} and {row['acc_unpruned']} unpruned; run all of its rows with one model file"
             )
         signal = "" if row["method"] == "torch_pruning" else row.get("signal", "metric")
@@ -332,6 +342,36 @@ def step_time() -> str:
     return table(["model", "steps timed", "network, or widths of its groups", "MACs", "step, s", "ratio"], body)
 
 
+def phone() -> str:
+    """The LiteRT files of pruned and unpruned networks."""
+    body = [
+        [
+            r["model"],
+            r["format"],
+            r["network"],
+            f"{r['macs']:.3f}",
+            f"{r['bytes']:,}",
+            f"{r['acc_keras']:.4f}",
+            f"{r['acc']:.4f}",
+            f"{r['ms']:.2f}",
+            f"{r['ms_90']:.2f}",
+            f"{r['speedup']:.2f}",
+        ]
+        for r in rows("phone")
+    ]
+    header = ["model", "format", "network", "MACs", "bytes", "accuracy in Keras", "accuracy of the file"]
+    return table([*header, "median, ms", "90th percentile, ms", "times as fast"], body)
+
+
+def silence() -> str:
+    """How long a user sees nothing."""
+    body = [
+        [r["model"], f"{r['seconds']:.0f}", f"{r['first_output']:.1f}", ", ".join(f"{s:.1f}" for s, _ in r["silences"])]
+        for r in rows("silence")
+    ]
+    return table(["model", "fit, s", "until the first output, s", "longest silences, s"], body)
+
+
 def supernet_scores() -> str:
     """How well scores of sub-nets foretell their accuracy."""
     header = ["draw", "MACs", "sub-nets", "super-net", "score", "tau, mean", "range, or 95% interval", "super-nets"]
@@ -529,6 +569,7 @@ MAKERS = (
     digits,
     robustness,
     accuracy,
+    progressive,
     adaptive,
     correction,
     dense_prediction,
@@ -537,6 +578,8 @@ MAKERS = (
     memory,
     adaptation,
     fit_time,
+    phone,
+    silence,
     step_time,
     fit_applications,
     applications,
