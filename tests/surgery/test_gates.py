@@ -118,6 +118,7 @@ def test_gates_hold_on_every_replica():
 import numpy as np, tensorflow as tf, keras, keras_pcp
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+keras.utils.set_random_seed(0)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     i = keras.Input((8, 8, 1))
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3)(i)))
