@@ -26,6 +26,9 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
         if isinstance(layer, L.Conv2D):
             step |= {"kind": "conv", "strides": layer.strides[0], "padding": layer.padding}
             arrays[f"{number} weight"] = layer.kernel.numpy().transpose(3, 2, 0, 1)
+        elif isinstance(layer, L.DepthwiseConv2D) and layer.depth_multiplier == 1:
+            step |= {"kind": "depthwise", "strides": layer.strides[0], "padding": layer.padding}
+            arrays[f"{number} weight"] = layer.kernel.numpy().transpose(2, 3, 0, 1)
         elif isinstance(layer, L.Dense):
             kernel, shape = layer.kernel.numpy(), maps.get(call.inputs[0])
             if shape:  # PyTorch flattens channels first
@@ -39,8 +42,16 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
         elif isinstance(layer, L.Flatten):
             step |= {"kind": "flatten"}
             maps[call.outputs[0]] = traced.tensors[call.inputs[0]].shape[1:]
-        elif isinstance(layer, L.ReLU) or getattr(layer, "activation", None) is keras.activations.relu:
-            step |= {"kind": "relu"}
+        elif isinstance(layer, L.ReLU) and not layer.negative_slope and not layer.threshold:
+            step |= {"kind": "relu", "most": None if layer.max_value is None else float(layer.max_value)}
+        elif isinstance(layer, L.Activation) and layer.activation is keras.activations.relu:
+            step |= {"kind": "relu", "most": None}
+        elif isinstance(layer, L.Dropout):
+            step |= {"kind": "dropout", "rate": layer.rate}
+        elif isinstance(layer, L.Rescaling):
+            step |= {"kind": "rescale", "scale": float(layer.scale), "offset": float(layer.offset)}
+        elif isinstance(layer, L.Resizing) and layer.interpolation == "bilinear":
+            step |= {"kind": "resize", "size": [layer.height, layer.width]}
         elif isinstance(layer, L.Add):
             step |= {"kind": "add"}
         elif isinstance(layer, L.GlobalAveragePooling2D):
@@ -58,7 +69,7 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
             step |= {"kind": "pool", "size": layer.pool_size[0]}
         else:
             raise SystemExit(f"layer {layer.name!r} ({type(layer).__name__}) is not carried over to PyTorch")
-        if isinstance(layer, L.Conv2D | L.Dense):
+        if isinstance(layer, L.Conv2D | L.DepthwiseConv2D | L.Dense):
             if layer.activation is not keras.activations.linear:
                 raise SystemExit(f"layer {layer.name!r} has an activation, which is not carried over to PyTorch")
             if layer.use_bias:

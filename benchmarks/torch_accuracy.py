@@ -35,8 +35,10 @@ class Network(nn.Module):
             if not given:
                 continue
             shape, kind = given["weight"].shape, step["kind"]
-            if kind == "conv":
-                part = nn.Conv2d(shape[1], shape[0], shape[2:], step["strides"], bias="bias" in given)
+            if kind in ("conv", "depthwise"):
+                groups = shape[0] if kind == "depthwise" else 1
+                size, bias = (shape[1] * groups, shape[0], shape[2:], step["strides"]), "bias" in given
+                part = nn.Conv2d(*size, groups=groups, bias=bias)
             elif kind == "dense":
                 part = nn.Linear(shape[1], shape[0], bias="bias" in given)
             else:
@@ -58,20 +60,28 @@ class Network(nn.Module):
         for step in self.steps:
             inputs, kind = [values[i] for i in step["inputs"]], step["kind"]
             part = self.parts[step["name"]] if step["name"] in self.parts else None
-            if kind == "conv" and step["padding"] == "same":
+            if kind in ("conv", "depthwise") and step["padding"] == "same":
                 y = part(F.pad(inputs[0], same_padding(inputs[0].shape[2:], part.kernel_size, part.stride)))
             elif part is not None:
                 y = part(inputs[0])
             elif kind == "add":
                 y = sum(inputs[1:], inputs[0])
             else:
-                y = without_weights(kind, step, inputs[0])
+                y = without_weights(kind, step, inputs[0], self.training)
             values[step["output"]] = y
         return y
 
 
-def without_weights(kind: str, step: dict, x: torch.Tensor) -> torch.Tensor:
+def without_weights(kind: str, step: dict, x: torch.Tensor, training: bool) -> torch.Tensor:
     """Computes a step of one input that has no weights."""
+    if kind == "relu":
+        return F.relu(x) if step["most"] is None else x.clamp(0, step["most"])
+    if kind == "dropout":
+        return F.dropout(x, step["rate"], training)
+    if kind == "rescale":
+        return x * step["scale"] + step["offset"]
+    if kind == "resize":
+        return F.interpolate(x, step["size"], mode="bilinear", align_corners=False)
     if kind == "pool":
         return F.max_pool2d(x, step["size"])
     if kind == "normalize":
@@ -83,7 +93,7 @@ def without_weights(kind: str, step: dict, x: torch.Tensor) -> torch.Tensor:
         return x[:, :, :: step["steps"][0], :: step["steps"][1]]
     if kind == "widen":
         return F.pad(x, (0, 0, 0, 0, *step["amounts"]))
-    return {"relu": F.relu, "flatten": lambda v: v.flatten(1), "mean": lambda v: v.mean((2, 3))}[kind](x)
+    return {"flatten": lambda v: v.flatten(1), "mean": lambda v: v.mean((2, 3))}[kind](x)
 
 
 def tied_by_zeros(model: Network) -> list[nn.Module]:
@@ -96,7 +106,7 @@ def tied_by_zeros(model: Network) -> list[nn.Module]:
         return tensor
 
     for step in model.steps:
-        if step["kind"] not in ("conv", "dense"):
+        if step["kind"] not in ("conv", "depthwise", "dense"):
             for tensor in step["inputs"]:
                 stream[first(tensor)] = first(step["output"])
     padded = {first(s["output"]) for s in model.steps if s["kind"] == "widen"}
