@@ -23,7 +23,9 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
     for number, call in enumerate(c for c in traced.calls if not isinstance(c.operation, L.InputLayer)):
         layer = call.operation
         step: dict[str, Any] = {"inputs": call.inputs, "output": call.outputs[0]}
-        if isinstance(layer, L.Conv2D):
+        if layer is None and len(call.outputs) == 1:  # into a nested model, or out of it
+            step |= {"kind": "same"}
+        elif isinstance(layer, L.Conv2D):
             step |= {"kind": "conv", "strides": layer.strides[0], "padding": layer.padding}
             arrays[f"{number} weight"] = layer.kernel.numpy().transpose(3, 2, 0, 1)
         elif isinstance(layer, L.DepthwiseConv2D) and layer.depth_multiplier == 1:
@@ -68,7 +70,9 @@ def steps_of(model: keras.Model) -> tuple[list[dict], dict[str, np.ndarray]]:
         elif isinstance(layer, L.MaxPooling2D) and layer.pool_size == layer.strides:
             step |= {"kind": "pool", "size": layer.pool_size[0]}
         else:
-            raise SystemExit(f"layer {layer.name!r} ({type(layer).__name__}) is not carried over to PyTorch")
+            raise SystemExit(
+                f"layer {getattr(layer, 'name', None)!r} ({type(layer).__name__}) is not carried over to PyTorch"
+            )
         if isinstance(layer, L.Conv2D | L.DepthwiseConv2D | L.Dense):
             if layer.activation is not keras.activations.linear:
                 raise SystemExit(f"layer {layer.name!r} has an activation, which is not carried over to PyTorch")

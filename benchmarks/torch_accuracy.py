@@ -74,6 +74,8 @@ class Network(nn.Module):
 
 def without_weights(kind: str, step: dict, x: torch.Tensor, training: bool) -> torch.Tensor:
     """Computes a step of one input that has no weights."""
+    if kind == "same":
+        return x
     if kind == "relu":
         return F.relu(x) if step["most"] is None else x.clamp(0, step["most"])
     if kind == "dropout":
