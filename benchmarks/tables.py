@@ -39,23 +39,13 @@ def digits() -> str:
 
 
 def accuracy() -> str:
-    """The ways to choose widths on Fashion-MNIST and MNIST."""
-    return _accuracy("accuracy")
-
-
-def progressive() -> str:
-    """The ways to choose widths on cifar10-jpeg."""
-    return _accuracy("progressive")
-
-
-def _accuracy(name: str) -> str:
     """Mean and range over the seeds for each model, target, recovery, method and criterion."""
     found: dict[tuple, list[dict]] = {}
     unpruned: dict[str, float] = {}
-    for row in rows(name):
+    for row in rows("accuracy"):
         if row["acc_unpruned"] != unpruned.setdefault(row["model"], row["acc_unpruned"]):
             raise SystemExit(
-                f"{name}.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
+                f"accuracy.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
                 f"{unpruned[row['model']]} and {row['acc_unpruned']} unpruned; run all of its rows with one model file"
             )
         signal = "" if row["method"] == "torch_pruning" else row.get("signal", "metric")
@@ -569,7 +559,6 @@ MAKERS = (
     digits,
     robustness,
     accuracy,
-    progressive,
     adaptive,
     correction,
     dense_prediction,
