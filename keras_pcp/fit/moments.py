@@ -1,12 +1,13 @@
 """When pruning is due in a `fit`: the steps made so far, and the moments of pruning among them. Pure numbers."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.fit.observation import Moment
+from keras_pcp.strategies.protocol import FitLength
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Steps:
         return epochs * self.per_epoch + min(self.per_epoch, math.ceil(rest / self.at_once) * self.at_once)
 
 
-def moments(when: Sequence[int], schedule: Callable[[float], float], total: int, steps: Steps) -> list[Moment]:
+def moments(when: Sequence[int], fit: FitLength, steps: Steps) -> list[Moment]:
     """Returns the moments of pruning for the steps that a strategy chose.
 
     Raises:
         InvalidArgumentError: the steps are not rising steps of this `fit`, or the last one would come too late.
     """
-    found, count = [int(step) for step in when], len(when)
+    found, count, total = [int(step) for step in when], len(when), fit.total
     if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < total:
         raise InvalidArgumentError(
             f"the strategy must give rising steps in [0, {total}) at which to prune, got {list(when)[:10]}"
@@ -70,7 +71,8 @@ def moments(when: Sequence[int], schedule: Callable[[float], float], total: int,
             f"pruning at step {found[-1]} would come after the last step; train for longer, or lower steps_per_execution"
         )
     after = [*found[1:], found[-1]]
-    return [Moment(s, i, count, min(1.0, schedule((i + 1) / count)), after[i]) for i, s in enumerate(found)]
+    targets = [*map(fit.progress, found[1:]), 1.0]
+    return [Moment(s, i, count, targets[i], after[i]) for i, s in enumerate(found)]
 
 
 def announced(due: Sequence[Moment], rounds: int, total: int, steps: Steps) -> str:

@@ -112,8 +112,8 @@ class Session:
             self.due = []
             return
         refit = run.live.refit_on is not None
-        fit = FitLength(total, self.steps.per_epoch, callback.begin, callback.end, refit)
-        self.due = moments(run.strategy.when(run.problem, fit), callback.schedule, total, self.steps)
+        fit = FitLength(total, self.steps.per_epoch, callback.begin, callback.end, refit, callback.schedule)
+        self.due = moments(run.strategy.when(run.problem, fit), fit, self.steps)
         self.say(announced(self.due, run.strategy.rounds(run.problem), total, self.steps))
 
     def begin_step(self) -> None:

@@ -40,7 +40,7 @@ from keras_pcp.graph.widths import check_widths, smallest
 from keras_pcp.select.problem import Problem
 from keras_pcp.select.select import SCOPES, just_enough
 from keras_pcp.strategies.decorrelation import Decorrelation
-from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy, spread
+from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy, evenly
 from keras_pcp.support import checks
 
 EFFECTIVE_RANK = "effective_rank"
@@ -120,7 +120,7 @@ class Adaptive(Strategy):
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
         """Returns moments spread evenly between `begin` and `end`."""
         # No batch has been seen before the first step, so nothing could be corrected.
-        return list(dict.fromkeys(max(1, step) for step in spread(problem, fit, self.moments)))
+        return list(dict.fromkeys(max(1, step) for step in evenly(problem, fit, self.moments)))
 
     def update(self, problem: Problem, state: Marked, seen: Observation) -> tuple[Marked, Action | None]:
         """Marks channels, and removes those that have been marked for long enough."""

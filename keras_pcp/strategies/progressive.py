@@ -37,7 +37,7 @@ import numpy as np
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import check_widths, least_width, removal_order, smallest, width_option
 from keras_pcp.select.problem import Problem
-from keras_pcp.strategies.protocol import Action, Needs, Observation, Pace, Strategy, stuck
+from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Pace, Strategy, spread, stuck
 from keras_pcp.strategies.racing import Measured, race
 from keras_pcp.strategies.rounds import Attempt, Evaluation, without
 from keras_pcp.support import checks
@@ -135,6 +135,10 @@ class Progressive(Strategy):
         else:
             way = problem.largest_share / self.step
         return max(1, int(np.ceil(way / max(1, self.width(problem.graph)))))
+
+    def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
+        """Returns few steps in a short `fit`. Rounds run under masks, so few cuts lose little, and retrace less."""
+        return spread(problem, fit, self.rounds(problem), least=1)
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups that are pruned in a round."""

@@ -7,7 +7,8 @@ unpruned model, even after channels have been cut.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -15,14 +16,15 @@ import numpy as np
 
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.graph.selection import Selection
+from keras_pcp.schedules import cubic
 from keras_pcp.select.problem import Problem
 from keras_pcp.strategies import json_state
 from keras_pcp.strategies.rounds import Attempt, Evaluation
 from keras_pcp.support import checks
 from keras_pcp.support.batch import LossTerm
 
-# A cut costs one retrace, about as long as eight training steps; this many steps should lie between two cuts.
-_STEPS_PER_CUT = 64
+# A cut costs one retrace, about as long as twenty training steps; so many steps of the pruning phase are worth a cut.
+_STEPS_PER_CUT = 256
 # At most this share of the model is cut between two training steps, unless a refit makes up for it.
 _LARGEST_CUT = 0.25
 
@@ -57,6 +59,7 @@ class FitLength:
         per_epoch: steps of an epoch; None if `total` counts epochs.
         begin, end: fractions of the `fit` between which to prune.
         refit: whether layers are refit after a cut.
+        schedule: how fast to prune between `begin` and `end`, see `keras_pcp.schedules`.
     """
 
     total: int
@@ -64,6 +67,7 @@ class FitLength:
     begin: float = 0.0
     end: float = 1.0
     refit: bool = False
+    schedule: Callable[[float], float] = cubic
 
     @property
     def first(self) -> int:
@@ -74,6 +78,16 @@ class FitLength:
     def last(self) -> int:
         """The step by which pruning is over; some training comes after it."""
         return max(self.first, min(math.ceil(self.end * self.total), self.total - 1))
+
+    def progress(self, step: int) -> float:
+        """Returns how far pruning should have come at a step by the schedule, in [0, 1].
+
+        Example:
+            >>> FitLength(total=100, begin=0.1, end=0.5, schedule=lambda t: t).progress(20)
+            0.25
+        """
+        length = max(1, self.last - self.first)
+        return min(1.0, float(self.schedule(min(1.0, max(0.0, (step - self.first) / length)))))
 
     def epoch_ends(self, every: int = 1) -> list[int]:
         """Returns the ends of every `every`-th epoch between `begin` and `end`, counted back from the last one there.
@@ -210,7 +224,7 @@ class Strategy(ABC):
         return 1
 
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
-        """Returns rising steps after which `update` is called. By default they are spread between `begin` and `end`."""
+        """Returns rising steps after which `update` is called. By default, the schedule goes equally far between them."""
         return spread(problem, fit, self.rounds(problem))
 
     @abstractmethod
@@ -230,24 +244,52 @@ class Strategy(ABC):
         return json_state.from_json(data, type(self))
 
 
-def spread(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
-    """Spreads moments of pruning evenly: at most one for each round, and not so many that retracing takes too long.
+def spread(problem: Problem, fit: FitLength, rounds: int, least: int = 4) -> list[int]:
+    """Spreads moments of pruning: at most one for each round, and not so many that retracing takes too long.
+
+    From one to the next, the schedule goes equally far, so each of them cuts about as much as the others.
+
+    Args:
+        problem: the graph and the limits.
+        fit: the length of the `fit`.
+        rounds: number of rounds.
+        least: number of moments in a short `fit`, if it has so many steps. It has more if more must be removed than a
+            network bears at a time.
 
     Raises:
         InvalidArgumentError: the `fit` is too short.
     """
-    first, last, removed = fit.first, fit.last, problem.largest_share
+    fewest, steps = _fewest(problem, fit), fit.last - fit.first
+    affordable = steps // (_STEPS_PER_CUT if fit.per_epoch else 1)
+    count = min(max(fewest, min(least, steps), affordable), max(rounds, fewest))
+    found: list[int] = []
+    for number in range(count):
+        step = fit.first + bisect_left(range(fit.first, fit.last), number / count, key=fit.progress)
+        earliest = found[-1] + 1 if found else fit.first
+        found.append(min(max(step, earliest), fit.last - count + number))
+    return found
+
+
+def evenly(problem: Problem, fit: FitLength, count: int) -> list[int]:
+    """Spreads moments of pruning at equal distances: `count` of them if there are so many steps. Raises as `spread`."""
+    steps = fit.last - fit.first
+    count = min(steps, max(count, _fewest(problem, fit)))
+    return [fit.first + steps * i // count for i in range(count)]
+
+
+def _fewest(problem: Problem, fit: FitLength) -> int:
+    """Returns the smallest number of moments of pruning; raises InvalidArgumentError if there are not so many steps."""
+    steps, removed = fit.last - fit.first, problem.largest_share
     least = 1 if fit.refit else max(1, math.ceil(removed / _LARGEST_CUT))
-    if last - first < least or fit.total < 2:
+    if steps < least or fit.total < 2:
         unit = "steps" if fit.per_epoch else "epochs (the data does not give its number of steps)"
         need = math.ceil((least + 1) / (fit.end - fit.begin))
         raise InvalidArgumentError(
-            f"this fit is too short to prune in: it has {fit.total} {unit}, of which {last - first} lie between "
+            f"this fit is too short to prune in: it has {fit.total} {unit}, of which {steps} lie between "
             f"begin={fit.begin} and end={fit.end} and leave time to recover; removing "
             f"{removed:.0%} needs at least {least}. Train for {need} or more, or move begin and end apart"
         )
-    count = min(max(least, min(4, last - first), (last - first) // _STEPS_PER_CUT), max(rounds, least))
-    return [first + (last - first) * i // count for i in range(count)]
+    return least
 
 
 @dataclass(frozen=True)

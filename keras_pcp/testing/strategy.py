@@ -78,8 +78,8 @@ def _trained_with(
     samples = samples_for(model)
     problem = Problem.of(build_graph(model), Limits(max_macs=max_macs))
     run = Run(model, problem, strategy, "l1", samples, Measuring(seed=SEED))
-    steps = strategy.when(problem, FitLength(_STEPS, _EPOCH, 0.1, 0.9))
-    due = {moment.step: moment for moment in moments(steps, linear, _STEPS, Steps(per_epoch=_EPOCH))}
+    fit = FitLength(_STEPS, _EPOCH, 0.1, 0.9, schedule=linear)
+    due = {moment.step: moment for moment in moments(strategy.when(problem, fit), fit, Steps(per_epoch=_EPOCH))}
     latest = [Latest(model)] if strategy.needs.batches else []
     if latest:
         run.latest = latest[0].inputs

@@ -12,12 +12,16 @@ from tiny_fits import network, samples
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.fit.moments import Steps, moments
 from keras_pcp.graph.selection import Selection
+from keras_pcp.schedules import cubic, linear
+from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.select.select import just_enough, select_by_ratio
 from keras_pcp.strategies import (
     Action,
     Adaptive,
     Chex,
+    FitLength,
     LayerByLayer,
     Needs,
     OneShot,
@@ -26,6 +30,7 @@ from keras_pcp.strategies import (
     SoftFilterPruning,
     Strategy,
 )
+from keras_pcp.strategies.protocol import evenly, spread
 from keras_pcp.testing import check_strategy
 
 L = keras.layers
@@ -180,6 +185,44 @@ def test_the_example_in_contributing_works_as_it_stands():
 )
 def test_every_strategy_of_the_project_passes_the_kit(strategy):
     check_strategy(strategy)
+
+
+def problem_of(limit):
+    return Problem.of(keras_pcp.build_graph(network()), Limits(max_macs=limit))
+
+
+@pytest.mark.parametrize("schedule", [linear, cubic, lambda t: t**4], ids=["linear", "cubic", "late"])
+def test_the_schedule_goes_equally_far_from_one_moment_to_the_next(schedule):
+    fit = FitLength(40_000, 1000, 0.1, 0.6, schedule=schedule)
+    steps = spread(problem_of(0.5), fit, 10)
+    assert len(steps) == 10
+    assert steps[0] == 4000
+    assert [fit.progress(step) for step in steps] == pytest.approx([i / 10 for i in range(10)], abs=2e-3)
+    targets = [moment.target for moment in moments(steps, fit, Steps(per_epoch=1000))]
+    assert targets == pytest.approx([(i + 1) / 10 for i in range(10)], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "schedule", [cubic, lambda t: float(t == 1), lambda t: float(t > 0)], ids=["cubic", "late", "early"]
+)
+def test_moments_rise_and_lie_in_the_pruning_phase_however_short_it_is(schedule):
+    half = problem_of(0.5)
+    for total in range(5, 60):
+        fit = FitLength(total, 5, 0.2, 0.8, schedule=schedule)
+        for rounds in (1, 3, 20):
+            for steps in (spread(half, fit, rounds), evenly(half, fit, rounds)):
+                assert steps == sorted(set(steps))
+                assert fit.first <= steps[0] <= steps[-1] < fit.last
+                assert moments(steps, fit, Steps(per_epoch=5))[-1].target == 1
+
+
+def test_a_long_training_has_a_moment_for_each_round_and_a_short_one_has_few():
+    half, quarter = problem_of(0.5), problem_of(0.25)
+    rounds = Progressive().rounds(half)
+    assert [len(Progressive().when(half, FitLength(n, 100))) for n in (20, 1100, 10**6)] == [2, 4, rounds]
+    assert [len(Progressive().when(quarter, FitLength(n, 100))) for n in (20, 512)] == [3, 3]
+    assert [len(Iterative().when(half, FitLength(n, 100))) for n in (3, 20, 10**6)] == [2, 4, 4]
+    assert len(Progressive().when(half, FitLength(9))) == 8  # of epochs, each may have one
 
 
 def test_an_iterative_strategy_is_asked_as_often_as_it_says_and_sees_what_is_gone():
