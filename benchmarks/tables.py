@@ -40,12 +40,21 @@ def digits() -> str:
 
 def accuracy() -> str:
     """Mean and range over the seeds for each model, target, recovery, method and criterion."""
+    return accuracy_of("accuracy")
+
+
+def progressive() -> str:
+    """The same for the networks on which progressive pruning is compared with everything else."""
+    return accuracy_of("progressive")
+
+
+def accuracy_of(name: str) -> str:
     found: dict[tuple, list[dict]] = {}
     unpruned: dict[str, float] = {}
-    for row in rows("accuracy"):
+    for row in rows(name):
         if row["acc_unpruned"] != unpruned.setdefault(row["model"], row["acc_unpruned"]):
             raise SystemExit(
-                f"accuracy.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
+                f"{name}.jsonl compares different networks under one name: {row['model']!r} has accuracies of "
                 f"{unpruned[row['model']]} and {row['acc_unpruned']} unpruned; run all of its rows with one model file"
             )
         signal = "" if row["method"] == "torch_pruning" else row.get("signal", "metric")
@@ -559,6 +568,7 @@ MAKERS = (
     digits,
     robustness,
     accuracy,
+    progressive,
     adaptive,
     correction,
     dense_prediction,
