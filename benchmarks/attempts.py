@@ -153,7 +153,7 @@ def main():
     parser.add_argument("--confidence", type=float, default=keras_pcp.strategies.Progressive.confidence)
     parser.add_argument("--signal", default="metric", choices=SIGNALS)
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--width", type=int, default=8, help="of the residual networks trained here")
+    parser.set_defaults(width=8)  # of the residual networks trained here
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--refit", action="store_true", help="with --memory: pruning with the refit")

@@ -5,7 +5,9 @@ soon as it is clear on which side an attempt ends, it drops out of the race. Res
 samples that have not been measured yet, the earlier drop is taken, plus the mean change on the samples that have been.
 From one round to the next, a drop changes far less than it differs between samples, so few samples are enough. If an
 attempt removes other channels than before, the earlier drops say less. A regression on the measured samples finds out
-how much less.
+how much less. An attempt whose drop was above the boundary by more than the standard error of a drop rests for a few
+rounds: it is not measured, unless it is among the best by then. So a round of a network with many groups measures a part of
+them.
 
 References:
     Maron & Moore, Hoeffding Races, NIPS 1993. There errors are bounded for any distribution; here they are estimated.
@@ -13,13 +15,15 @@ References:
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 # The loss decides only between equal metrics.
 _LOSS_WEIGHT = 1e-6
 _WEIGHTS = np.array([1.0, _LOSS_WEIGHT])
+# An attempt rests for so many rounds in a row at most.
+_RESTS = 3
 # Stands for a drop that is not a finite number: the attempt ruins the model.
 _RUIN = 1e6
 
@@ -39,12 +43,14 @@ class Measured:
             estimates on chunks that have not been measured.
         error: standard error of the mean drop. The loss counts next to nothing in it.
         share: fraction of the samples on which it was measured in the latest race.
+        rests: number of races in a row in which it has not been measured.
     """
 
     removed: tuple[int, ...]
     drops: np.ndarray
     error: float = np.inf
     share: float = 0.0
+    rests: int = 0
 
     def mean(self) -> tuple[float, float]:
         """Returns the expected fall of the metric and rise of the loss on all samples."""
@@ -54,6 +60,10 @@ class Measured:
     def value(self) -> float:
         """Returns the number by which attempts are compared. The smallest is pruned first."""
         return worth(*self.mean())
+
+    def spread(self) -> float:
+        """Returns the standard error of the mean drop if other samples were drawn."""
+        return float(np.std(self.drops @ _WEIGHTS) / np.sqrt(len(self.drops)))
 
 
 Compare = Callable[[Collection[str], slice], Mapping[str, np.ndarray]]
@@ -74,7 +84,8 @@ def race(
         known: what earlier races found.
         compare: function that measures the named attempts on a slice of the chunks and returns {group: float array
             (chunks in the slice, 2)}, fall of the metric and rise of the loss.
-        parts: slices that divide the chunks, in the order of the race. Every attempt is measured on the first one.
+        parts: slices that divide the chunks, in the order of the race. Every attempt that does not rest is measured on the
+            first one.
         count: number of best attempts to find.
         confidence: an attempt drops out when it is this number of standard errors away from the boundary. The boundary
             is taken as known exactly.
@@ -93,30 +104,57 @@ def race(
         ('c', [['a', 'b', 'c']])
     """
     chunks = max(part.stop for part in parts)
-    runs = {}
-    for name, removed in candidates.items():
-        old = known.get(name)
-        runs[name] = _Run(removed, old if old is not None and len(old.drops) == chunks else None, chunks)
-    state: dict[str, Measured] = {}
-    for part in parts:
-        still = [n for n in runs if _is_open(n, state, count, confidence)] if state else list(runs)
-        if not still:
-            break
-        for name, drops in compare(still, part).items():
+    known = {n: known[n] for n in candidates if n in known and len(known[n].drops) == chunks}
+    runs = {name: _Run(removed, known.get(name), chunks) for name, removed in candidates.items()}
+    resting, state = _resting(candidates, known, count, confidence), {}
+
+    def measure(names: Collection[str], part: slice) -> None:
+        for name, drops in compare(names, part).items():
             runs[name].add(part, drops)
-        usual = float(np.median([run.variance() for run in runs.values()]))
-        state = {name: run.known(usual) for name, run in runs.items()}
-    return state
+        usual = float(np.median([run.variance() for run in runs.values() if run.seen.any()]))
+        state.update({name: run.known(usual) for name, run in runs.items() if run.seen.any()})
+
+    racing = [name for name in runs if name not in resting]
+    for part in parts:
+        measure(racing, part)
+        racing = [name for name in state if _is_open(name, state, count, confidence)]
+        if not racing:
+            break
+    while woken := [n for n in _best(state | resting, count) if n not in state]:
+        for part in parts:
+            measure(woken, part)
+    return {**resting, **state}
+
+
+def _resting(
+    candidates: Mapping[str, tuple[int, ...]], known: Mapping[str, Measured], count: int, confidence: float
+) -> dict[str, Measured]:
+    """Returns what is known of the attempts that rest. Those of which nothing is known can only lower the boundary."""
+    same = {n: m for n, m in known.items() if set(m.removed) == set(candidates[n])}
+    if count >= len(same):
+        return {}
+    boundary = _boundary(same, count)
+    margin = {n: np.hypot(m.spread(), confidence * m.error if m.error else 0.0) for n, m in same.items()}
+    clear = {n: m for n, m in same.items() if m.value() - boundary > margin[n]}
+    return {n: replace(m, share=0.0, rests=m.rests + 1) for n, m in clear.items() if m.rests < _RESTS}
+
+
+def _best(state: Mapping[str, Measured], count: int) -> list[str]:
+    return sorted(state, key=lambda name: state[name].value())[:count]
+
+
+def _boundary(state: Mapping[str, Measured], count: int) -> float:
+    """Returns the value between the best `count` and the others."""
+    values = sorted(measured.value() for measured in state.values())
+    return (values[count - 1] + values[count]) / 2
 
 
 def _is_open(name: str, state: Mapping[str, Measured], count: int, confidence: float) -> bool:
     """Returns whether it is unclear on which side of the boundary an attempt ends."""
     if count >= len(state):
         return False
-    values = sorted(measured.value() for measured in state.values())
-    boundary = (values[count - 1] + values[count]) / 2
     mine = state[name]
-    return mine.share < 1 and not abs(mine.value() - boundary) > confidence * mine.error
+    return mine.share < 1 and not abs(mine.value() - _boundary(state, count)) > confidence * mine.error
 
 
 class _Run:

@@ -46,7 +46,7 @@ def test_fast_attempts_choose_what_exact_attempts_choose_with_a_fraction_of_the_
     assert chosen["fast"] == chosen["exact"]
     assert spent["fast"] < 0.5 * spent["exact"]
     assert shares["exact"] == {1}
-    assert min(shares["fast"]) == 1 / 8
+    assert sorted(shares["fast"])[:2] == [0, 1 / 8]  # some rest; the others are measured on a part, at least
 
 
 def test_the_three_ways_to_select():

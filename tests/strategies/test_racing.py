@@ -67,3 +67,51 @@ def test_an_attempt_that_ruins_the_model_does_not_stop_the_race():
     assert found["a"].share > 1 / 8
     assert max(found, key=lambda n: found[n].value()) == "c"
     assert found["c"].share < 1
+
+
+def racing(truth, asked):
+    """Returns a race among attempts with these drops, and notes which are measured."""
+
+    def compare(names, part):
+        asked.extend(names)
+        return {n: np.stack([np.full(8, truth[n]), np.zeros(8)], axis=1) for n in names}
+
+    def again(known, candidates=None):
+        asked.clear()
+        candidates = candidates or dict.fromkeys(truth, (0,))
+        return race(candidates, known, compare, [slice(0, 8), slice(8, 16)], 2, 3.0)
+
+    return again
+
+
+def test_an_attempt_far_from_the_best_rests_but_not_for_ever():
+    truth, asked = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9}, []
+    again = racing(truth, asked)
+    found = again({})
+    assert set(asked) == set(truth)
+    shares = []
+    for _ in range(5):
+        found = again(found)
+        shares.append(found["d"].share > 0)
+        assert ("d" in asked) == shares[-1]
+        assert {"a", "b"} <= set(asked)
+        assert found["d"].mean() == pytest.approx((0.9, 0.0))
+    assert shares == [False, False, False, True, False]
+
+
+def test_an_attempt_that_rests_is_measured_if_it_is_among_the_best_by_then():
+    truth, asked = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.3}, []
+    again = racing(truth, asked)
+    found = again({})
+    truth |= {"a": 0.8, "b": 0.7, "c": 0.6, "d": 0.5}
+    found = again(found)
+    assert {n: m.mean()[0] for n, m in found.items()} == pytest.approx(truth)
+    assert all(m.rests == 0 for m in found.values())
+
+
+def test_an_attempt_that_removes_other_channels_than_before_does_not_rest():
+    truth, asked = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9}, []
+    again = racing(truth, asked)
+    found = again(again({}), {"a": (0,), "b": (0,), "c": (0,), "d": (1,)})
+    assert "d" in asked
+    assert found["d"].removed == (1,)
