@@ -28,6 +28,7 @@ from keras_pcp.support.files import check_target, replacing
 # Listed here so that `--help` does not import Keras. Criteria that need data are for `keras_pcp.score_channels` only.
 _CRITERIA = (
     "l2",
+    "group_l1",
     "bn_scale",
     "dead_probability",
     "fpgm",

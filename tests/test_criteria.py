@@ -213,6 +213,25 @@ def test_the_least_dead_of_several_normalizations_counts():
     np.testing.assert_allclose(scores, [0.8413447, 0.5, 0.8413447], rtol=1e-5)
 
 
+def test_group_l1_is_the_sum_over_all_that_goes_with_a_channel():
+    i = keras.Input((4, 4, 2))
+    x = L.BatchNormalization(name="norm")(L.Conv2D(3, 3, name="made")(i))
+    model = keras.Model(i, [L.Conv2D(2, 1, name="read")(x), L.Dense(4, name="flat")(L.Flatten()(x))])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(
+            np.abs(rng.normal(size=weight.shape)) if "moving" in weight.name else rng.normal(size=weight.shape)
+        )
+    made, norm, read, flat = (model.get_layer(n) for n in ("made", "norm", "read", "flat"))
+
+    def weights_of(c):
+        return made.kernel[..., c], made.bias[c], norm.gamma[c], norm.beta[c], read.kernel[:, :, c], flat.kernel[c::3]
+
+    expected = [sum(np.abs(np.asarray(w)).sum() for w in weights_of(c)) for c in range(3)]
+    scores = keras_pcp.score_channels(model, keras_pcp.build_graph(model), "group_l1")["made"]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("criterion", ["bn_scale", "dead_probability"])
 def test_a_group_without_normalization_is_named(criterion):
     i = keras.Input((4, 4, 2))

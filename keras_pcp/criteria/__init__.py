@@ -20,7 +20,7 @@ from keras_pcp.criteria.geometric_median import fpgm
 from keras_pcp.criteria.group_fisher import GroupFisher
 from keras_pcp.criteria.hrank import hrank
 from keras_pcp.criteria.lasso import lasso
-from keras_pcp.criteria.magnitude import l1, l2
+from keras_pcp.criteria.magnitude import group_l1, l1, l2
 from keras_pcp.criteria.obd import obd
 from keras_pcp.criteria.similarity import cosine, least_distance, orthogonality, reciprocal
 from keras_pcp.criteria.slimming import bn_scale
@@ -40,6 +40,7 @@ Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
 BY_NAME: dict[str, Criterion] = {
     "l1": l1,
     "l2": l2,
+    "group_l1": group_l1,
     "bn_scale": bn_scale,
     "dead_probability": dead_probability,
     "fpgm": fpgm,

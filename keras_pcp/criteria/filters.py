@@ -12,10 +12,15 @@ def kernels(group: ChannelGroup) -> tuple[WeightSlice, ...]:
     return group.slices_of(PRODUCE, "kernel") + group.slices_of(FOLLOW, "depthwise")
 
 
-def summed(group: ChannelGroup, arrays: Sequence[np.ndarray], function: Callable) -> np.ndarray:
-    """Applies a function to the elements of each channel's filters and returns the sums, without making their matrix."""
+def summed(
+    group: ChannelGroup, arrays: Sequence[np.ndarray], function: Callable, slices: Sequence[WeightSlice] | None = None
+) -> np.ndarray:
+    """Applies a function to the elements of each channel's filters, or of other slices, and returns the sums.
+
+    Their matrix is not made.
+    """
     total = np.zeros(group.num_channels)
-    for s in kernels(group):
+    for s in kernels(group) if slices is None else slices:
         array = arrays[s.weight]
         value = function(array if array.itemsize >= 4 else array.astype("float32"))
         per_position = value.sum(axis=tuple(a for a in range(value.ndim) if a != s.axis), dtype="float64")

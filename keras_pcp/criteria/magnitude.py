@@ -1,4 +1,4 @@
-"""Criteria by the size of the weights that make a channel."""
+"""Criteria by the size of the weights that make a channel, or of all weights that go with it."""
 
 import numpy as np
 
@@ -28,3 +28,19 @@ def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
         He et al., Soft Filter Pruning for Accelerating Deep CNNs, IJCAI 2018, arXiv 1808.06866.
     """
     return np.sqrt(summed(group, statistics.weights, np.square))
+
+
+def group_l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
+    """Keeps channels of which all weights are large: s_c = sum |w| over every weight that would go with channel c.
+
+    These are the filters and biases that make it, scale and offset of its normalization, and what reads it in the next
+    layers. Takes milliseconds; needs only the weights.
+
+    Differs from the paper: the sum is over |w|, not over w^2, and all layers of a group count alike.
+
+    References:
+        Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 2301.12900: a norm over a whole group of
+        coupled weights.
+    """
+    trained = [s for s in group.slices if not s.part.startswith("moving_")]
+    return summed(group, statistics.weights, np.abs, trained)
