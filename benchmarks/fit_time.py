@@ -120,6 +120,8 @@ def main():
             "multiple_of": args.multiple_of,
             "refit": args.refit,
             "monitor": args.monitor or "metric",
+            "samples": args.samples,
+            "in_turn": args.in_turn,
             "repeat": repeat,
             "epochs": args.epochs,
             "images": plain["images"],

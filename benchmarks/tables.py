@@ -48,6 +48,34 @@ def progressive() -> str:
     return accuracy_of("progressive")
 
 
+def headline() -> str:
+    """Test accuracy of one trained network after each way to prune it: means over the seeds."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows("progressive"):
+        found.setdefault((row["model"], row["method"], row["criterion"], row["target"]), []).append(row)
+    columns = sorted({(model, -target) for model, *_, target in found})
+    body = []
+    for name, method, criterion in HEADLINE:
+        groups = [found.get((model, method, criterion, -target)) for model, target in columns]
+        means = [f"{statistics.mean(r['acc'] for r in group):.3f}" if group else "" for group in groups]
+        body += [[name, *means]] if any(means) else []
+    unpruned = {row["model"]: row["acc_unpruned"] for row in rows("progressive")}
+    body.append(["not pruned, and not trained further", *(f"{unpruned[model]:.3f}" for model, _ in columns)])
+    return table(["", *(f"{NETWORKS[model]}, {-target:.0%} of the MACs" for model, target in columns)], body)
+
+
+NETWORKS = {"resnet20_cifar10": "ResNet-20"}
+HEADLINE = (
+    ("keras_pcp: progressive, `group_l1`", "pcp", "group_l1"),
+    ("keras_pcp: progressive, `l1`", "pcp", "l1"),
+    ("keras_pcp: best of ten random widths, `l1`", "random_widths", "l1"),
+    ("keras_pcp: equal parts of all layers, `l1`", "uniform", "l1"),
+    ("keras_pcp: lowest channels of the whole network, `l1`", "global", "l1"),
+    ("Torch-Pruning, L1", "torch_pruning", "l1"),
+    ("Torch-Pruning, Taylor, global", "torch_pruning", "taylor_global"),
+)
+
+
 def accuracy_of(name: str) -> str:
     found: dict[tuple, list[dict]] = {}
     unpruned: dict[str, float] = {}
@@ -306,6 +334,7 @@ def fit_time() -> str:
             r["model"],
             r.get("method", "progressive"),
             str(r.get("multiple_of", 1)),
+            ("refit, " if r.get("refit") else "") + r.get("monitor", "metric") if "adaptive" != r.get("method") else "",
             "steps in turn" if r.get("in_turn") else "one fit after the other",
             str(r["epochs"]),
             f"{r['plain_seconds']:.0f}",
@@ -320,7 +349,17 @@ def fit_time() -> str:
         ]
         for r in rows("fit_time")
     ]
-    header = ["model", "method", "multiple of", "timed", "epochs", "fit, s", "fit with pruning, s", "ratio"]
+    header = [
+        "model",
+        "method",
+        "multiple of",
+        "attempts by",
+        "timed",
+        "epochs",
+        "fit, s",
+        "fit with pruning, s",
+        "ratio",
+    ]
     header += ["attempts, s", "surgery, s", "retracing, s", "rounds", "shrinks", "peak memory, ratio"]
     return table(header, body)
 
@@ -568,6 +607,7 @@ MAKERS = (
     digits,
     robustness,
     accuracy,
+    headline,
     progressive,
     adaptive,
     correction,
