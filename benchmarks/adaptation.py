@@ -113,7 +113,7 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
     weight = 0.0 if method in ("no_pseudo", "source", "adapt_after") else 0.5
     true_labels = data["target_val"][1]
     labels = TrueLabels(true_labels=true_labels) if method == "oracle" else keras_pcp.PseudoLabels(args.threshold)
-    validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels)
+    validation = dann.validation_data(source, unlabelled, target_weight=weight, pseudo_labels=labels, samples=None)
     controls = {"random_widths": keras_pcp.strategies.RandomWidths(), "uniform": keras_pcp.strategies.OneShot()}
     strategy = controls.get(method, keras_pcp.strategies.Progressive(step=0.02))
     images = np.concatenate([data["source"][0][:1000], data["target"][:1000]])
@@ -125,7 +125,7 @@ def prune(args: argparse.Namespace, method: str, target: float, data: dict, seed
         begin=0.0,
         end=0.05,
         validation_data=validation,
-        measuring=keras_pcp.Measuring(seed=seed),
+        measuring=keras_pcp.Measuring(samples=None, seed=seed),
         refit_data=images,
     )
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target_labels"])

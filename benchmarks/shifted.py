@@ -82,7 +82,7 @@ def fit(args: argparse.Namespace, dann, data: dict, seed: int, epochs: int, rate
     """Trains for some epochs with the optimizer of Ganin et al."""
     steps = epochs * -(-max(len(data["source"][0]), len(data["target"][0])) // args.batch)
     dann.compile(keras.optimizers.SGD(keras_pcp.adaptation.AnnealedLearningRate(rate, steps), momentum=0.9))
-    fitting = {"epochs": epochs, "seed": seed, "batch_size": args.batch, "verbose": 0, "pseudo_labels": labels}
+    fitting = {"epochs": epochs, "seed": seed, "batch_size": 2 * args.batch, "verbose": 0, "pseudo_labels": labels}
     dann.fit(data["source"], data["target"][0], callbacks=list(callbacks), **fitting)
 
 
@@ -124,9 +124,9 @@ def run(args: argparse.Namespace, method: str, target: float, data: dict, seed: 
         begin=0.0,
         end=0.05,
         validation_data=dann.validation_data(
-            data["source_val"], data["target_val"][0], target_weight=weight, pseudo_labels=labels
+            data["source_val"], data["target_val"][0], target_weight=weight, pseudo_labels=labels, samples=None
         ),
-        measuring=keras_pcp.Measuring(seed=seed),
+        measuring=keras_pcp.Measuring(samples=None, seed=seed),
         refit_data=images,
     )
     recovery = keras_pcp.PseudoLabels(args.threshold, true_labels=data["target"][1])

@@ -57,7 +57,7 @@ def headline() -> str:
     body = []
     for name, method, criterion in HEADLINE:
         groups = [found.get((model, method, criterion, -target)) for model, target in columns]
-        means = [f"{statistics.mean(r['acc'] for r in group):.3f}" if group else "" for group in groups]
+        means = [f"{statistics.mean(r['acc'] for r in g):.3f}" if g and len(g) >= 3 else "" for g in groups]
         body += [[name, *means]] if any(means) else []
     unpruned = {row["model"]: row["acc_unpruned"] for row in rows("progressive")}
     body.append(["not pruned, and not trained further", *(f"{unpruned[model]:.3f}" for model, _ in columns)])

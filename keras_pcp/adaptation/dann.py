@@ -259,7 +259,7 @@ class DANN:
         *,
         target_weight: float = 0.5,
         pseudo_labels: PseudoLabels | None = None,
-        samples: int | None = 512,
+        samples: int | None = 128,
         seed: int = 0,
     ) -> Callable[[], tuple]:
         """Returns labelled source and pseudo-labelled target samples, for `ProgressivePruning(validation_data=...)`.
@@ -276,7 +276,7 @@ class DANN:
             pseudo_labels: how target samples get labels; None: `PseudoLabels()`. `PruningReport.draws` says how many passed
                 at each moment of pruning and, if `true_labels` are those of `target`, how many were right.
             samples: maximum number of samples of each domain; None: all. If pruning uses fewer samples than this function
-                returns, the weighting of drops is only approximate.
+                returns (`Measuring(samples=)`), the weighting of drops is only approximate.
             seed: for the draw of samples.
 
         Returns:

@@ -31,10 +31,11 @@ def l2(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
 
 
 def group_l1(group: ChannelGroup, statistics: Statistics) -> np.ndarray:
-    """Keeps channels of which all weights are large: s_c = sum |w| over every weight that would go with channel c.
+    """Keeps channels whose weights are large in sum: s_c = sum |w| over every weight that would go with channel c.
 
     These are the filters and biases that make it, scale and offset of its normalization, and what reads it in the next
-    layers. Takes milliseconds; needs only the weights.
+    layers, also for outputs that are to be cut. Statistics of batch normalization do not count. A weight of a layer that
+    both reads and makes the channel counts twice. Takes milliseconds; needs only the weights.
 
     Differs from the paper: the sum is over |w|, not over w^2, and all layers of a group count alike.
 

@@ -68,7 +68,9 @@ class Pruning(keras.callbacks.Callback):
         end: fraction of training, in (begin, 1], by which the limits are reached; the rest is for recovery. Between the
             two there must be a step for each quarter of the model that is removed (one step with `refit_data`). If the
             data does not give its number of steps, epochs count instead of steps.
-        schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1.
+        schedule: how fast to prune between `begin` and `end`: a function from [0, 1] to [0, 1] that ends at 1. The model is
+            cut at a few moments, between which the schedule goes equally far; each cut goes as far as the schedule will
+            have gone by the next one. So if there is one moment, everything goes at `begin`.
 
     Raises:
         InvalidArgumentError: at once if a limit or option is out of range. When `fit` starts, before the first step, if
@@ -189,8 +191,8 @@ class Pruning(keras.callbacks.Callback):
 class ProgressivePruning(Pruning):
     """Prunes the model while it trains, by progressive channel pruning: `Pruning` with the strategy `Progressive`.
 
-    After `fit`, the same model object is at or below the limits. Rounds of attempting, selecting and pruning are spread
-    over the part of training between `begin` and `end`.
+    After `fit`, the same model object is at or below the limits. Rounds of attempting, selecting and pruning run at a
+    few moments between `begin` and `end`, most of them early, as `schedule` says.
 
     Args:
         strategy: a `keras_pcp.strategies.Progressive` with options other than the defaults.

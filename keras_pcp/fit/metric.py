@@ -40,8 +40,8 @@ class Measuring:
     """How the model is measured when pruning is decided.
 
     Attributes:
-        samples: number of validation samples to use; None: all. Attempts take as much longer as there are more. Take more if
-            the metric depends on a few of them, as with rare classes.
+        samples: number of validation samples to use; None: all. Twice as many take about twice as long. Take more if the
+            metric depends on a few of them, as with rare classes. Of a dataset, the first ones are taken, so shuffle it.
         monitor: what is compared. If two values are equal, the loss decides. A string is the name of a compiled metric
             or loss, as `model.evaluate` gives it, with or without `val_`. `{name: weight}` is the sum of several, each
             with the sign that makes higher better. A function `evaluate(model) -> float` is called for every attempt,

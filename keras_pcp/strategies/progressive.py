@@ -53,11 +53,13 @@ class Memory:
         rounds: number of rounds so far.
         known: {group: what is known of an attempt at it}.
         draw: number of the draw of validation samples that it was measured on.
+        moment: number of the moment at which it was measured.
     """
 
     rounds: int = 0
     known: Mapping[str, Measured] = field(default_factory=dict, compare=False)
     draw: int = 0
+    moment: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Progressive(Strategy):
         multiple_of: channels of a group are removed in multiples of this number where possible (8 or 16 suits many CPUs),
             so widths that are multiples stay multiples; or {group name: multiple}.
         attempts: `"exact"` to attempt every group on all samples in every round, as the paper does, or `"fast"` to stop
-            measuring an attempt as soon as it is clear whether it is one of the best. A metric that is not a mean over
+            measuring an attempt as soon as it is clear whether it is one of the best, and to let it rest for up to two
+            rounds if it was far from them. A metric that is not a mean over
             samples (AUC, IoU ...) is measured exactly in both modes.
         confidence: for `"fast"`: number of standard errors that make this clear. More is slower and closer to
             `"exact"`.
@@ -138,7 +141,7 @@ class Progressive(Strategy):
 
     def when(self, problem: Problem, fit: FitLength) -> Sequence[int]:
         """Returns few steps in a short `fit`. Rounds run under masks, so few cuts lose little, and retrace less."""
-        return spread(problem, fit, self.rounds(problem), least=1)
+        return spread(problem, fit, self.rounds(problem), at_least=1)
 
     def width(self, groups: Sized) -> int:
         """Returns the number of groups that are pruned in a round."""
@@ -158,7 +161,7 @@ class Progressive(Strategy):
             raise stuck(problem, keep)
         more = pace.is_due(problem.progress(keep), seen)
         action = Action(keep, more=more, before=meter.before, attempts=tuple(attempts), chosen=chosen)
-        return Memory(state.rounds + 1, meter.known, seen.draw), action
+        return Memory(state.rounds + 1, meter.known, seen.draw, seen.moment), action
 
     def candidates(
         self, kept: Selection, scores: Mapping[str, np.ndarray], problem: Problem, goal: float
@@ -225,6 +228,8 @@ class _Meter:
     def __init__(self, strategy: Progressive, state: Memory, seen: Observation):
         self.strategy, self.state, self.seen = strategy, state, seen
         self.known = dict(state.known) if state.draw == seen.draw else {}
+        if state.moment != seen.moment:  # the model has been trained since
+            self.known = {key: measured.awake() for key, measured in self.known.items()}
         self.exact = strategy.attempts == "exact" or not seen.parts
         self.measured_before: dict[int, np.ndarray] = {}
         if self.exact:

@@ -7,7 +7,7 @@ unpruned model, even after channels have been cut.
 
 import math
 from abc import ABC, abstractmethod
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -23,7 +23,7 @@ from keras_pcp.strategies.rounds import Attempt, Evaluation
 from keras_pcp.support import checks
 from keras_pcp.support.batch import LossTerm
 
-# A cut costs one retrace, about as long as twenty training steps; so many steps of the pruning phase are worth a cut.
+# A cut costs one retrace, about as long as twenty training steps; one cut for this many steps of the pruning phase.
 _STEPS_PER_CUT = 256
 # At most this share of the model is cut between two training steps, unless a refit makes up for it.
 _LARGEST_CUT = 0.25
@@ -244,7 +244,7 @@ class Strategy(ABC):
         return json_state.from_json(data, type(self))
 
 
-def spread(problem: Problem, fit: FitLength, rounds: int, least: int = 4) -> list[int]:
+def spread(problem: Problem, fit: FitLength, rounds: int, at_least: int = 4) -> list[int]:
     """Spreads moments of pruning: at most one for each round, and not so many that retracing takes too long.
 
     From one to the next, the schedule goes equally far, so each of them cuts about as much as the others.
@@ -253,28 +253,30 @@ def spread(problem: Problem, fit: FitLength, rounds: int, least: int = 4) -> lis
         problem: the graph and the limits.
         fit: the length of the `fit`.
         rounds: number of rounds.
-        least: number of moments in a short `fit`, if it has so many steps. It has more if more must be removed than a
+        at_least: number of moments in a short `fit`, if it has so many steps. It has more if more must be removed than a
             network bears at a time.
 
     Raises:
         InvalidArgumentError: the `fit` is too short.
     """
+    count = _count(problem, fit, rounds, at_least)
+    phase, found = range(fit.first, fit.last), [fit.first - 1]
+    for number in range(count):  # at the last step at which the schedule has not gone further
+        step = fit.first + max(0, bisect_right(phase, number / count, key=fit.progress) - 1)
+        found.append(min(max(step, found[-1] + 1), fit.last - count + number))
+    return found[1:]
+
+
+def evenly(problem: Problem, fit: FitLength, rounds: int) -> list[int]:
+    """Spreads as many moments as `spread`, at equal distances. Raises the same error."""
+    count = _count(problem, fit, rounds, 4)
+    return [fit.first + (fit.last - fit.first) * i // count for i in range(count)]
+
+
+def _count(problem: Problem, fit: FitLength, rounds: int, at_least: int) -> int:
     fewest, steps = _fewest(problem, fit), fit.last - fit.first
     affordable = steps // (_STEPS_PER_CUT if fit.per_epoch else 1)
-    count = min(max(fewest, min(least, steps), affordable), max(rounds, fewest))
-    found: list[int] = []
-    for number in range(count):
-        step = fit.first + bisect_left(range(fit.first, fit.last), number / count, key=fit.progress)
-        earliest = found[-1] + 1 if found else fit.first
-        found.append(min(max(step, earliest), fit.last - count + number))
-    return found
-
-
-def evenly(problem: Problem, fit: FitLength, count: int) -> list[int]:
-    """Spreads moments of pruning at equal distances: `count` of them if there are so many steps. Raises as `spread`."""
-    steps = fit.last - fit.first
-    count = min(steps, max(count, _fewest(problem, fit)))
-    return [fit.first + steps * i // count for i in range(count)]
+    return min(max(fewest, min(at_least, steps), affordable), max(rounds, fewest))
 
 
 def _fewest(problem: Problem, fit: FitLength) -> int:

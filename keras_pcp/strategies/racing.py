@@ -1,6 +1,6 @@
 """Racing: finds the best few of many attempts without measuring each of them on all samples.
 
-All attempts are measured on the same samples, part by part. A boundary separates the best attempts from the rest. As
+Attempts are measured on the same samples, part by part. A boundary separates the best attempts from the rest. As
 soon as it is clear on which side an attempt ends, it drops out of the race. Results of earlier rounds are reused: on
 samples that have not been measured yet, the earlier drop is taken, plus the mean change on the samples that have been.
 From one round to the next, a drop changes far less than it differs between samples, so few samples are enough. If an
@@ -23,7 +23,7 @@ import numpy as np
 _LOSS_WEIGHT = 1e-6
 _WEIGHTS = np.array([1.0, _LOSS_WEIGHT])
 # An attempt rests for so many rounds in a row at most.
-_RESTS = 3
+_RESTS = 2
 # Stands for a drop that is not a finite number: the attempt ruins the model.
 _RUIN = 1e6
 
@@ -60,6 +60,10 @@ class Measured:
     def value(self) -> float:
         """Returns the number by which attempts are compared. The smallest is pruned first."""
         return worth(*self.mean())
+
+    def awake(self) -> "Measured":
+        """Returns the same, but the attempt does not rest in the next race."""
+        return replace(self, rests=_RESTS)
 
     def spread(self) -> float:
         """Returns the standard error of the mean drop if other samples were drawn."""
@@ -114,22 +118,27 @@ def race(
         usual = float(np.median([run.variance() for run in runs.values() if run.seen.any()]))
         state.update({name: run.known(usual) for name, run in runs.items() if run.seen.any()})
 
-    racing = [name for name in runs if name not in resting]
-    for part in parts:
-        measure(racing, part)
-        racing = [name for name in state if _is_open(name, state, count, confidence)]
-        if not racing:
-            break
-    while woken := [n for n in _best(state | resting, count) if n not in state]:
+    def run(names: Collection[str]) -> None:
         for part in parts:
-            measure(woken, part)
-    return {**resting, **state}
+            if unseen := [name for name in names if not runs[name].seen[part].any()]:
+                measure(unseen, part)
+            names = [name for name in state if _is_open(name, resting | state, count, confidence)]
+            if not names:
+                return
+
+    run([name for name in runs if name not in resting])
+    while woken := [name for name in _best(resting | state, count) if name not in state]:
+        run(woken)
+    return resting | state
 
 
 def _resting(
     candidates: Mapping[str, tuple[int, ...]], known: Mapping[str, Measured], count: int, confidence: float
 ) -> dict[str, Measured]:
-    """Returns what is known of the attempts that rest. Those of which nothing is known can only lower the boundary."""
+    """Returns what is known of the attempts that rest.
+
+    Attempts of which nothing is known are left out of the boundary: they could only lower it.
+    """
     same = {n: m for n, m in known.items() if set(m.removed) == set(candidates[n])}
     if count >= len(same):
         return {}

@@ -23,10 +23,10 @@ class Attempt:
     Attributes:
         group: name of the group.
         removed: channel numbers in the unpruned model.
-        drop: fall of the metric since the start of the round. With `select="joint"` it includes the groups chosen
-            before.
+        drop: fall of the metric since the start of the round, or in an earlier round if `share` is 0. With
+            `select="joint"` it includes the groups chosen before.
         loss_increase: rise of the loss, likewise.
-        share: fraction of the validation samples on which it was measured in this round.
+        share: fraction of the validation samples on which it was measured in this round; 0: it rested.
     """
 
     group: str

@@ -213,7 +213,16 @@ def test_moments_rise_and_lie_in_the_pruning_phase_however_short_it_is(schedule)
             for steps in (spread(half, fit, rounds), evenly(half, fit, rounds)):
                 assert steps == sorted(set(steps))
                 assert fit.first <= steps[0] <= steps[-1] < fit.last
-                assert moments(steps, fit, Steps(per_epoch=5))[-1].target == 1
+                targets = [moment.target for moment in moments(steps, fit, Steps(per_epoch=5))]
+                assert targets == sorted(targets)
+                assert targets[:-1] == [fit.progress(step) for step in steps[1:]]
+
+
+def test_nothing_is_pruned_on_a_plateau_of_the_schedule():
+    fit = FitLength(40_000, 1000, 0.1, 0.6, schedule=lambda t: max(0.0, 2 * t - 1))
+    first, *_ = steps = spread(problem_of(0.5), fit, 10)
+    assert first == pytest.approx(14_000, abs=2)  # the middle of the phase
+    assert len(steps) == 10
 
 
 def test_a_long_training_has_a_moment_for_each_round_and_a_short_one_has_few():
