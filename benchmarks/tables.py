@@ -64,6 +64,19 @@ def headline() -> str:
     return table(["", *(f"{NETWORKS[model]}, {-target:.0%} of the MACs" for model, target in columns)], body)
 
 
+def defaults() -> str:
+    """What the defaults of progressive pruning were chosen by."""
+    found: dict[str, list[dict]] = {}
+    for row in rows("defaults"):
+        found.setdefault(row["tag"], []).append(row)
+    body = []
+    for tag, group in sorted(found.items()):
+        mean = {k: statistics.mean(r[k] for r in group) for k in ("rounds", "attempt_seconds", "seconds")}
+        cells = [", ".join(f"{r['val_acc']:.4f}" for r in group), f"{mean['rounds']:.0f}"]
+        body.append([tag, *cells, f"{mean['attempt_seconds']:.0f}", f"{mean['seconds']:.0f}"])
+    return table(["options", "validation accuracy, each run", "rounds", "attempts, s", "s"], body)
+
+
 NETWORKS = {"resnet20_cifar10": "ResNet-20"}
 HEADLINE = (
     ("keras_pcp: progressive, `group_l1`", "pcp", "group_l1"),
@@ -609,6 +622,7 @@ MAKERS = (
     accuracy,
     headline,
     progressive,
+    defaults,
     adaptive,
     correction,
     dense_prediction,
