@@ -80,7 +80,7 @@ def defaults() -> str:
 NETWORKS = {"resnet20_cifar10": "ResNet-20"}
 HEADLINE = (
     ("keras_pcp: progressive, `group_l1`", "pcp", "group_l1"),
-    ("keras_pcp: progressive, `l1`", "pcp", "l1"),
+    ("keras_pcp: progressive, `l1` (the default)", "pcp", "l1"),
     ("keras_pcp: best of ten random widths, `l1`", "random_widths", "l1"),
     ("keras_pcp: equal parts of all layers, `l1`", "uniform", "l1"),
     ("keras_pcp: lowest channels of the whole network, `l1`", "global", "l1"),
