@@ -15,7 +15,7 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import tensor_sizes
 from keras_pcp.graph.weight_masks import consumer_masks, weight_masks
 from keras_pcp.repair.closed_form import corrected
-from keras_pcp.repair.least_squares import REFIT_SAMPLES, refit
+from keras_pcp.repair.least_squares import REFIT_SAMPLES, Goals, goals_of, inputs_at_once, refit, refit_to
 from keras_pcp.support.changes import Journal, all_or_nothing, guarded
 from keras_pcp.support.data import check_inputs, take_samples, with_any_labels
 from keras_pcp.surgery.copies import prune_model
@@ -29,11 +29,18 @@ _BYTES_AT_ONCE = 2**30  # of the largest tensor, when a cut is corrected
 
 @dataclass(frozen=True, eq=False)
 class _Origin:
-    """The model as it was some rounds ago: a copy, its graph, and the channels that it had left."""
+    """The model as it was some rounds ago.
+
+    Attributes:
+        model, graph: a copy, and its channel graph.
+        uncut: the channels that it had left.
+        goals: what the refits that will be done again aim at; None if there are none.
+    """
 
     model: keras.Model
     graph: ChannelGraph
     uncut: Selection
+    goals: Goals | None
 
 
 class LiveModel:
@@ -146,9 +153,18 @@ class LiveModel:
 
     def _refit(self, kept: Selection, more: bool) -> tuple[_Origin | None, list[np.ndarray]]:
         """Returns the model that the next refit starts from, and the weights after this one. Changes nothing yet."""
-        origin = self._origin or _Origin(prune_model(self.model, self.graph, Selection()), self.graph, self.uncut)
+        origin = self._origin or self._here(more)
         selection = kept.after(origin.uncut)
         small = prune_model(origin.model, origin.graph, selection)
-        samples = FEW_SAMPLES if more else REFIT_SAMPLES
-        refit(origin.model, small, origin.graph, selection, self.refit_on, samples=samples)
+        if more:
+            refit_to(origin.goals, small, selection)
+        else:
+            refit(origin.model, small, origin.graph, selection, self.refit_on)
         return origin if more else None, small.get_weights()
+
+    def _here(self, more: bool) -> _Origin:
+        """Returns the model as it is now. If more cuts follow, the original outputs are found once for all their refits."""
+        copy, goals = prune_model(self.model, self.graph, Selection()), None
+        if more:
+            goals = goals_of(copy, self.graph, inputs_at_once(copy, self.refit_on, FEW_SAMPLES, 0), 0)
+        return _Origin(copy, self.graph, self.uncut, goals)

@@ -13,7 +13,8 @@ is fitted, too. The last convolution of a residual block does not make up for th
 """
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.graph.build import check_fits
 from keras_pcp.graph.channel_graph import ChannelGraph, check_selection
 from keras_pcp.graph.channels import CONSUME
-from keras_pcp.graph.program import Program, program_of
+from keras_pcp.graph.program import program_of
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.trace import Call, Step, Trace, arrange_inputs, replay_calls, tensor_sizes, trace
 from keras_pcp.graph.weight_masks import weight_masks
@@ -47,6 +48,7 @@ from keras_pcp.support.models import check_model
 
 # Maximum number of samples for the refit, and of bytes that the largest tensor may take for all of them.
 REFIT_SAMPLES, _BYTES_AT_ONCE = 2048, 2**30
+RIDGE = 0.1
 _BATCH = 256  # samples that one call of a layer takes
 
 
@@ -72,7 +74,7 @@ def refit(
     data: Any,
     *,
     samples: int | None = REFIT_SAMPLES,
-    ridge: float = 0.1,
+    ridge: float = RIDGE,
     seed: int = 0,
 ) -> Refitted:
     """Refits kernels and biases in `pruned`, so that the readers of pruned channels give their old outputs again.
@@ -111,31 +113,82 @@ def refit(
         (0.444, True)
     """
     check_selection(graph, selection)
-    program = check_fits(model, graph)
+    check_fits(model, graph)
     check_model("pruned", pruned)
     ridge, samples = checks.number("ridge", ridge, "(0, inf)"), checks.count("samples", samples, optional=True)
     seed = checks.count("seed", seed, 0)
-    small = program_of(pruned)
     shared = {id(w) for w in model.weights} & {id(w) for w in pruned.weights}
-    if shared or len(program.trace.calls) != len(small.trace.calls):
+    if shared or len(program_of(model).trace.calls) != len(program_of(pruned).trace.calls):
         raise InvalidArgumentError(
             "pruned must be the result of prune_model(model, graph, selection), and share no layers with model"
         )
     x = inputs_at_once(model, data, samples, seed)
-    plan = _Plan(program, graph, selection)
-    rng = np.random.default_rng(seed)
+    return refit_to(goals_of(model, graph, x, seed, selection), pruned, selection, ridge)
+
+
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """The outputs of a layer of the original network, (positions, outputs), for each batch of samples.
+
+    Attributes:
+        targets, chosen: for each batch, the outputs and their positions.
+    """
+
+    targets: list[np.ndarray]
+    chosen: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Goals:
+    """What refits aim at: the outputs of layers of the original network at some positions of some samples.
+
+    Attributes:
+        model, graph: the network, and its channel graph.
+        x: the samples, as inputs of the network.
+        of_calls: for each call of the network, its goal, the reason not to refit it, or None if it reads no channels that
+            are pruned.
+    """
+
+    model: keras.Model
+    graph: ChannelGraph
+    x: Any
+    of_calls: list[_Goal | str | None]
+
+
+def goals_of(model: keras.Model, graph: ChannelGraph, x: Any, seed: int, selection: Selection | None = None) -> Goals:
+    """Runs a network, and returns the goals of a refit after `selection`; None: of refits after any selection."""
+    program, reads_pruned, found = program_of(model), _readers(model, graph, selection), []
+    times = Counter(id(call.operation) for call in program.trace.calls)
+    with internals.stateless():
+        for number, steps in enumerate(_in_step(program.trace, x)):
+            layer = steps[0].call.operation
+            if not reads_pruned(steps[0].call):
+                found.append(None)
+            elif window_of(layer, 2) is None:
+                found.append("it is not a plain convolution or dense layer")
+            elif times[id(layer)] > 1:
+                found.append("it is called several times")
+            else:
+                found.append(_goal(steps, np.random.default_rng([seed, number]), program.name_of(layer)))
+    return Goals(model, graph, x, found)
+
+
+def refit_to(goals: Goals, pruned: keras.Model, selection: Selection, ridge: float = RIDGE) -> Refitted:
+    """Refits the layers of a pruned network that read pruned channels, see `refit`."""
+    weights, small = goals.model.weights, program_of(pruned)
+    masks = {id(weights[i]): axes for i, axes in weight_masks(goals.graph, selection).items()}
+    reads_pruned = _readers(goals.model, goals.graph, selection)
+    calls = program_of(goals.model).trace.calls
     errors, left, values = {}, {}, []
     with internals.stateless():
-        # One network after the other, so that only the tensors of one are in memory at a time.
-        goals = [_goal(steps, plan, rng) for steps in _in_step(program.trace, x)]
-        for goal, steps in zip(goals, _in_step(small.trace, x), strict=True):
-            if goal is None:
+        for call, goal, steps in zip(calls, goals.of_calls, _in_step(small.trace, goals.x), strict=True):
+            if not reads_pruned(call):
                 continue
             name = small.name_of(steps[0].call.operation)
             if isinstance(goal, str):
                 left[name] = goal
                 continue
-            errors[name], changed = _refit(goal, steps, ridge, name)
+            errors[name], changed = _refit(goal, _kept(call.operation.kernel, masks), steps, ridge, name)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
             values += changed
@@ -161,75 +214,40 @@ def _in_step(traced: Trace, x: Any) -> Iterator[tuple[Step, ...]]:
     return zip(*(replay_calls(traced, arrange_inputs(traced, batch)) for batch in batches), strict=True)
 
 
-class _Plan:
-    """Which calls of the original model to refit, and which parts of their kernels stay."""
-
-    def __init__(self, whole: Program, graph: ChannelGraph, selection: Selection):
-        weights = whole.model.weights
-
-        def by_variable(masks):
-            return {id(weights[i]): axes for i, axes in masks.items()}
-
-        readers = by_variable(weight_masks(graph, selection, CONSUME))
-        self.readers = {i for i, axes in readers.items() if not all(mask.all() for mask in axes.values())}
-        self.masks = by_variable(weight_masks(graph, selection))
-        self.operations, self.name_of = [call.operation for call in whole.trace.calls], whole.name_of
-
-    def reads_pruned(self, call: Call) -> bool:
-        """Returns whether a call reads channels that were removed."""
-        return any(id(w) in self.readers for w in getattr(call.operation, "weights", ()))
-
-    def why_not(self, call: Call) -> str | None:
-        """Returns the reason not to refit a call, or None."""
-        if window_of(call.operation, 2) is None:
-            return "it is not a plain convolution or dense layer"
-        if sum(operation is call.operation for operation in self.operations) > 1:
-            return "it is called several times"
-        return None
-
-    def kept(self, call: Call) -> list[np.ndarray]:
-        """Returns which inputs and outputs of a layer stay: boolean arrays along the last two axes of its kernel."""
-        kernel = call.operation.kernel
-        masks, rank = self.masks.get(id(kernel), {}), len(kernel.shape)
-        return [masks.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
+def _readers(model: keras.Model, graph: ChannelGraph, selection: Selection | None) -> Callable[[Call], bool]:
+    """Returns the test whether a call reads channels that a selection removes; None: channels that any selection could."""
+    if selection is None:
+        read = {s.weight for group in graph for s in group.slices_of(CONSUME)}
+    else:
+        masks = weight_masks(graph, selection, CONSUME)
+        read = {i for i, axes in masks.items() if not all(mask.all() for mask in axes.values())}
+    variables = {id(model.weights[i]) for i in read}
+    return lambda call: any(id(w) in variables for w in getattr(call.operation, "weights", ()))
 
 
-@dataclass(frozen=True, eq=False)
-class _Goal:
-    """The outputs of a layer of the original network, (positions, outputs), for each batch of samples.
-
-    Attributes:
-        targets, chosen: for each batch, the outputs and their positions.
-        kept: which inputs and outputs of the layer stay.
-    """
-
-    targets: list[np.ndarray]
-    chosen: list[np.ndarray]
-    kept: list[np.ndarray]
+def _kept(kernel: Any, masks: Mapping[int, Mapping[int, np.ndarray]]) -> list[np.ndarray]:
+    """Returns which inputs and outputs of a layer stay: boolean arrays along the last two axes of its kernel."""
+    own, rank = masks.get(id(kernel), {}), len(kernel.shape)
+    return [own.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
 
 
-def _goal(steps: Sequence[Step], plan: _Plan, rng: np.random.Generator) -> _Goal | str | None:
-    """Returns the goal of the refit of a layer, a reason not to refit it, or None if it reads no pruned channels."""
-    call = steps[0].call
-    if not plan.reads_pruned(call):
-        return None
-    reason = plan.why_not(call)
-    if reason:
-        return reason
-    window = window_of(call.operation, len(steps[0].input.shape))
+def _goal(steps: Sequence[Step], rng: np.random.Generator, name: str) -> _Goal:
+    """Returns the goal of the refit of a layer."""
+    layer = steps[0].call.operation
+    window = window_of(layer, len(steps[0].input.shape))
     lengths = [len(step.input) for step in steps]
     chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
     chosen = np.split(chosen, np.cumsum(lengths)[:-1])
     read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
-    layer, name = call.operation, plan.name_of(call.operation)
-    targets = [_finite(_outputs(layer, window, r), layer, name, "model").astype(r.dtype) for r in read]
-    return _Goal(targets, chosen, plan.kept(call))
+    return _Goal([_finite(_outputs(layer, window, r), layer, name, "model").astype(r.dtype) for r in read], chosen)
 
 
-def _refit(goal: _Goal, steps: Sequence[Step], ridge: float, name: str) -> tuple[tuple, list]:
+def _refit(
+    goal: _Goal, kept: Sequence[np.ndarray], steps: Sequence[Step], ridge: float, name: str
+) -> tuple[tuple, list]:
     """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
     layer = steps[0].call.operation
-    rows, outputs = _places(layer, name, *goal.kept)
+    rows, outputs = _places(layer, name, *kept)
     window = window_of(layer, len(steps[0].input.shape))
     rows = np.tile(rows, np.prod(window.size, dtype=int))
     sums, energy = _Sums(), np.finfo(float).tiny

@@ -8,6 +8,7 @@ from small_fits import compiled, data
 
 import keras_pcp
 from keras_pcp.errors import InvalidArgumentError, PruningError
+from keras_pcp.fit import live_model
 from keras_pcp.fit.metric import Measuring
 from keras_pcp.graph.trace import arrange_inputs, trace
 from keras_pcp.strategies.progressive import Progressive
@@ -83,17 +84,20 @@ def test_rounds_without_training_between_them_end_with_one_refit_from_where_they
     run = run_of(model, data(64, 1), refit_data=some, max_macs=0.4)
     asked, graph = [], run.problem.graph
 
-    def refit(*args, samples, **options):
-        asked.append(samples)
-        return keras_pcp.refit(*args, samples=samples, **options)
+    def noted(name, samples_of):
+        original = getattr(live_model, name)
+        monkeypatch.setattr(
+            live_model, name, lambda *args: (asked.append((name, samples_of(args))), original(*args))[1]
+        )
 
-    monkeypatch.setattr("keras_pcp.fit.live_model.refit", refit)
-    for targets in ((0.3, 0.5), (0.7, 1.0)):
+    noted("goals_of", lambda args: len(args[2]))
+    noted("refit_to", lambda args: len(args[0].x))
+    noted("refit", lambda args: len(args[4][0]))
+    for targets in ((0.2, 0.3, 0.5), (0.7, 0.8, 1.0)):
         whole, graph, uncut = keras_pcp.prune_model(model, graph, keras_pcp.Selection()), run.live.graph, run.live.uncut
-        round_to(run, targets[0])
-        run.carry_out(None, more=True)
-        round_to(run, targets[1])
-        run.carry_out(None)
+        for target in targets:
+            round_to(run, target)
+            run.carry_out(None, more=target < targets[-1])
         selection = run.live.uncut.after(uncut)
         expected = keras_pcp.prune_model(whole, graph, selection)
         assert not same_weights(model, expected)
@@ -102,7 +106,7 @@ def test_rounds_without_training_between_them_end_with_one_refit_from_where_they
         graph = run.live.graph
         for w in model.trainable_weights:
             w.assign(1.1 * w)  # instead of training
-    assert asked == [512, 2048, 512, 2048]
+    assert asked == [("goals_of", 512), ("refit_to", 512), ("refit_to", 512), ("refit", 600)] * 2
 
 
 def same_weights(a, b):

@@ -190,6 +190,18 @@ def test_a_masked_copy_is_refit_to_the_weights_of_the_pruned_model():
     assert all(np.array_equal(a, b) for a, b in zip(before, copy.get_weights(), strict=True))
 
 
+def test_goals_for_any_selection_serve_several_refits():
+    model, graph, data, _ = duplicated()
+    goals = least_squares.goals_of(model, graph, data[0], 0)
+    for kept in (np.arange(6) < 5, np.arange(6) > 2, np.arange(6) > 0):
+        selection = Selection({"first": kept})
+        one, other = (keras_pcp.prune_model(model, graph, selection) for _ in range(2))
+        found = least_squares.refit_to(goals, one, selection)
+        assert found == keras_pcp.refit(model, other, graph, selection, data)
+        assert list(found.errors) == ["second"]
+        assert all(np.array_equal(a, b) for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
+
+
 def test_nothing_is_written_if_a_later_layer_fails(monkeypatch):
     model, graph, data, selection = duplicated()
     pruned = keras_pcp.prune_model(model, graph, selection)
