@@ -8,7 +8,8 @@
 A search without training follows the choices of the exact way. In every round, the fast way chooses, too, from the same
 model and with its own memory of earlier rounds. Passes are multiply-accumulates in units of one pass of the unpruned model
 over all samples. So a round with n attempts takes n + 1 passes the exact way, and about half a pass to re-estimate batch
-normalization. `--memory` compares the peak memory of a `fit` with pruning with that of a `fit` without.
+normalization. `--memory` compares the peak memory of a `fit` with pruning with that of a `fit` without. `--alone` runs
+rounds of the fast way only, which go on from its own choices, and gives the passes of each.
 """
 
 import argparse
@@ -67,19 +68,46 @@ def trained(args: argparse.Namespace, name: str, train: tuple) -> keras.Model:
     return model
 
 
-def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
-    """Runs rounds both ways; returns the row."""
+def searches(args: argparse.Namespace, name: str, data: tuple, ways: tuple[str, ...]) -> list[Run]:
+    """Returns a search without training for each way to make attempts, all on the same model."""
     train, val, _ = data
     model = trained(args, name, train)
-    x, y = (np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
+    samples = tuple(np.concatenate([a, b])[: args.samples] for a, b in zip(val, train, strict=True))
 
     def search(attempts):
         strategy = keras_pcp.strategies.Progressive(attempts=attempts, confidence=args.confidence)
         problem = Problem.of(keras_pcp.build_graph(model), Limits(max_macs=args.target))
         measuring = keras_pcp.Measuring(samples=None, monitor=SIGNALS[args.signal])
-        return Run(model, problem, strategy, args.criterion, (x, y), measuring)
+        return Run(model, problem, strategy, args.criterion, samples, measuring)
 
-    exact, fast = search("exact"), search("fast")
+    return [search(way) for way in ways]
+
+
+def alone(args: argparse.Namespace, name: str, data: tuple) -> dict:
+    """Runs rounds of the fast way; returns the row."""
+    (run,) = searches(args, name, data, ("fast",))
+    one, passes, started = run.problem.full.macs * args.samples, [], time.perf_counter()
+    while run.progress < 1 and len(passes) < args.rounds:
+        before = run.seen.macs
+        run.ask(Moment())
+        passes.append(round((run.seen.macs - before) / one, 3))
+    return {
+        "suite": "growth",
+        "model": Path(name).stem,
+        "data": args.data,
+        "groups": len(run.problem.graph),
+        "samples": args.samples,
+        "confidence": args.confidence,
+        "signal": args.signal,
+        "passes": passes,
+        "seconds": round(time.perf_counter() - started, 1),
+        "command": "python " + " ".join(sys.argv),
+    }
+
+
+def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
+    """Runs rounds both ways; returns the row."""
+    exact, fast = searches(args, name, data, ("exact", "fast"))
     seconds, same, rounds = {"exact": 0.0, "fast": 0.0}, 0, 0
     while exact.progress < 1 and rounds < args.rounds:
         fast.kept = exact.kept
@@ -90,13 +118,13 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
         same += set(exact.rounds[-1].chosen) == set(fast.rounds[-1].chosen)
         rounds += 1
         print(rounds, same, f"{fast.seen.macs / exact.seen.macs:.3f}", seconds, flush=True)
-    one = exact.problem.full.macs * len(x) * rounds
+    one = exact.problem.full.macs * args.samples * rounds
     return {
         "suite": "attempts",
         "model": Path(name).stem,
         "data": args.data,
         "groups": len(exact.problem.graph),
-        "samples": len(x),
+        "samples": args.samples,
         "criterion": args.criterion,
         "target": args.target,
         "confidence": args.confidence,
@@ -155,6 +183,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1000)
     parser.set_defaults(width=8)  # of the residual networks trained here
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="rounds of the fast way only")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--refit", action="store_true", help="with --memory: pruning with the refit")
     parser.add_argument("--child", choices=["plain", "pruning"], help=argparse.SUPPRESS)
@@ -167,7 +196,7 @@ def main():
         if args.child:
             child(args, name, data)
         else:
-            write(compared(args, name, data), args.out)
+            write((alone if args.alone else compared)(args, name, data), args.out)
 
 
 if __name__ == "__main__":
