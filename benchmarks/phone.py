@@ -71,6 +71,7 @@ def main():
     x_test = np.asarray(x_test, "float32")
     models = {"unpruned": opened(args), "pruned": keras.models.load_model(args.pruned, compile=False)}
     full = keras_pcp.count_cost(models["unpruned"]).macs
+    of_keras = {name: accuracy(model, x_test, y_test) for name, model in models.items()}
     for quantization in (None, "int8"):
         with tempfile.TemporaryDirectory() as folder:
             files, errors = [], []
@@ -85,9 +86,8 @@ def main():
             same = {"suite": "phone", "model": Path(args.model).stem, "data": args.data, "network": name}
             same |= {"format": quantization or "float32", "images": len(x_test)}
             share = {"macs": round(keras_pcp.count_cost(model).macs / full, 4)}
-            of_keras = {"acc_keras": accuracy(model, x_test, y_test), "max_error": error}
-            faster = {"speedup": round(found[0]["ms"] / row["ms"], 3)}
-            write(same | share | row | of_keras | faster | {"command": "python " + " ".join(sys.argv)}, args.out)
+            beside = {"acc_keras": of_keras[name], "max_error": error, "speedup": round(found[0]["ms"] / row["ms"], 3)}
+            write(same | share | row | beside | {"command": "python " + " ".join(sys.argv)}, args.out)
 
 
 if __name__ == "__main__":
