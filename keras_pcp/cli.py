@@ -269,7 +269,7 @@ def _load(args: argparse.Namespace) -> Any:
 def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
     if references and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not search this folder
-    found = {}
+    found: dict[str, Any] = {}
     for reference in references:
         module, _, name = reference.partition(":")
         try:

@@ -56,7 +56,7 @@ def entry_points(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
         join[:, dependent] = 0
         if left is not None:
             join[left] = 0  # it has just left, at this lambda
-        side, c = np.unravel_index(np.argmax(join), join.shape)
+        side, c = map(int, np.unravel_index(np.argmax(join), join.shape))
         gone = int(np.argmax(leave))
         now = max(join[side, c], leave[gone])
         if now <= 1e-12 * np.abs(target).max():

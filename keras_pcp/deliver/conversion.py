@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import _exit as end_process  # public in spite of its name
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -57,10 +58,15 @@ def run(folder: str) -> None:
         runner(**{name: array[i : i + 1] for name, array in inputs.items()})
         for i in range(len(next(iter(inputs.values()))))
     ]
-    np.savez(Path(folder) / OUTPUTS, **{name: np.concatenate([f[name] for f in found]) for name in found[0]})
+    save_arrays(Path(folder) / OUTPUTS, {name: np.concatenate([f[name] for f in found]) for name in found[0]})
 
 
-_OPERATIONS = {"convert": convert, "run": run}
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes named arrays to a file that `np.load` reads."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy's types suppose that any name may be allow_pickle
+
+
+_OPERATIONS: dict[str, Callable[..., None]] = {"convert": convert, "run": run}
 
 
 class Converter:
@@ -101,8 +107,8 @@ class Converter:
         """Ends the process."""
         process, self.process = self.process, None
         if process is not None:
-            process.stdin.close()
-            process.stdout.close()
+            for pipe in _pipes(process):
+                pipe.close()
             if self.owner == os.getpid():  # a fork must not end the process of its parent
                 process.kill()
                 process.wait()
@@ -110,9 +116,10 @@ class Converter:
     def _ask(self, request: list) -> tuple[str, int | None]:
         """Returns the line that answers a request, or the exit code of the process if it gave no answer."""
         process = self._running()
+        requests, answers = _pipes(process)
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            answer = process.stdout.readline().decode()
+            requests.write(json.dumps(request).encode() + b"\n")
+            answer = answers.readline().decode()
             code = None if answer else process.wait()
         except BrokenPipeError:
             answer, code = "", process.wait()
@@ -137,6 +144,13 @@ class Converter:
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
             )
         return self.process
+
+
+def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    """Returns the standard input and output of a process that was started with pipes for both."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
 
 
 def _ending(code: int | None) -> str:

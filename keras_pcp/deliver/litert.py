@@ -193,7 +193,7 @@ def _in_order(model: keras.Model, data: Any) -> list[Any]:
     names = [t.name for t in model.inputs]
     places = tree.pack_sequence_as(model.input, list(range(len(names))))
     if isinstance(places, Mapping) and all(isinstance(i, int) for i in places.values()):
-        names = sorted(places, key=places.get)
+        names = sorted(places, key=places.__getitem__)
     elif isinstance(places, Mapping):  # nested structures
         return tree.flatten(data)
     if not set(names) <= set(data):
@@ -261,7 +261,7 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
                 archive.write_out(folder, verbose=False)
             if quantization == "int8":
                 samples = {f"input_{i}": a[:CALIBRATION_SAMPLES] for i, a in enumerate(inputs)}
-                np.savez(Path(folder) / conversion.INPUTS, **samples)
+                conversion.save_arrays(Path(folder) / conversion.INPUTS, samples)
                 _CONVERTER.convert(folder, quantization)
             else:
                 conversion.convert(folder, quantization)
@@ -283,7 +283,8 @@ def _compare(content: bytes, inputs: list[np.ndarray], expected: list[np.ndarray
     """Returns the largest and the mean error over some samples, relative to the range of the Keras outputs."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / conversion.RESULT).write_bytes(content)
-        np.savez(Path(folder) / conversion.INPUTS, **{f"input_{i}": a[:_SAMPLES] for i, a in enumerate(inputs)})
+        samples = {f"input_{i}": a[:_SAMPLES] for i, a in enumerate(inputs)}
+        conversion.save_arrays(Path(folder) / conversion.INPUTS, samples)
         _CONVERTER.run(folder)
         with np.load(Path(folder) / conversion.OUTPUTS) as file:
             found = [file[f"output_{j}"] for j in range(len(expected))]

@@ -33,7 +33,8 @@ class Cut:
     def error(self) -> tuple[float, float]:
         """Means of `errors` over the layers, without and with correction; (0, 0) if there are none."""
         found = list(self.errors.values())
-        return tuple(sum(pair[i] for pair in found) / max(len(found), 1) for i in (0, 1))
+        before, after = (sum(pair[i] for pair in found) / max(len(found), 1) for i in (0, 1))
+        return before, after
 
 
 @dataclass

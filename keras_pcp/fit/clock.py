@@ -11,7 +11,8 @@ class Clock:
     """Adds up the time that the callback takes, and the extra time of the first step after each shrink."""
 
     def __init__(self, seconds: dict[str, float]):
-        self.seconds, self.started, self.usual, self.retrace = seconds, 0.0, [], False
+        self.seconds, self.started, self.retrace = seconds, 0.0, False
+        self.usual: list[float] = []
 
     def begin_step(self) -> None:
         """Notes when the step begins."""

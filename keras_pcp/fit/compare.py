@@ -12,8 +12,7 @@ from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.channels import CONSUME
 from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.program import program_of
-from keras_pcp.graph.trace import arrange_inputs
-from keras_pcp.support import internals
+from keras_pcp.graph.trace import arrange_inputs, functional_graph
 
 Values = Mapping[int, np.ndarray]
 
@@ -70,5 +69,5 @@ class Comparison:
 
     def packed(self, outputs: list[Any]) -> Any:
         """Brings outputs into the structure that the model's loss expects."""
-        structure = internals.functional_of(self.evaluator.model).output
+        structure = functional_graph(self.evaluator.model).output
         return tree.pack_sequence_as(structure, [np.asarray(o) for o in outputs])

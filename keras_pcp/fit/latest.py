@@ -39,7 +39,9 @@ class Latest:
     """
 
     def __init__(self, model: keras.Model):
-        self.trace, self.kept, self.count = program_of(model).trace, [], None
+        self.trace = program_of(model).trace
+        self.kept: list[keras.Variable] = []
+        self.count: keras.Variable | None = None
         tensors = [self.trace.tensors[i] for i in self.trace.inputs]
         shapes = [tuple(t.shape[1:]) for t in tensors]
         numeric = all(keras.backend.is_float_dtype(t.dtype) or "int" in t.dtype for t in tensors)
@@ -57,7 +59,7 @@ class Latest:
             self.count = keras.Variable(0, trainable=False, dtype="int32", name="count")
 
     def __call__(self, loss: Any, batch: Batch) -> Any:
-        if batch.x is None or not self.kept:
+        if batch.x is None or self.count is None:
             return loss
         try:
             arrays = arrange_inputs(self.trace, batch.x)
@@ -74,5 +76,5 @@ class Latest:
     def inputs(self) -> list[np.ndarray] | None:
         """Returns the inputs of the latest samples, newest first, in the order of the model's inputs; None if there are
         none."""
-        count = int(self.count.numpy()) if self.kept else 0
+        count = 0 if self.count is None else int(self.count.numpy())
         return [v.numpy()[:count] for v in self.kept] if count >= _LEAST else None

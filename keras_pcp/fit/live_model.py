@@ -1,6 +1,6 @@
 """A model that gets smaller in place: keeps track of cut channels and of channels held at zero, and refits layers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from keras_pcp.surgery.in_place import shrinking, sliced
 # Samples for a refit that will be done again, and for the refit that is estimated in attempts.
 FEW_SAMPLES = 512
 _BYTES_AT_ONCE = 2**30  # of the largest tensor, when a cut is corrected
+
+Errors = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class LiveModel:
         self.model, self.whole, self.graph, self.uncut = model, graph, graph, uncut
         self.gates = Gates(model, graph)
         self.refit_on: Any = None
-        self.errors: Mapping[str, tuple[float, float]] = {}
+        self.errors: Errors = {}
         self._origin: _Origin | None = None
 
     def refit_from(self, data: Any, seed: int) -> None:
@@ -98,7 +100,9 @@ class LiveModel:
             samples: inputs, in the order of the model's, on which the readers of cut channels make up for them; None: no
                 correction. With `refit_on` they are not used.
         """
-        origin, values, errors = None, None, {}
+        origin: _Origin | None = None
+        values: Sequence[np.ndarray | None] | None = None
+        errors: Errors = {}
         if self.refit_on is not None:
             origin, values = self._refit(kept, more)
         elif samples is not None:
@@ -138,7 +142,7 @@ class LiveModel:
     def _write(self, values: Mapping[int, np.ndarray]) -> None:
         all_or_nothing(lambda journal: self.gates.write(values, journal))
 
-    def _corrected(self, kept: Selection, samples: Any) -> tuple[list[np.ndarray | None], Mapping]:
+    def _corrected(self, kept: Selection, samples: Any) -> tuple[list[np.ndarray | None], Errors]:
         """Returns the new values of the weights that change, and what the readers' outputs lose. Changes nothing yet."""
         selection, variables = self.here(kept), self.model.weights
         masks, readers = weight_masks(self.graph, selection), consumer_masks(self.graph, selection)
@@ -157,6 +161,7 @@ class LiveModel:
         selection = kept.after(origin.uncut)
         small = prune_model(origin.model, origin.graph, selection)
         if more:
+            assert origin.goals is not None  # it was made when more cuts were to follow, too
             refit_to(origin.goals, small, selection)
         else:
             refit(origin.model, small, origin.graph, selection, self.refit_on)

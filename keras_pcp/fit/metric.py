@@ -224,7 +224,7 @@ def _owner(name: str, outputs: Sequence[Output]) -> Output | None:
 
 def _metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
     """Returns the metrics of a model by the names of their results."""
-    found = {}
+    found: dict[str, keras.metrics.Metric] = {}
     for metric in model.metrics:
         inner = getattr(metric, "metrics", None)
         if isinstance(inner, list) and inner:  # the compiled metrics

@@ -47,8 +47,7 @@ class Samples:
         self.measure: Measure | None = None
         self.draw = 0
         if source is not None:
-            self._draw()
-            self.measure = self.evaluator.measure
+            self.measure = self._draw().measure
 
     def renew(self) -> None:
         """Draws other samples, if they come from a function."""
@@ -56,11 +55,12 @@ class Samples:
             self._draw()
             self.draw += 1
 
-    def _draw(self) -> None:
+    def _draw(self) -> Evaluator:
         data = self.source() if callable(self.source) else self.source
         evaluator = Evaluator(self.model, data, self.measuring, self.judge, self.measure)
         evaluator.check()
         self.evaluator = evaluator
+        return evaluator
 
 
 class Observed:

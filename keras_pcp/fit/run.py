@@ -28,7 +28,8 @@ Criteria = str | Criterion | Sequence[str | Criterion]
 def criteria_of(criterion: Criteria) -> list[Criterion]:
     """Returns the criteria for a name, a callable, or a sequence of them."""
     several = None if callable(criterion) else checks.items(criterion)
-    found = [get(criterion)] if several is None else [get(c) for c in several]
+    given: list[Any] = [criterion] if several is None else several
+    found = [get(each) for each in given]
     if not found:
         raise InvalidArgumentError("criterion is empty; give one or several")
     return found
@@ -124,9 +125,9 @@ class Run:
         asked = {"holds": action.how == "hold", "batches": action.correct}
         for need, used in asked.items():
             if used and not getattr(self.strategy.needs, need):
-                done = "corrects what it cuts" if action.correct else "holds channels at zero"
+                does = "corrects what it cuts" if action.correct else "holds channels at zero"
                 raise InvalidArgumentError(
-                    f"{name} {done}, but does not say so by `needs`; set needs = Needs(..., {need}=True) in the strategy"
+                    f"{name} {does}, but does not say so by `needs`; set needs = Needs(..., {need}=True) in the strategy"
                 )
         check_selection(self.problem.graph, keep)
         for group, mask in keep.keep.items():
@@ -184,9 +185,10 @@ class Run:
         model = self.live.model
         check_finite(model)
         if found and not np.isfinite([found.metric, found.loss]).all():
+            measure = self.seen.samples.measure
+            measured = "a metric of" if measure is None else measure.text
             raise NotFiniteError(
-                f"model {model.name!r} gives {self.seen.samples.measure.text} {found.metric} and loss {found.loss} on "
-                "validation_data"
+                f"model {model.name!r} gives {measured} {found.metric} and loss {found.loss} on validation_data"
             ) from cause
 
     def to_json(self) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Session:
         report: records what happens.
         clock: measures how long pruning takes.
         steps: the steps made so far.
-        due: moments that are still to come; None until the length of the `fit` is known.
+        planned: whether the length of the `fit` is known, so that its moments could be planned.
+        due: moments that are still to come.
         teaching: changes the loss.
         heartbeat: shows that pruning is at work.
         waiting: closes what shows that a step is being traced.
@@ -77,7 +78,8 @@ class Session:
         check_fractions(model, callback.deliver, limits, as_totals(problem.full), problem.bounds)
         if not self.report.reached:
             warn_of_weight_files(callback.beside, problem.bounds)
-        self.steps, self.due = Steps(), None
+        self.steps, self.planned = Steps(), False
+        self.due: list[Moment] = []
         self.diverged = ""
         self.clock = Clock(self.report.seconds)
         self.teaching = Teaching(callback, self.run)
@@ -93,10 +95,11 @@ class Session:
         If the data does not give its number of steps, this is the only place where the model is pruned. At the end of
         an epoch, other callbacks would take earlier measurements for those of the pruned model.
         """
-        if self.due is None:
+        if not self.planned:
             steps = params.get("steps")
             self.steps = Steps(0, 0, steps, getattr(self.callback.model, "steps_per_execution", 1))
             self.plan((params["epochs"] - epoch) * (steps or 1))
+            self.planned = True
             self.teaching.begin()
             if self.teaching.unknown:
                 self.report.notes.append(self.teaching.unknown)
@@ -109,7 +112,6 @@ class Session:
         """Plans the moments of pruning, in steps; in epochs if the number of steps is not known."""
         run, callback = self.run, self.callback
         if run.progress >= 1:
-            self.due = []
             return
         refit = run.live.refit_on is not None
         fit = FitLength(total, self.steps.per_epoch, callback.begin, callback.end, refit, callback.schedule)

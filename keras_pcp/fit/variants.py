@@ -48,7 +48,7 @@ class Variants:
             whole = {i: live.value(i) for i in back}
             return {i: np.where(masks.get(i, True), v, v.dtype.type(0)) for i, v in whole.items()}
         values = with_zeros(live.model, masks)
-        return values if live.refit_on is None else values | self._compensated(masks)
+        return values if live.refit_on is None else {**values, **self._compensated(masks)}
 
     def _compensated(self, masks: Mapping[int, np.ndarray]) -> Values:
         live = self.live

@@ -17,7 +17,7 @@ from keras_pcp.graph.effects import keep_attributes, why_not_the_same
 from keras_pcp.graph.inside import INERT, Inside, leave_batch_open, look_inside, saveable, unknown_settings
 from keras_pcp.graph.listing import nodes_before, note_calls
 from keras_pcp.graph.rules import find_rule
-from keras_pcp.graph.trace import Trace, trace
+from keras_pcp.graph.trace import Trace, functional_graph, trace
 from keras_pcp.support import internals
 from keras_pcp.support.changes import Journal, undone
 from keras_pcp.support.models import check_model
@@ -200,7 +200,7 @@ class _Inliner:
 
     def convert(self, model: keras.Model) -> keras.Model:
         """Returns a plain model; the model itself if nothing in it was opened."""
-        functional = internals.functional_of(model)
+        functional = functional_graph(model)
         for node in internals.nodes(functional):
             self.replay(node)
         by_structure = internals.saved_by_structure(model)

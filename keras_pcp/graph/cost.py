@@ -76,8 +76,8 @@ def cost_of(graph: "ChannelGraph", selection: Selection | None = None) -> Cost:
         entry = layers.setdefault(term.layer, [0.0, 0, 0])
         entry[0] += term.factor * math.prod(extent.after(keep) for extent in term.extents)
     costs = {name: LayerCost(*entry) for name, entry in layers.items()}
-    totals = [sum(getattr(c, k) for c in costs.values()) for k in ("macs", "params", "bytes")]
-    return Cost(*totals, layers=costs, uncounted={t.layer: t.why for t in graph.macs if math.isnan(t.factor)})
+    totals = {k: sum(getattr(c, k) for c in costs.values()) for k in ("macs", "params", "bytes")}
+    return Cost(**totals, layers=costs, uncounted={t.layer: t.why for t in graph.macs if math.isnan(t.factor)})
 
 
 def _shown(macs: float) -> str:
@@ -88,7 +88,7 @@ def call_macs(graph: "ChannelGraph", program: "Program") -> np.ndarray:
     """Returns the MACs of each call of a program for one sample; the calls of a layer share its MACs equally."""
     layers = cost_of(graph).layers
     names = [None if call.operation is None else program.name_of(call.operation) for call in program.trace.calls]
-    return np.array([layers[n].macs / names.count(n) if n in layers else 0.0 for n in names])
+    return np.array([layers[n].macs / names.count(n) if n is not None and n in layers else 0.0 for n in names])
 
 
 def freed_macs(graph: "ChannelGraph", name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from keras_pcp.support import internals
 
 L = keras.layers
 Count = Callable[[CallSite], None]
-_COUNTS: dict[type, Count] = {}
+_COUNTS: dict[type[keras.Layer], Count] = {}
 
 
 class CostsOnly:
@@ -67,10 +67,11 @@ def _count(site: CallSite) -> None:
 
 
 def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
-    shapes = (tuple(tuple(t.shape) for t in tensors) for tensors in (sized.inputs, sized.outputs))
+    inputs, outputs = (tuple(tuple(t.shape) for t in tensors) for tensors in (sized.inputs, sized.outputs))
     return replace(
         site,
-        **dict(zip(("input_shapes", "output_shapes"), shapes, strict=True)),
+        input_shapes=inputs,
+        output_shapes=outputs,
         args=sized.args,
         kwargs=sized.kwargs,
         tensors=sized.inputs,
@@ -79,7 +80,7 @@ def _with_sizes(site: CallSite, sized: Sized) -> CallSite:
 
 def _find_count(operation: Any) -> Count | None:
     cls = type(operation)
-    base = next((base for base in cls.__mro__ if base in _COUNTS), None)
+    base: type[keras.Layer] | None = next((base for base in cls.__mro__ if base in _COUNTS), None)
     return _COUNTS[base] if base is not None and cls.call is base.call else None
 
 

@@ -80,7 +80,7 @@ def look_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> Inside | str:
 
 def _listed_alike(layer: keras.Layer, args: tuple, kwargs: dict, has_training: bool, journal: Journal) -> Inside | str:
     """Lists the calls of a layer several times, to see that they are the same each time, in training too."""
-    first = None
+    listed: list[Inside] = []
     for training in (None, False, True) if has_training else (None, None):
         try:
             inside = _run(layer, args, kwargs, {"training": training} if has_training else {}, journal)
@@ -91,13 +91,13 @@ def _listed_alike(layer: keras.Layer, args: tuple, kwargs: dict, has_training: b
             reason = (
                 f"what it runs cannot be listed, because its call does not accept symbolic inputs ({_message(error)})"
             )
-        if not reason and first is not None and signature(inside) != signature(first):
+        if not reason and listed and signature(inside) != signature(listed[0]):
             reason = "it does something else in training" if training else "it does not run the same each time"
         if reason:
-            nothing = training and not layer.weights and not first.nodes and len(first.inputs) == 1
+            nothing = training and not layer.weights and not listed[0].nodes and len(listed[0].inputs) == 1
             return INERT if nothing else reason
-        first = first or inside
-    return first
+        listed.append(inside)
+    return listed[0]
 
 
 def _message(error: Exception) -> str:
@@ -205,7 +205,7 @@ def signature(inside: Inside) -> list[tuple]:
         found.append((_identity(node.operation), tree.map_structure(comparable, (args, kwargs))))
         for tensor in node.outputs:
             number[id(tensor)] = len(number)
-    return [*found, [number[id(t)] for t in inside.outputs]]
+    return [*found, tuple(number[id(t)] for t in inside.outputs)]
 
 
 def _identity(operation: Any) -> Any:

@@ -36,7 +36,8 @@ class _Source(keras.Operation):
 def note_calls(values: Any, journal: Journal) -> None:
     """Makes the journal undo all later calls on the symbolic tensors in a structure, and on tensors that follow."""
     tensors = [t for t in tree.flatten(values) if isinstance(t, keras.KerasTensor)]
-    known, gone = {id(node) for node in _calls_on(tensors)}, []
+    known = {id(node) for node in _calls_on(tensors)}
+    gone: list[Any] = []
 
     def take_back() -> None:
         gone[:] = gone or _new_calls(tensors, known)  # found once; after an interruption, some could not be found again

@@ -42,7 +42,7 @@ class Selection:
         mine, theirs = self.removed(), other.removed()
         return mine.keys() == theirs.keys() and all(np.array_equal(mine[k], theirs[k]) for k in mine)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # the way to say so in Python; mypy supposes that all can be hashed
 
     def removed(self) -> dict[str, np.ndarray]:
         """Returns the numbers of the removed channels, for the groups that lose any."""

@@ -251,8 +251,8 @@ def _merge(reasons: Iterable[tuple[str, str | None, int]]) -> tuple[Remark, ...]
 
 
 def _wrap(text: str, indent: int = 0) -> list[str]:
-    options = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent + 2 if indent else 0)}
-    return textwrap.wrap(text, COLUMNS, break_on_hyphens=False, **options)
+    first, others = " " * indent, " " * (indent + 2 if indent else 0)
+    return textwrap.wrap(text, COLUMNS, break_on_hyphens=False, initial_indent=first, subsequent_indent=others)
 
 
 def _shown_text(text: str) -> str:

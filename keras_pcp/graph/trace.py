@@ -70,6 +70,18 @@ def trace(model: keras.Model) -> Trace:
     return _Tracer().run(model)
 
 
+def functional_graph(model: keras.Model) -> keras.Model:
+    """Returns the functional graph that a model runs.
+
+    Raises:
+        UnsupportedModelError: if `model` is not a built Functional or Sequential model.
+    """
+    functional = internals.functional_of(model)
+    if functional is None:
+        raise UnsupportedModelError(_why_no_graph(model))
+    return functional
+
+
 def replay(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Runs the calls of a trace on arrays, and yields (index in `Trace.tensors`, value) as soon as a value is computed.
 
@@ -183,7 +195,7 @@ def fingerprint(traced: Trace, weights: Sequence[Any]) -> str:
     Widths and other sizes are left out, so a pruned model has the same fingerprint as the unpruned one. `weights` are
     the weights of the model; their order gives each weight its number.
     """
-    index, operations = {id(w): i for i, w in enumerate(weights)}, {}
+    index, operations = {id(w): i for i, w in enumerate(weights)}, dict[int, int]()
     digest = hashlib.sha256(repr((traced.inputs, traced.outputs)).encode())
     for call in traced.calls:
         operation = call.operation
@@ -214,9 +226,7 @@ class _Tracer:
 
     def open(self, model: keras.Model) -> keras.Model:
         """Visits the calls of a model and returns its functional graph."""
-        functional = internals.functional_of(model)
-        if functional is None:
-            raise UnsupportedModelError(_why_no_graph(model))
+        functional = functional_graph(model)
         for operation in functional.operations:
             if isinstance(operation, keras.layers.InputLayer):
                 self.add_operation(operation)

@@ -61,8 +61,7 @@ def check_widths(
     for name, option in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         for value in option.values() if isinstance(option, Mapping) else [option]:
             checks.count(name, value)
-        unknown = set(option) - set(graph.groups) if isinstance(option, Mapping) and graph is not None else set()
-        if unknown:
+        if isinstance(option, Mapping) and graph is not None and (unknown := set(option) - set(graph.groups)):
             raise InvalidArgumentError(
                 f"{name} names {sorted(map(str, unknown))}, which are not groups; the groups are {list(graph.groups)}"
             )

@@ -110,7 +110,7 @@ class BatchStatistics:
         Raises:
             InvalidArgumentError: they are NaN or infinite.
         """
-        state, sums = [tf.convert_to_tensor(v.value) for v in self.state], [0.0] * len(self.averaged)
+        state, sums = [tf.convert_to_tensor(v.value) for v in self.state], [np.zeros(v.shape) for v in self.averaged]
         count = max(1, count_samples(x) // batch_size)
         for number in range(count):
             rows = slice(number * batch_size, (number + 1) * batch_size)

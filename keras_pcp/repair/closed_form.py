@@ -126,7 +126,8 @@ def corrected(
         here, lost = read[:, :, kept], read[:, :, ~kept] @ matrix[:, ~kept]
         change = _regressed(here, lost, penalty(squares, read.shape[1], ridge))
         whole = np.square(read @ matrix).sum() or 1.0
-        errors[i] = tuple(float(np.square(left).sum() / whole) for left in (lost, lost - here @ change))
+        before, after = (float(np.square(left).sum() / whole) for left in (lost, lost - here @ change))
+        errors[i] = before, after
         new = matrix * kept[:, None]
         new[:, kept] += change
         values[i] = kernel_array(new, kernel.shape)

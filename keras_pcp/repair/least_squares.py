@@ -157,7 +157,8 @@ class Goals:
 
 def goals_of(model: keras.Model, graph: ChannelGraph, x: Any, seed: int, selection: Selection | None = None) -> Goals:
     """Runs a network, and returns the goals of a refit after `selection`; None: of refits after any selection."""
-    program, reads_pruned, found = program_of(model), _readers(model, graph, selection), []
+    program, reads_pruned = program_of(model), _readers(model, graph, selection)
+    found: list[_Goal | str | None] = []
     times = Counter(id(call.operation) for call in program.trace.calls)
     with internals.stateless():
         for number, steps in enumerate(_in_step(program.trace, x)):
@@ -188,6 +189,7 @@ def refit_to(goals: Goals, pruned: keras.Model, selection: Selection, ridge: flo
             if isinstance(goal, str):
                 left[name] = goal
                 continue
+            assert goal is not None  # the goals are those of this selection, or of any
             errors[name], changed = _refit(goal, _kept(call.operation.kernel, masks), steps, ridge, name)
             for variable, value in changed:
                 variable.assign(value)  # in the scope only, for the layers to come
@@ -231,13 +233,19 @@ def _kept(kernel: Any, masks: Mapping[int, Mapping[int, np.ndarray]]) -> list[np
     return [own.get(axis, np.ones(kernel.shape[axis], bool)) for axis in (rank - 2, rank - 1)]
 
 
+def _window(step: Step) -> Window:
+    """Returns where the layer of a call reads; it is a plain convolution or dense layer, as `goals_of` has seen to."""
+    window = window_of(step.call.operation, len(step.input.shape))
+    assert window is not None
+    return window
+
+
 def _goal(steps: Sequence[Step], rng: np.random.Generator, name: str) -> _Goal:
     """Returns the goal of the refit of a layer."""
-    layer = steps[0].call.operation
-    window = window_of(layer, len(steps[0].input.shape))
+    layer, window = steps[0].call.operation, _window(steps[0])
     lengths = [len(step.input) for step in steps]
-    chosen = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
-    chosen = np.split(chosen, np.cumsum(lengths)[:-1])
+    drawn = draw(rng, sum(lengths), window.space(steps[0].input.shape), POSITIONS)
+    chosen = np.split(drawn, np.cumsum(lengths)[:-1])
     read = (patches(window, step.input, c) for step, c in zip(steps, chosen, strict=True))
     return _Goal([_finite(_outputs(layer, window, r), layer, name, "model").astype(r.dtype) for r in read], chosen)
 
@@ -248,7 +256,7 @@ def _refit(
     """Returns the shares of error before and after, and pairs of a variable of the layer and its new value."""
     layer = steps[0].call.operation
     rows, outputs = _places(layer, name, *kept)
-    window = window_of(layer, len(steps[0].input.shape))
+    window = _window(steps[0])
     rows = np.tile(rows, np.prod(window.size, dtype=int))
     sums, energy = _Sums(), np.finfo(float).tiny
     for step, chosen, target in zip(steps, goal.chosen, goal.targets, strict=True):

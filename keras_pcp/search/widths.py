@@ -126,6 +126,7 @@ def _identity(model: keras.Model, run: Run, measuring: Measuring) -> dict[str, A
     """Returns what a search depends on, JSON-ready; two searches are the same if it is."""
     samples, compiled = run.seen.samples, model.get_compile_config() or {}
     evaluator, asked = samples.evaluator, measuring.monitor
+    assert evaluator is not None  # there are always validation samples in a search
     found = {
         "groups": {g.name: g.num_channels for g in run.problem.graph},
         "calls": run.problem.graph.fingerprint,
@@ -133,7 +134,7 @@ def _identity(model: keras.Model, run: Run, measuring: Measuring) -> dict[str, A
         "strategy": repr(run.strategy),
         "criteria": [checkpoint_file.identify(c) for c in run.seen.criteria],
         "measuring": repr(replace(measuring, monitor=None, mode="auto")),
-        "monitor": [samples.measure.text, checkpoint_file.identify(asked, "monitor") if callable(asked) else ""],
+        "monitor": [evaluator.measure.text, checkpoint_file.identify(asked, "monitor") if callable(asked) else ""],
         "weights": checkpoint_file.digest(model.get_weights()),
         "samples": checkpoint_file.digest(tree.flatten((evaluator.x, evaluator.y, evaluator.weight))),
         "loss and metrics": str(

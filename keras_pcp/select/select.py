@@ -179,7 +179,7 @@ def just_enough(
     least = min(shares.values(), default=1.0) if shares else 1.0
 
     def select(ratio: float) -> Selection:
-        given = ratio
+        given: float | Mapping[str, float] = ratio
         if shares:
             given = {name: max(0.0, 1 - (1 - ratio) * share / least) for name, share in shares.items()}
         return _by_ratio(graph, scores, given, scope, min_channels, multiple_of)

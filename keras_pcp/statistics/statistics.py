@@ -208,7 +208,8 @@ class Statistics:
 
     def _feature_places(self) -> dict[str, "_Place"]:
         """Finds for each group where its features are."""
-        makers, best = self._makers_before(), {}
+        makers = self._makers_before()
+        best: dict[str, tuple[tuple, _Place]] = {}
         for width in (w for w in self.graph.widths if w.owner == "tensor"):
             for (name, channels), along in zip(width.extent.pieces, width.positions, strict=True):
                 counts = np.bincount(channels, minlength=self.graph[name].num_channels)
@@ -254,7 +255,8 @@ class Statistics:
         def reduced(gradients, values):
             return [None if g is None else tf.cast(function(g), "float32") for g in gradients]
 
-        total, count = [], count_samples(samples[:2])
+        total: list[Any] = []
+        count = count_samples(samples[:2])
         factors = np.ones(count) if weights is None else weights
         for rows, found in self._each_batch(reduced, size, samples):
             weighted = [None if g is None else factors[rows].sum() * g for g in found]

@@ -126,12 +126,19 @@ class Adaptive(Strategy):
         """Marks channels, and removes those that have been marked for long enough."""
         last = seen.moment >= seen.moments - 1
         goal = problem if last else problem.toward(min(1.0, max(seen.target, 1e-9)))
-        options = {"scope": self.rates, "min_channels": self.min_channels, "multiple_of": self.multiple_of}
+        scope, shares = self.rates, None
         if self.rates == EFFECTIVE_RANK:
             spectra = seen.scores(spectrum)
             shares = {g.name: effective_rank(spectra[g.name]) / g.num_channels for g in problem.graph}
-            options |= {"scope": "local", "shares": shares}
-        keep = just_enough(goal, seen.scores(), **options).keep
+            scope = "local"
+        keep = just_enough(
+            goal,
+            seen.scores(),
+            scope=scope,
+            min_channels=self.min_channels,
+            multiple_of=self.multiple_of,
+            shares=shares,
+        ).keep
         age = {name: np.where(mask, 0, state.age[name] + 1) for name, mask in keep.items()}
         wait = 0 if last else self.patience
         left = Selection({name: seen.uncut.keep[name] & (age[name] <= wait) for name in keep})

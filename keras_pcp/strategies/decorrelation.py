@@ -73,7 +73,8 @@ class Decorrelation:
             marked: {group: boolean array, one for each channel that it still has}, True for the marked ones.
             weight, start, steps: see the attributes.
         """
-        now, places = narrowed(graph, left), {}
+        now = narrowed(graph, left)
+        places: dict[tuple[int, int, bool], np.ndarray] = {}
         for group in now:
             for s in group.slices:
                 filters = s.role == PRODUCE and s.part == "kernel"

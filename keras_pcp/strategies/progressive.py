@@ -197,7 +197,9 @@ class Progressive(Strategy):
     ) -> tuple[Selection, list[Attempt], tuple[str, ...]]:
         """Prunes the best groups, `width` of them. Stops early if the limits hold or `max_drop` is used up."""
         count, budget = self.width(problem.graph), self.max_drop if self.select == "threshold" else np.inf
-        left, chosen, made, spent = dict(candidates), [], [], 0.0
+        left, spent = dict(candidates), 0.0
+        chosen: list[str] = []
+        made: list[Attempt] = []
         while left and len(chosen) < count and problem.progress(kept) < 1:
             at_once = 1 if self.select == "joint" else count
             attempts = meter.attempts(left, at_once, kept)

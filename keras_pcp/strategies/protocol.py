@@ -128,17 +128,28 @@ class Observation(Protocol):
             be divided.
     """
 
-    step: int
-    moment: int
-    moments: int
-    next: int
-    target: float
-    kept: Selection
-    uncut: Selection
-    criteria: Sequence[Any]
-    seed: int
-    draw: int
-    parts: Sequence[slice]
+    @property
+    def step(self) -> int: ...
+    @property
+    def moment(self) -> int: ...
+    @property
+    def moments(self) -> int: ...
+    @property
+    def next(self) -> int: ...
+    @property
+    def target(self) -> float: ...
+    @property
+    def kept(self) -> Selection: ...
+    @property
+    def uncut(self) -> Selection: ...
+    @property
+    def criteria(self) -> Sequence[Any]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def draw(self) -> int: ...
+    @property
+    def parts(self) -> Sequence[slice]: ...
 
     def scores(self, criterion: Any = None) -> Scores:
         """Scores the channels by a criterion: {group: float array (num_channels,)}. None: the first criterion given.

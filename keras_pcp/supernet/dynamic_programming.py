@@ -114,7 +114,7 @@ def _undominated(fronts: list[Front]) -> Front:
     costs, errors = joined.costs[order], joined.errors[order]
     if costs.shape[1] == 1:
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(errors)[:-1]])
-        kept = np.flatnonzero(errors < best_before)
+        kept = np.flatnonzero(errors < best_before).tolist()
     elif costs.shape[1] == 2:
         kept = _staircase(costs[:, 1].tolist(), errors.tolist())
     else:

@@ -37,7 +37,8 @@ def evolve(
         >>> int(levels.sum()), least
         (5, 4.0)
     """
-    rng, known = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    known: dict[tuple[int, ...], float] = {}
 
     def add(levels: np.ndarray) -> bool:
         key = tuple(levels.tolist())
@@ -56,12 +57,12 @@ def evolve(
         tries += 1
         add(random())
     while len(known) < evaluations and tries < 100 * evaluations:
-        best = np.array(sorted(known, key=known.get)[:parents])
+        best = np.array(sorted(known, key=known.__getitem__)[:parents])
         for child in range(population):
             first, second = best[rng.integers(len(best), size=2)]
             changed, new = rng.random(num_groups) < mutation, rng.integers(0, num_levels, num_groups)
             mixed = np.where(rng.random(num_groups) < 0.5, first, second)
             add(np.where(changed, new, first) if child % 2 else mixed)
             tries += 1
-    found = min(known, key=known.get)
+    found = min(known, key=known.__getitem__)
     return np.array(found), known[found]

@@ -142,10 +142,12 @@ class StageTables:
         new = [row for row in dict.fromkeys(map(tuple, levels.tolist())) if row not in places]
         if new:
             places |= {row: len(places) + i for i, row in enumerate(new)}
-            new = np.array(new, int).reshape(len(new), len(part.groups))
-            self.estimates[stage].enter(new)
-            cost = costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), new], self.limited)
-            both = zip((table.levels, table.costs, table.errors), (new, cost, np.full(len(new), np.nan)), strict=True)
+            added = np.array(new, int).reshape(len(new), len(part.groups))
+            self.estimates[stage].enter(added)
+            cost = costs(part, self.plan.gating, self.ranks, self.plan.levels[list(part.groups), added], self.limited)
+            both = zip(
+                (table.levels, table.costs, table.errors), (added, cost, np.full(len(added), np.nan)), strict=True
+            )
             self.tables[stage] = Table(part.groups, *(np.concatenate(pair) for pair in both))
 
 

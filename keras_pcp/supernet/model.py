@@ -47,7 +47,7 @@ from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.grouping import grouped, places_in_tensors
 from keras_pcp.graph.program import program_of
 from keras_pcp.graph.segments import Segment
-from keras_pcp.graph.trace import Trace, arrange_inputs
+from keras_pcp.graph.trace import Trace, arrange_inputs, functional_graph
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.supernet.gating import Axis, Gating
 from keras_pcp.supernet.search import search
@@ -69,8 +69,9 @@ _SAVED = (
     "stage_inputs",
     "frozen_layers",
     "on_unknown",
+    "seed",
+    "name",
 )
-_SAVED += ("seed", "name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +241,7 @@ class StagewiseSupernet(keras.Model):
             self.add_loss(self.distillation_weight * taught)
             self.distilled.update_state(taught)
         outputs = [values[i] for i in self.plan.trace.outputs]
-        return tree.pack_sequence_as(internals.functional_of(self.model).output, outputs)
+        return tree.pack_sequence_as(functional_graph(self.model).output, outputs)
 
     def taught(self, features: dict[int, Any]) -> Any:
         """Returns the distillation loss of this step's sub-nets: the sum over stages, as a mean over sub-nets."""

@@ -145,7 +145,7 @@ class StageErrors:
             named = "" if loss is None else f"{type(loss).__name__} {loss.get_config()}"
             what = [internals.array_of(supernet.ranks), supernet.plan.levels, cuts, np.array(named)]
             self.identity = checkpoint.digest([*supernet.model.get_weights(), *what, *inputs])
-            self.known = self._read() if file.exists() else {}
+            self.known = self._read(file) if file.exists() else {}
 
     def of(self, stage: int, levels: np.ndarray) -> float:
         """Returns the error of a stage, given the levels of its groups; infinity if it is not a number."""
@@ -179,17 +179,17 @@ class StageErrors:
             files.write(self.file, json.dumps({"supernet": self.identity, "errors": self.known}))
             self.written = time.monotonic()
 
-    def _read(self) -> dict[str, float]:
+    def _read(self, file: Path) -> dict[str, float]:
         try:
-            data = json.loads(self.file.read_bytes())
+            data = json.loads(file.read_bytes())
             belongs, found = data["supernet"] == self.identity, {str(k): float(v) for k, v in data["errors"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidArgumentError(
-                f"checkpoint {self.file} is damaged ({type(error).__name__}: {error}); delete it to start again"
+                f"checkpoint {file} is damaged ({type(error).__name__}: {error}); delete it to start again"
             ) from error
         if not belongs:
             raise InvalidArgumentError(
-                f"checkpoint {self.file} belongs to another super-net, to other widths, or to other samples; delete it to "
+                f"checkpoint {file} belongs to another super-net, to other widths, or to other samples; delete it to "
                 "start again"
             )
         return found

@@ -81,14 +81,14 @@ def resolution_changes(traced: Trace, macs: Sequence[float]) -> list[int]:
     """
     found: list[tuple[tuple, int, int]] = []
     for place, alive in _alive(traced):
-        if len(alive) == 1 and len(traced.tensors[alive[0]].shape) > 2 and sum(macs[:place]):
+        if len(alive) == 1 and len(traced.tensors[alive[0]].shape) > 2 and any(macs[:place]):
             shape = traced.tensors[alive[0]].shape
             found.append((tuple(shape[1:-1]), int(shape[-1]), place))
     best, merges = [], [number + 1 for number, call in enumerate(traced.calls) if len(set(call.inputs)) > 1]
     for _, run in itertools.groupby(found, key=lambda entry: entry[0]):
-        run = list(run)
-        merged = max((m for m in merges if m <= run[-1][-1]), default=0)
-        late = [(-size, place) for _, size, place in run if place >= merged]
+        alike = list(run)
+        merged = max((m for m in merges if m <= alike[-1][-1]), default=0)
+        late = [(-size, place) for _, size, place in alike if place >= merged]
         best.append(max(late)[1])
     return best[:-1]
 
@@ -120,7 +120,8 @@ def _balanced(macs: Sequence[float], places: list[int], num_stages: int, name: s
     def largest(cuts: tuple[int, ...]) -> float:
         return float(np.diff(total[[0, *cuts, len(macs)]]).max())
 
-    return list(min(itertools.combinations(places, num_stages - 1), key=largest))
+    cuts = min(itertools.combinations(places, num_stages - 1), key=largest)
+    return list(cuts)
 
 
 def _last_call(program: Program, name: str) -> int:

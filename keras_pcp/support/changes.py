@@ -13,7 +13,7 @@ import io
 import operator
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ class Journal:
         if written_by or name in vars(owner):
             self.note(partial(setattr, owner, name, getattr(owner, name)))
         else:
-            self.note(lambda: name in vars(owner) and delattr(owner, name))
+            self.note(partial(_remove, owner, name))
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute."""
@@ -105,6 +105,11 @@ def all_or_nothing(change: Callable[[Journal], T]) -> T:
         raise
 
 
+def _remove(owner: Any, name: str) -> None:
+    if name in vars(owner):
+        delattr(owner, name)
+
+
 def temporarily(change: Callable[[Journal], T]) -> AbstractContextManager[T]:
     """Makes the changes of `change(journal)` for the time of a `with` block; undoes at its end what the journal notes."""
     return _Scope(_temporarily(change))
@@ -123,15 +128,16 @@ class _Scope(io.IOBase):
     Python code to run is that of the generator, inside its `try`.
     """
 
-    def __init__(self, steps: Iterator):
+    def __init__(self, steps: Generator[Any, None, None]):
         super().__init__()
-        self.steps, self.close = steps, steps.close
+        self.steps = steps
+        self.close = steps.close  # type: ignore[method-assign]  # on purpose, as said above
 
     def __enter__(self) -> Any:
         return next(self.steps)
 
 
-def _temporarily(change: Callable[[Journal], T]) -> Iterator[T]:
+def _temporarily(change: Callable[[Journal], T]) -> Generator[T, None, None]:
     journal, pending = Journal(), _pending()
     try:
         try:
@@ -183,7 +189,7 @@ def uninterrupted(function: Callable[[], T]) -> T:
     """
     if _DEFERRING or threading.current_thread() is not threading.main_thread():
         return function()
-    handlers = {n: h for n in signal.valid_signals() if callable(h := signal.getsignal(n))}
+    handlers: dict[int, Callable] = {n: h for n in signal.valid_signals() if callable(h := signal.getsignal(n))}
     arrived: dict[int, Any] = {}
 
     def put_back() -> None:

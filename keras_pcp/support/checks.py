@@ -7,8 +7,9 @@ A bool does not count as a number here. NumPy numbers do, and are returned as Py
 import inspect
 import numbers
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import UnionType
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def refusal(name: str, expected: str, value: Any, advice: str = "") -> InvalidAr
     return InvalidArgumentError(f"{name} must be {expected}, got {shown(value)}" + (f"; {advice}" if advice else ""))
 
 
-def instance(name: str, value: Any, kind: type, expected: str, advice: str = "") -> Any:
+def instance(name: str, value: Any, kind: type | UnionType | tuple, expected: str, advice: str = "") -> Any:
     """Returns the value if it is an instance of a class.
 
     Example:
@@ -78,6 +79,10 @@ def number(name: str, value: Any, interval: str) -> float:
     return found
 
 
+@overload
+def count(name: str, value: Any, least: int = 1, optional: Literal[False] = False) -> int: ...
+@overload
+def count(name: str, value: Any, least: int = 1, *, optional: Literal[True]) -> int | None: ...
 def count(name: str, value: Any, least: int = 1, optional: bool = False) -> int | None:
     """Returns the value if it is an int of at least `least`, or None if that is allowed.
 
@@ -122,12 +127,10 @@ def function(name: str, value: Any, expected: str, takes: int | None = None) -> 
     """
     if not callable(value) or isinstance(value, type) or (takes is not None and _is_operation(value)):
         raise refusal(name, expected, value)
+    if takes is None or (signature := _signature(value)) is None:
+        return value
     try:
-        signature = inspect.signature(value) if takes is not None else None
-    except (TypeError, ValueError):  # a built-in without a signature
-        signature = None
-    try:
-        _ = signature and signature.bind(*[None] * takes)
+        signature.bind(*[None] * takes)
     except TypeError as error:
         raise InvalidArgumentError(
             f"{name} must be {expected}, but cannot be called with {takes} arguments: {error}"
@@ -166,6 +169,13 @@ def items(value: Any) -> list[Any] | None:
 def is_finite(array: np.ndarray) -> bool:
     """Returns whether all numbers of an array are finite. An array without numbers, such as strings, counts as finite."""
     return array.dtype.kind in "OSUMm" or bool(np.isfinite(array).all())
+
+
+def _signature(function: Callable) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return None
 
 
 def _is_operation(value: Any) -> bool:

@@ -219,16 +219,19 @@ def _arrays(data: Any, name: str) -> tuple:
         raise InvalidArgumentError(f"{name} has no inputs: its first part is None; labelled samples are needed: (x, y)")
     parts = zip(_PARTS, data, strict=False)
     return tuple(
-        tree.map_structure(lambda a, part=part: _array(a, part, name), value)
+        tree.map_structure(lambda a, part=part: _part_array(a, part, name), value)
         for part, value in parts
         if value is not None
     )
 
 
-def _array(value: Any, part: str, name: str) -> np.ndarray | None:
+def _part_array(value: Any, part: str, name: str) -> np.ndarray | None:
+    """As `_array`; but one of several outputs may have no weights."""
+    return None if value is None and part == "sample_weight" else _array(value, part, name)
+
+
+def _array(value: Any, part: str, name: str) -> np.ndarray:
     """Returns an array of numbers (inputs may be strings) with a batch axis."""
-    if value is None and part == "sample_weight":  # one of several outputs may have no weights
-        return None
     try:
         array = np.asarray(value)
     except Exception as error:  # a custom class may raise anything

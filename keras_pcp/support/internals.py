@@ -30,6 +30,8 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import cache
+from types import FrameType
 from typing import Any
 
 import keras
@@ -56,14 +58,10 @@ def functional_of(model: keras.Model) -> keras.Model | None:
     return None
 
 
-def _functional_class() -> type:
-    if not _FUNCTIONAL:
-        x = keras.Input((1,))
-        _FUNCTIONAL.append(type(keras.Model(x, keras.layers.Identity()(x))))
-    return _FUNCTIONAL[0]
-
-
-_FUNCTIONAL: list[type] = []
+@cache
+def _functional_class() -> type[keras.Model]:
+    x = keras.Input((1,))
+    return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
 def nodes(functional: keras.Model) -> list[Any]:
@@ -376,7 +374,8 @@ def in_training(callback: keras.callbacks.Callback) -> bool:
 
     It is running if its list of callbacks is among the local variables of a function that has not returned.
     """
-    for frame in sys._current_frames().values():
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
         while frame is not None:
             for value in list(frame.f_locals.values()):
                 if issubclass(type(value), keras.callbacks.CallbackList) and any(

@@ -97,9 +97,13 @@ class _Narrow:
         """Returns the index of the tensor that has replaced a tensor."""
         return self.tensors.get(id(self.opened.tensors.get(id(tensor), tensor)))
 
+    def widths(self, owner: str, index: int | None) -> Mapping[tuple, int]:
+        """Returns the new widths of an operation, of a call or of a tensor; none for one that is not in the trace."""
+        return {} if index is None else self.new.get((owner, index), {})
+
     def shape(self, tensor: keras.KerasTensor) -> tuple:
         """Returns the shape that a tensor will have."""
-        new = self.new.get(("tensor", self.current(tensor)), {})
+        new = self.widths("tensor", self.current(tensor))
         return tuple(new.get((axis,), size) for axis, size in enumerate(tensor.shape))
 
     def stand_in(self, value: Any) -> Any:
@@ -124,16 +128,16 @@ class _Narrow:
     def same_settings(self, old: Any, new: Any) -> bool:
         """Returns whether a call has the predicted widths and is otherwise the same."""
         plain = self.current(old.outputs[0])
-        call = self.calls.get(plain)
+        call = None if plain is None else self.calls.get(plain)
         args, kwargs = internals.call_arguments(old)
         expected = {"args": args, "kwargs": kwargs}
-        for path, value in self.new.get(("argument", call), {}).items():
+        for path, value in self.widths("argument", call).items():
             expected = replaced_at(expected, path, value)
         if _comparable(expected) != _comparable(
             dict(zip(("args", "kwargs"), internals.call_arguments(new), strict=True))
         ):
             return False
-        widths: Mapping[tuple, int] = self.new.get(("operation", self.operations.get(id(old.operation))), {})
+        widths = self.widths("operation", self.operations.get(id(old.operation)))
         settings = {k: v for k, v in vars(old.operation).items() if k in vars(new.operation)}
         for path, value in widths.items():
             settings = replaced_at(settings, path, value)

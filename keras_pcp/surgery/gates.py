@@ -133,7 +133,7 @@ def check_gates(model: keras.Model) -> None:
 
 def zeroed(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Mapping[int, np.ndarray]:
     """Returns {weight index: value} of the weights that make channels, with zeros for channels left out."""
-    values = {}
+    values: dict[int, np.ndarray] = {}
     weights = model.weights
     for name in selection.removed():
         for s in graph[name].slices:

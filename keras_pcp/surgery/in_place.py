@@ -60,7 +60,7 @@ def shrink(model: keras.Model, graph: ChannelGraph, selection: Selection) -> Non
 
 
 def shrinking(
-    model: keras.Model, graph: ChannelGraph, selection: Selection, values: Sequence[np.ndarray] | None = None
+    model: keras.Model, graph: ChannelGraph, selection: Selection, values: Sequence[np.ndarray | None] | None = None
 ) -> Callable[[Journal], None]:
     """Computes everything that `shrink` will write, and returns a function that writes it; `values` are new weights."""
     check_selection(graph, selection)
@@ -73,10 +73,11 @@ def shrinking(
     traced = trace(model)
     masks, variables = weight_masks(graph, selection), model.weights
     if values is None:
-        values = [sliced(internals.array_of(v), masks[i]) if i in masks else None for i, v in enumerate(variables)]
-    resized = [(variables[i], values[i]) for i in masks]
-    kept = [(v, value) for i, (v, value) in enumerate(zip(variables, values, strict=True)) if i not in masks]
-    kept = [(v, value) for v, value in kept if value is not None]
+        new = {i: sliced(internals.array_of(variables[i]), axes) for i, axes in masks.items()}
+    else:
+        new = {i: value for i, value in enumerate(values) if value is not None}
+    resized = [(variables[i], new[i]) for i in masks]
+    kept = [(variables[i], value) for i, value in new.items() if i not in masks]
     models, optimizers, slots = _followers(model, traced.operations, masks)
     keys, widths = internals.variable_keys(optimizers), widths_in_place(traced, program, graph)
 

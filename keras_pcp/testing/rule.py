@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import keras
 import numpy as np
@@ -69,8 +70,8 @@ def check_rule(
     layer = layer if isinstance(layer, keras.Layer) else layer()
     what = f"{layer.name!r} ({type(layer).__name__})"
     require(find_rule(layer) is not None, f"{what} has no rule; register one with keras_pcp.register_rule")
-    shapes = input_shape if isinstance(input_shape[0], Sequence) else [input_shape]
-    model = _around(layer, shapes)
+    several = isinstance(input_shape[0], Sequence)
+    model = _around(layer, cast("Sequence[Sequence[int]]", input_shape if several else [input_shape]))
     try:
         graph = build_graph(model)
     except UnsupportedModelError as error:

@@ -5,7 +5,8 @@ the output (a `Labels`, None, or a list for several outputs). Raw `keras.ops` op
 name, so they are registered by class name.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -319,5 +320,9 @@ def find_rule(operation: Any) -> Rule | None:
 
 def spatial_size(shape: Shape) -> float:
     """Returns the number of positions between batch and channel axis; NaN if it is unknown."""
-    sizes = shape[1:-1]
-    return float("nan") if None in sizes else float(np.prod(sizes, dtype=float))
+    return product(shape[1:-1])
+
+
+def product(sizes: Iterable[int | None]) -> float:
+    """Returns the product of sizes; NaN if one is unknown."""
+    return float(math.prod(math.nan if size is None else size for size in sizes))

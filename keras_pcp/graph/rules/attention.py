@@ -49,11 +49,12 @@ if hasattr(keras.layers, "GroupQueryAttention"):
                 site.independent(bias)
         out = site.produce((kernels["attention_output"], 2, "kernel"), (biases.get("attention_output"), 0, "bias"))
         inputs = [site.labels_of(tensor) for tensor in tensors.values()]
-        if any(labels is None or labels.axis != out.axis for labels in inputs):
+        fitting = [labels for labels in inputs if labels is not None and labels.axis == out.axis]
+        if len(fitting) < len(inputs):
             for labels in (out, *inputs):
                 site.freeze(labels, "needs the same number for query, key, value and output, and some are fixed")
         else:
-            for labels in inputs:
+            for labels in fitting:
                 site.tie(out.ids, labels.ids)
             site.width("feature_dim", out.ids)
         return [out, *[None] * (len(site.output_shapes) - 1)]

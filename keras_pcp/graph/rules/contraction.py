@@ -3,10 +3,9 @@
 import string
 
 import keras
-import numpy as np
 
 from keras_pcp.graph.labels import Labels
-from keras_pcp.graph.rules import CallSite, Outputs, register_operation, register_rule
+from keras_pcp.graph.rules import CallSite, Outputs, product, register_operation, register_rule
 from keras_pcp.graph.rules.elementwise import activated
 
 L = keras.layers
@@ -83,21 +82,24 @@ def matmul(site: CallSite) -> Outputs:
 def einsum_dense(site: CallSite) -> Outputs:
     """Treats each kernel axis: summed over, it reads channels; in input and result, it follows; else it makes channels."""
     layer, labels = site.operation, site.inputs[0]
-    (read, kernel), result = parse_equation(layer.equation, [len(site.input_shapes[0]), len(layer.kernel.shape)])
+    parsed = parse_equation(layer.equation, [len(site.input_shapes[0]), len(layer.kernel.shape)])
+    assert parsed is not None  # Keras wants an arrow in the equation of this layer
+    (read, kernel), result = parsed
     others = [d for d, letter in zip(site.input_shapes[0][1:], read[1:], strict=True) if letter not in kernel]
-    site.macs(layer.kernel, float("nan") if None in others else float(np.prod(others)))
+    site.macs(layer.kernel, product(others))
     made = [letter for letter in kernel if letter not in read]
     site.macs(layer.bias, 0)
-    letter = None if labels is None else read[labels.axis]
     out = None
-    if letter is not None and letter in kernel and letter not in result:
-        site.consume(layer.kernel, kernel.index(letter), labels.ids)
-    elif letter is not None and letter in kernel and not made:
-        site.follow(layer.kernel, kernel.index(letter), labels.ids, "kernel")
-        site.follow(*_bias(layer, letter, result), labels.ids, "bias")
-        out = Labels(result.index(letter), labels.ids)
-    else:
-        site.freeze(labels, "works along another axis than theirs")
+    if labels is not None:
+        letter = read[labels.axis]
+        if letter in kernel and letter not in result:
+            site.consume(layer.kernel, kernel.index(letter), labels.ids)
+        elif letter in kernel and not made:
+            site.follow(layer.kernel, kernel.index(letter), labels.ids, "kernel")
+            site.follow(*_bias(layer, letter, result), labels.ids, "bias")
+            out = Labels(result.index(letter), labels.ids)
+        else:
+            site.freeze(labels, "works along another axis than theirs")
     if made:
         letter = max(made, key=result.index)
         made_ids = site.produce(
@@ -116,7 +118,7 @@ def einsum_dense(site: CallSite) -> Outputs:
     return activated(site, out, layer.activation)
 
 
-def _bias(layer: L.EinsumDense, letter: str, result: str) -> tuple[keras.Variable | None, int]:
+def _bias(layer: keras.layers.EinsumDense, letter: str, result: str) -> tuple[keras.Variable | None, int]:
     """Returns (bias, its axis for a letter), or (None, 0). The bias is aligned to the end of the result."""
     has = layer.bias is not None and letter in layer.bias_axes
     return (layer.bias, result.index(letter) - len(result) + len(layer.bias.shape)) if has else (None, 0)

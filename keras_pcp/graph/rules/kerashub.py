@@ -1,5 +1,6 @@
 """Rules for KerasHub layers that own weights. KerasHub is not imported, and its blocks are opened, so they need no rules."""
 
+from keras_pcp.graph.labels import Labels
 from keras_pcp.graph.rules import CallSite, Outputs, register_operation
 from keras_pcp.graph.rules.elementwise import same
 
@@ -28,7 +29,7 @@ def rms_norm(site: CallSite) -> Outputs:
     return labels
 
 
-def _scaled(site: CallSite, weight, width: str) -> Outputs:
+def _scaled(site: CallSite, weight, width: str) -> Labels | None:
     if getattr(site.operation, "data_format", None) == "channels_first":
         site.freeze(site.inputs[0], "uses channels_first")
         return None

@@ -226,4 +226,6 @@ def space_to_depth(site: CallSite) -> Outputs:
     ids = site.channels_last(site.inputs[0])
     if ids is None:
         return None
-    return Labels(len(site.output_shapes[0]) - 1, np.tile(ids, site.output_shapes[0][-1] // len(ids)))
+    size = site.output_shapes[0][-1]
+    assert size is not None  # the number of its channels is known, because that of the input is
+    return Labels(len(site.output_shapes[0]) - 1, np.tile(ids, size // len(ids)))

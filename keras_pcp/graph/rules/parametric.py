@@ -133,17 +133,15 @@ def _over_axes(site: CallSite, axes: list[int], exact: bool = False) -> Outputs:
     """Scale and offset over some axes, statistics over the same axes."""
     labels, layer = site.inputs[0], site.operation
     axes = [a % len(site.input_shapes[0]) for a in axes]
-    per_channel = labels is not None and labels.axis in axes
+    axis, ids = 0, None
+    if labels is not None and labels.axis in axes:
+        axis, ids = axes.index(labels.axis), labels.ids
     for name, part in (("gamma", "scale"), ("scale", "scale"), ("beta", "offset")):
         variable = getattr(layer, name, None)
         if isinstance(variable, keras.Variable):
             site.macs(variable, 0)
-            site.follow(
-                variable, axes.index(labels.axis) if per_channel else 0, labels.ids if per_channel else None, part
-            )
-    if not per_channel:
-        return labels
-    if not exact:
+            site.follow(variable, axis, ids, part)
+    if ids is not None and not exact:
         site.mark_inexact(labels)
     return labels
 

@@ -42,8 +42,8 @@ def get_item(site: CallSite) -> Outputs:
 def _sliced(site: CallSite, labels: Labels, item: slice | int, path: tuple) -> np.ndarray | None:
     if item == slice(None):
         return labels.ids
-    ends = [e for e in (item.start, item.stop) if e is not None] if isinstance(item, slice) else [-1]
-    if any(not isinstance(e, int) or e < 0 for e in ends) or item.step not in (None, 1):
+    ends = [e for e in (item.start, item.stop) if e is not None] if isinstance(item, slice) else []
+    if not isinstance(item, slice) or any(not isinstance(e, int) or e < 0 for e in ends) or item.step not in (None, 1):
         site.freeze(labels, f"takes {item} of them; only slices with start and stop from 0 up are followed")
         return None
     for name in ("start", "stop"):

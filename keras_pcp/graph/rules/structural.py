@@ -157,10 +157,13 @@ def concatenate(site: CallSite) -> Outputs:
         return _side_by_side(site)
     parts = []
     for labels, shape in site.operands():
+        size = shape[axis]
+        if size is None:  # where the channels of the tensors behind it begin is unknown
+            return refused(site)
         if labels is not None and labels.axis != axis:
             site.freeze(labels, "joins other channels along another axis")
             labels = None
-        parts.append(np.zeros(shape[axis], np.int64) if labels is None else labels.ids)
+        parts.append(np.zeros(size, np.int64) if labels is None else labels.ids)
     return Labels(axis, np.concatenate(parts))
 
 
