@@ -23,3 +23,45 @@ from .supernet.model import StagewiseSupernet
 from .surgery.copies import prune_model, widen_model
 from .surgery.in_place import shrink
 from .surgery.masks import masked
+
+__all__ = [
+    "AdaptivePruning",
+    "ChannelGraph",
+    "Distillation",
+    "GradientReversal",
+    "Measuring",
+    "ProgressivePruning",
+    "Pruning",
+    "PruningError",
+    "PruningReport",
+    "PseudoLabels",
+    "Selection",
+    "StagewiseSupernet",
+    "adaptation",
+    "build_dann",
+    "build_graph",
+    "count_cost",
+    "criteria",
+    "errors",
+    "export_litert",
+    "inline_blocks",
+    "inspect_graph",
+    "masked",
+    "measure_latency",
+    "plots",
+    "prune_model",
+    "reestimate_batch_norm",
+    "refit",
+    "register_rule",
+    "schedules",
+    "score_channels",
+    "search_widths",
+    "select_by_cost",
+    "select_by_ratio",
+    "shrink",
+    "strategies",
+    "testing",
+    "widen_model",
+]
+
+__version__: str

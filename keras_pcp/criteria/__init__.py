@@ -35,6 +35,36 @@ from keras_pcp.support import checks
 from keras_pcp.support.data import check_source
 from keras_pcp.support.models import check_finite
 
+__all__ = [
+    "BY_NAME",
+    "Chip",
+    "Criterion",
+    "GroupFisher",
+    "Statistics",
+    "TaylorGate",
+    "apoz",
+    "bn_scale",
+    "cosine",
+    "dead_probability",
+    "fpgm",
+    "get",
+    "group_l1",
+    "hrank",
+    "l1",
+    "l2",
+    "lasso",
+    "least_distance",
+    "mean_activation",
+    "needs_data",
+    "obd",
+    "orthogonality",
+    "random",
+    "reciprocal",
+    "score_channels",
+    "taylor",
+    "thinet",
+]
+
 Criterion = Callable[[ChannelGroup, Statistics], np.ndarray]
 
 BY_NAME: dict[str, Criterion] = {

@@ -1,6 +1,7 @@
 """Group Fisher pruning: second-order importance of coupled channels, relative to their cost."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class GroupFisher:
         Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021, arXiv 2108.00708.
     """
 
-    per: str | None = None
+    per: Literal["macs", "memory"] | None = None
 
     def __post_init__(self):
         checks.choice("per", self.per, ("macs", "memory", None))

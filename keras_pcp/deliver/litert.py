@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def export_litert(
     model: keras.Model,
     path: str | Path,
     *,
-    quantization: str | None = None,
+    quantization: Literal["float16", "dynamic", "int8"] | None = None,
     representative_data: Any = None,
     tolerance: float | None = None,
 ) -> LiteRTFile:

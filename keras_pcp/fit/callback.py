@@ -6,11 +6,11 @@ from typing import Any
 import keras
 
 from keras_pcp.deliver.report import PruningReport
-from keras_pcp.errors import InvalidArgumentError
+from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.fit.metric import Measuring
 from keras_pcp.fit.run import Criteria, criteria_of
 from keras_pcp.fit.session import Session
-from keras_pcp.graph.build import UNKNOWN
+from keras_pcp.graph.build import UNKNOWN, OnUnknown
 from keras_pcp.repair.distillation import Distillation
 from keras_pcp.schedules import check_schedule, cubic
 from keras_pcp.select.problem import Limits
@@ -110,7 +110,7 @@ class Pruning(keras.callbacks.Callback):
         refit_data: Any = None,
         deliver: keras.Model | None = None,
         frozen_layers: Iterable[str] = (),
-        on_unknown: str = "error",
+        on_unknown: OnUnknown = "error",
         begin: float = 0.1,
         end: float = 0.6,
         schedule: Callable[[float], float] = cubic,
@@ -136,11 +136,25 @@ class Pruning(keras.callbacks.Callback):
         self.end = checks.number("end", end, f"({self.begin}, 1]")
         check_schedule(schedule)
         self.schedule = schedule
-        self.report: PruningReport | None = None
+        self._report: PruningReport | None = None
         self.state: Any = None
         self.beside: list[keras.callbacks.Callback] = []
         self._run: Session | None = None
         self._pruned: keras.Model | None = None
+
+    @property
+    def report(self) -> PruningReport:
+        """The record of the latest `fit`, or of the one that is running; raises PruningError before the first one."""
+        if self._report is None:
+            raise PruningError(
+                "there is no report before training; pass the callback to model.fit(callbacks=[...]) first"
+            )
+        return self._report
+
+    @property
+    def _session(self) -> Session:
+        assert self._run is not None  # Keras has called `on_train_begin`
+        return self._run
 
     def on_train_begin(self, logs=None):
         """Checks everything and builds the graph, before the first step."""
@@ -156,26 +170,26 @@ class Pruning(keras.callbacks.Callback):
         if self._run:  # left over from a fit that was interrupted
             self._run.close()
         limits = self.limits
-        if self.report and self._pruned is self.model:  # fractions mean the model as it was in the first fit
-            limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self.report.limits.items()})
+        if self._report and self._pruned is self.model:  # fractions mean the model as it was in the first fit
+            limits = Limits(**{f"max_{k}": max(1, int(bound)) for k, bound in self._report.limits.items()})
         self._run = Session(self, limits)
-        self.report, self._pruned = self._run.report, self.model
+        self._report, self._pruned = self._run.report, self.model
 
     def on_epoch_begin(self, epoch, logs=None):
         """Plans the moments of pruning in the first epoch; prunes if one is due."""
-        self._run.begin_epoch(epoch, self.params)
+        self._session.begin_epoch(epoch, self.params)
 
     def on_train_batch_begin(self, batch, logs=None):
         """Starts timing a step."""
-        self._run.begin_step()
+        self._session.begin_step()
 
     def on_train_batch_end(self, batch, logs=None):
         """Prunes if a moment of pruning is due."""
-        self._run.end_execution()
+        self._session.end_execution()
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds costs to the logs."""
-        self._run.end_epoch()
+        self._session.end_epoch()
         if logs is not None:
             logs["macs"] = float(self.report.after["macs"])
             logs["params"] = float(self.report.after["params"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -68,7 +68,7 @@ class Measuring:
 
     samples: int | None = 256
     monitor: Monitored = None
-    mode: str = "auto"
+    mode: Literal["auto", "min", "max"] = "auto"
     reestimate_batch_norm: bool = True
     seed: int = 0
 

@@ -1,6 +1,7 @@
 """Builds the channel graph of a model: runs the rules over its calls, and turns labels into groups."""
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import keras
 
@@ -24,11 +25,14 @@ from keras_pcp.graph.trace import fingerprint
 from keras_pcp.support import checks
 from keras_pcp.support.models import check_model
 
-UNKNOWN = ("error", "freeze")  # what may be done about a layer without a rule
+OnUnknown = Literal["error", "freeze"]  # what may be done about a layer without a rule
+UNKNOWN = get_args(OnUnknown)
 _RULE_MODULES = (parametric, contraction, structural, movement, slicing, elementwise, attention, kerashub)
 
 
-def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
+def build_graph(
+    model: keras.Model, *, on_unknown: OnUnknown = "error", frozen_layers: Iterable[str] = ()
+) -> ChannelGraph:
     """Finds out which channels of a model can be pruned, and which of them are coupled.
 
     The outputs of the model always keep their width. The model is not changed.
@@ -64,12 +68,14 @@ def build_graph(model: keras.Model, *, on_unknown: str = "error", frozen_layers:
     return graph_of(program_of(model), on_unknown, frozen_layers)
 
 
-def graph_of(program: Program, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
+def graph_of(program: Program, on_unknown: OnUnknown = "error", frozen_layers: Iterable[str] = ()) -> ChannelGraph:
     """Does what `build_graph` does, for a program."""
     return grouped(program, *notes_of(program, on_unknown, frozen_layers))
 
 
-def notes_of(program: Program, on_unknown: str = "error", frozen_layers: Iterable[str] = ()) -> tuple[Index, Notes]:
+def notes_of(
+    program: Program, on_unknown: OnUnknown = "error", frozen_layers: Iterable[str] = ()
+) -> tuple[Index, Notes]:
     """Returns what the rules say about a program, from which `grouped` makes the graph."""
     checks.choice("on_unknown", on_unknown, UNKNOWN)
     frozen_layers = checks.names("frozen_layers", frozen_layers)

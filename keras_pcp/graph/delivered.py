@@ -8,13 +8,13 @@ from typing import Any
 import keras
 
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.build import build_graph, graph_of
+from keras_pcp.graph.build import OnUnknown, build_graph, graph_of
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.program import Program, program_of
 
 
 def delivered_graph(
-    model: keras.Model, deliver: keras.Model | None, on_unknown: str, frozen_layers: Iterable[str]
+    model: keras.Model, deliver: keras.Model | None, on_unknown: OnUnknown, frozen_layers: Iterable[str]
 ) -> ChannelGraph:
     """Builds the channel graph of a model, of which only a part may count.
 

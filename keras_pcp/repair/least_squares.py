@@ -286,7 +286,8 @@ class _Sums:
     """
 
     def __init__(self):
-        self.count = self.x = self.e = self.xx = self.xe = self.ee = 0
+        self.count = 0
+        self.x = self.e = self.xx = self.xe = self.ee = np.zeros(())
 
     def add(self, x: np.ndarray, e: np.ndarray) -> None:
         """Adds some positions."""

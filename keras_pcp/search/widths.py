@@ -13,7 +13,7 @@ from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.fit.metric import Measuring
 from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.run import Criteria, Run
-from keras_pcp.graph.build import build_graph
+from keras_pcp.graph.build import OnUnknown, build_graph
 from keras_pcp.graph.selection import Selection
 from keras_pcp.search import checkpoint as checkpoint_file
 from keras_pcp.select.problem import Limits, Problem
@@ -38,7 +38,7 @@ def search_widths(
     measuring: Measuring | None = None,
     refit_data: Any = None,
     frozen_layers: Iterable[str] = (),
-    on_unknown: str = "error",
+    on_unknown: OnUnknown = "error",
     checkpoint: str | Path | None = None,
     verbose: bool = True,
 ) -> Selection:

@@ -1,7 +1,7 @@
 """Turns scores, and a ratio or limits, into a Selection."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.support import checks
 
 Scores = Mapping[str, np.ndarray]
-SCOPES = ("global", "local", "threshold")
+Scope = Literal["global", "local", "threshold"]
+SCOPES = get_args(Scope)
 
 
 def select_by_ratio(
@@ -22,7 +23,7 @@ def select_by_ratio(
     scores: Scores,
     pruning_ratio: float | Mapping[str, float],
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     min_channels: int | Mapping[str, int] = 1,
     multiple_of: int | Mapping[str, int] = 1,
 ) -> Selection:
@@ -60,7 +61,7 @@ def _by_ratio(
     graph: ChannelGraph,
     scores: Scores,
     pruning_ratio: float | Mapping[str, float],
-    scope: str,
+    scope: Scope,
     min_channels: int | Mapping[str, int],
     multiple_of: int | Mapping[str, int],
 ) -> Selection:
@@ -115,7 +116,7 @@ def select_by_cost(
     max_macs: float | int | None = None,
     max_params: float | int | None = None,
     max_bytes: float | int | None = None,
-    scope: str = "global",
+    scope: Scope = "global",
     min_channels: int | Mapping[str, int] = 1,
     multiple_of: int | Mapping[str, int] = 1,
 ) -> Selection:
@@ -157,7 +158,7 @@ def just_enough(
     problem: Problem,
     scores: Scores,
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     min_channels: int | Mapping[str, int] = 1,
     multiple_of: int | Mapping[str, int] = 1,
     shares: Mapping[str, float] | None = None,
@@ -199,7 +200,7 @@ def just_enough(
     return found
 
 
-def _checked(graph: ChannelGraph, scores: Scores, scope: str, min_channels: Any, multiple_of: Any) -> Scores:
+def _checked(graph: ChannelGraph, scores: Scores, scope: Scope, min_channels: Any, multiple_of: Any) -> Scores:
     """Returns the scores as float arrays, or raises InvalidArgumentError if an argument is wrong."""
     check_graph(graph)
     checks.choice("scope", scope, SCOPES)

@@ -29,7 +29,7 @@ No validation data is needed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
@@ -38,12 +38,12 @@ from keras_pcp.graph.channels import ChannelGroup
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import check_widths, smallest
 from keras_pcp.select.problem import Problem
-from keras_pcp.select.select import SCOPES, just_enough
+from keras_pcp.select.select import SCOPES, Scope, just_enough
 from keras_pcp.strategies.decorrelation import Decorrelation
 from keras_pcp.strategies.protocol import Action, FitLength, Needs, Observation, Strategy, evenly
 from keras_pcp.support import checks
 
-EFFECTIVE_RANK = "effective_rank"
+EFFECTIVE_RANK: Final = "effective_rank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Adaptive(Strategy):
 
     needs: ClassVar[Needs] = Needs(validation=False, training=True, batches=True)
 
-    rates: str = "effective_rank"
+    rates: Literal["effective_rank"] | Scope = "effective_rank"
     patience: int = 1
     protection: float = 1.0
     correct: bool = True
@@ -126,15 +126,14 @@ class Adaptive(Strategy):
         """Marks channels, and removes those that have been marked for long enough."""
         last = seen.moment >= seen.moments - 1
         goal = problem if last else problem.toward(min(1.0, max(seen.target, 1e-9)))
-        scope, shares = self.rates, None
+        shares = None
         if self.rates == EFFECTIVE_RANK:
             spectra = seen.scores(spectrum)
             shares = {g.name: effective_rank(spectra[g.name]) / g.num_channels for g in problem.graph}
-            scope = "local"
         keep = just_enough(
             goal,
             seen.scores(),
-            scope=scope,
+            scope="local" if self.rates == EFFECTIVE_RANK else self.rates,
             min_channels=self.min_channels,
             multiple_of=self.multiple_of,
             shares=shares,

@@ -15,7 +15,7 @@ import numpy as np
 from keras_pcp.graph.selection import Selection
 from keras_pcp.graph.widths import lowest_removed, smallest
 from keras_pcp.select.problem import Problem
-from keras_pcp.select.select import SCOPES, just_enough, select_by_ratio
+from keras_pcp.select.select import SCOPES, Scope, just_enough, select_by_ratio
 from keras_pcp.strategies.protocol import Action, Observation, Pace, Strategy, stuck
 from keras_pcp.support import checks
 
@@ -50,7 +50,7 @@ class OneShot(_Control):
             `select_by_cost`.
     """
 
-    scope: str = "local"
+    scope: Scope = "local"
 
     def __post_init__(self):
         checks.choice("scope", self.scope, SCOPES)

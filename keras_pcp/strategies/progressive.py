@@ -30,7 +30,7 @@ Differs from the paper:
 import numbers
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -98,11 +98,11 @@ class Progressive(Strategy):
 
     step: float | int = 0.01
     groups_per_round: int | None = None
-    select: str = "topk"
+    select: Literal["topk", "threshold", "joint"] = "topk"
     max_drop: float = 0.01
     min_channels: int | Mapping[str, int] = 1
     multiple_of: int | Mapping[str, int] = 1
-    attempts: str = "fast"
+    attempts: Literal["fast", "exact"] = "fast"
     confidence: float = 3.0
 
     def __post_init__(self):

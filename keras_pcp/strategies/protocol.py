@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from keras_pcp.graph.selection import Selection
 from keras_pcp.schedules import cubic
 from keras_pcp.select.problem import Problem
 from keras_pcp.strategies import json_state
-from keras_pcp.strategies.rounds import Attempt, Evaluation
+from keras_pcp.strategies.rounds import Attempt, Evaluation, How
 from keras_pcp.support import checks
 from keras_pcp.support.batch import LossTerm
 
@@ -170,9 +170,6 @@ class Observation(Protocol):
         """
 
 
-HOW = ("cut", "hold", "zero")
-
-
 @dataclass(frozen=True, eq=False)
 class Action:
     """A change of the model that a strategy asks for.
@@ -192,7 +189,7 @@ class Action:
     """
 
     keep: Selection
-    how: str = "cut"
+    how: How = "cut"
     more: bool = False
     correct: bool = False
     weights: Mapping[int, np.ndarray] = field(default_factory=dict)
@@ -202,7 +199,7 @@ class Action:
 
     def __post_init__(self):
         checks.instance("keep", self.keep, Selection, "a keras_pcp.Selection")
-        checks.choice("how", self.how, HOW)
+        checks.choice("how", self.how, get_args(How))
 
 
 class Strategy(ABC):

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from keras_pcp.graph.selection import Selection
 from keras_pcp.strategies.racing import worth
+
+How = Literal["cut", "hold", "zero"]  # what happens to channels that are not kept, see `Action`
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Round:
     macs: float
     params: int
     widths: Mapping[str, int]
-    how: str = "cut"
+    how: How = "cut"
     step: int = 0
 
     @classmethod

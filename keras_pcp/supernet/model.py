@@ -32,7 +32,7 @@ gets to 0.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ from keras import ops, tree
 
 from keras_pcp.criteria import score_channels
 from keras_pcp.errors import InvalidArgumentError
-from keras_pcp.graph.build import notes_of
+from keras_pcp.graph.build import OnUnknown, notes_of
 from keras_pcp.graph.channel_graph import ChannelGraph
 from keras_pcp.graph.cost import call_macs
 from keras_pcp.graph.grouping import grouped, places_in_tensors
@@ -56,8 +56,8 @@ from keras_pcp.supernet.tables import StagePart, parts_of, tied_groups
 from keras_pcp.support import checks, internals
 from keras_pcp.support.models import check_model
 
-SAMPLING = ("prefix", "fair")
-STAGE_INPUTS = ("full", "own")
+Sampling = Literal["prefix", "fair"]
+StageInputs = Literal["full", "own"]
 RATIOS = tuple(i / 10 for i in range(1, 11))
 _SAVED = (
     "num_stages",
@@ -159,10 +159,10 @@ class StagewiseSupernet(keras.Model):
         distillation_weight: float = 1.0,
         loss: Any = None,
         criterion: Any = "l1",
-        sampling: str = "prefix",
-        stage_inputs: str = "full",
+        sampling: Sampling = "prefix",
+        stage_inputs: StageInputs = "full",
         frozen_layers: Iterable[str] = (),
-        on_unknown: str = "error",
+        on_unknown: OnUnknown = "error",
         seed: int = 0,
         name: str | None = None,
     ):
@@ -170,8 +170,8 @@ class StagewiseSupernet(keras.Model):
         checks.count("num_stages", num_stages)
         checks.count("samples", samples, 0)
         checks.number("distillation_weight", distillation_weight, "(0, inf)")
-        checks.choice("sampling", sampling, SAMPLING)
-        checks.choice("stage_inputs", stage_inputs, STAGE_INPUTS)
+        checks.choice("sampling", sampling, get_args(Sampling))
+        checks.choice("stage_inputs", stage_inputs, get_args(StageInputs))
         checks.count("seed", seed, 0)
         super().__init__(name=name or f"{model.name}_supernet", dtype=model.dtype_policy, autocast=False)
         self.model, self.samples, self.distillation_weight = model, samples, distillation_weight

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ from keras_pcp.surgery.copies import prune_model
 if TYPE_CHECKING:
     from keras_pcp.supernet.model import StagewiseSupernet
 
-METHODS = ("dynamic", "evolution")
+Method = Literal["dynamic", "evolution"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def search(
     max_bytes: float | int | None = None,
     validation_data: Any,
     samples: int = 512,
-    method: str = "dynamic",
+    method: Method = "dynamic",
     evaluations: int = 150,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -127,7 +127,7 @@ def search(
         (True, True)
     """
     problem = Problem.of(supernet.plan.graph, Limits(max_macs, max_params, max_bytes))
-    checks.choice("method", method, METHODS)
+    checks.choice("method", method, get_args(Method))
     checks.count("samples", samples), checks.count("evaluations", evaluations), checks.count("seed", seed, 0)
     ranks, levels = internals.array_of(supernet.ranks), supernet.plan.levels
     problem.check_reachable(supernet.plan.gating.selection(levels[:, 0], ranks))

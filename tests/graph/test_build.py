@@ -60,6 +60,12 @@ def test_batch_normalization_after_a_concatenation_is_cut_by_each_group():
     assert graph["b"].slices_of(FOLLOW, "scale")[0].positions.tolist() == [5, 6]
 
 
+def test_channels_beside_an_unknown_number_of_others_stay():
+    i, unknown = keras.Input((3,)), keras.Input((None,))
+    both = L.Concatenate(name="both")([L.Dense(4, name="made")(i), unknown])
+    assert frozen(keras.Model([i, unknown], ops.sum(both, axis=-1)))["made"][0] == 4
+
+
 def test_adding_a_fixed_tensor_freezes_and_says_why():
     i = keras.Input((4, 4, 3))
     model = keras.Model(i, L.Conv2D(2, 1)(L.Add(name="sum")([i, L.Conv2D(3, 1, name="conv")(i)])))

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_pcp
 from keras_pcp import criteria, schedules
-from keras_pcp.errors import InvalidArgumentError, UnsupportedModelError
+from keras_pcp.errors import InvalidArgumentError, PruningError, UnsupportedModelError
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.support.data import take_samples
 
@@ -295,7 +295,8 @@ def test_samples_for_a_refit_that_do_not_fit_are_refused_before_the_first_step(s
     steps = int(model.optimizer.iterations)
     with pytest.raises(InvalidArgumentError, match="refit_data does not fit the inputs"):
         model.fit(x, y, verbose=0, callbacks=[pruning])
-    assert pruning.report is None
+    with pytest.raises(PruningError, match="no report before training"):
+        _ = pruning.report
     assert int(model.optimizer.iterations) == steps
 
 
