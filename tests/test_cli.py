@@ -89,8 +89,8 @@ def test_inspect_takes_frozen_layers(saved, capsys):
 
 
 def test_custom_objects_are_imported_with_their_rules(with_odd_layer, capsys):
-    objects = ["--custom-objects", "odd_layers:Odd", "odd_layers:Known"]
-    assert main(["inspect", with_odd_layer, "--json", "--on-unknown", "freeze", *objects]) == 0
+    objects = ["--custom-objects", "odd_layers:Odd,odd_layers:Known"]
+    assert main(["inspect", "--json", "--on-unknown", "freeze", *objects, with_odd_layer]) == 0
     assert [g["name"] for g in json.loads(capsys.readouterr().out)["groups"]] == ["free"]
     assert "'odd' (Odd) has no rule" in failed(capsys, "inspect", with_odd_layer, *objects)
     assert "--custom-objects module:Name" in failed(capsys, "inspect", with_odd_layer)
@@ -125,7 +125,7 @@ def test_prune_writes_a_model_that_meets_the_limit(saved, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{before:,.0f}" in out
     assert f"{after:,.0f}" in out
-    assert "fine-tune" in out
+    assert "add --data, or fine-tune it yourself" in out
 
 
 def test_prune_takes_absolute_limits_and_a_least_width(saved, tmp_path):

@@ -281,19 +281,30 @@ def _structured(model: keras.Model, flat: Any) -> Any:
 
 def _compare(content: bytes, inputs: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
     """Returns the largest and the mean error over some samples, relative to the range of the Keras outputs."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / conversion.RESULT).write_bytes(content)
-        samples = {f"input_{i}": a[:_SAMPLES] for i, a in enumerate(inputs)}
-        conversion.save_arrays(Path(folder) / conversion.INPUTS, samples)
-        _CONVERTER.run(folder)
-        with np.load(Path(folder) / conversion.OUTPUTS) as file:
-            found = [file[f"output_{j}"] for j in range(len(expected))]
     worst, means = 0.0, []
-    for outputs, want in zip(found, expected, strict=True):
+    for outputs, want in zip(run_file(content, [a[:_SAMPLES] for a in inputs]), expected, strict=True):
         error = np.abs(outputs - want) / max(float(np.ptp(want)), float(np.abs(want).max()), 1e-6)
         worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
         means.append(float(error.mean()))
     return worst, float(np.mean(means))
+
+
+def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of a LiteRT file that `export_litert` has written, which runs in a separate process.
+
+    Args:
+        content: the bytes of the file.
+        inputs: an array of samples for each input.
+
+    Raises:
+        RuntimeError: LiteRT cannot run the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / conversion.RESULT).write_bytes(content)
+        conversion.save_arrays(Path(folder) / conversion.INPUTS, {f"input_{i}": a for i, a in enumerate(inputs)})
+        _CONVERTER.run(folder)
+        with np.load(Path(folder) / conversion.OUTPUTS) as file:
+            return [file[f"output_{j}"] for j in range(len(file.files))]
 
 
 def _interpreter(content: bytes, threads: int) -> Any:

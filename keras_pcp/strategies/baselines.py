@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_pcp.graph.selection import Selection
-from keras_pcp.graph.widths import lowest_removed, smallest
+from keras_pcp.graph.widths import check_widths, lowest_removed, smallest
 from keras_pcp.select.problem import Problem
 from keras_pcp.select.select import SCOPES, Scope, just_enough, select_by_ratio
 from keras_pcp.strategies.protocol import Action, Observation, Pace, Strategy, stuck
@@ -48,16 +48,27 @@ class OneShot(_Control):
     Attributes:
         scope: `"global"` (all channels are ranked together), `"local"` (uniform) or `"threshold"`, as in
             `select_by_cost`.
+        min_channels: channels that every group keeps at least; or {group name: channels}.
+        multiple_of: widths are rounded up to a multiple of this number; or {group name: multiple}.
     """
 
     scope: Scope = "local"
+    min_channels: int | Mapping[str, int] = 1
+    multiple_of: int | Mapping[str, int] = 1
 
     def __post_init__(self):
         checks.choice("scope", self.scope, SCOPES)
+        check_widths(self.min_channels, self.multiple_of)
+
+    def init(self, problem: Problem) -> None:
+        """Raises LimitError if the limits cannot be reached. The state is empty."""
+        check_widths(self.min_channels, self.multiple_of, problem.graph)
+        problem.check_reachable(smallest(problem.graph, self.min_channels, self.multiple_of))
 
     def chosen(self, problem: Problem, seen: Observation) -> Selection:
         """Returns the selection that just meets the limits."""
-        return just_enough(problem, seen.scores(), scope=self.scope)
+        options = {"min_channels": self.min_channels, "multiple_of": self.multiple_of}
+        return just_enough(problem, seen.scores(), scope=self.scope, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

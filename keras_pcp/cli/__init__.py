@@ -1,29 +1,29 @@
 """The command `keras-pcp`: inspect, prune, export and bench a saved model.
 
 keras-pcp inspect model.keras
-keras-pcp prune model.keras small.keras --max-macs 0.5
+keras-pcp prune model.keras small.keras --max-macs 0.5 --data photos/ --tune-epochs 3
 keras-pcp export small.keras small.tflite --quantization float16
 keras-pcp bench small.tflite
 
-Results go to stdout. An error is one line on stderr and exit code 2; an interrupt is exit code 130. TensorFlow logs to
-stderr while it is imported; TF_CPP_MIN_LOG_LEVEL=3 in the environment hides most of that.
+Results go to stdout. An error is one line on stderr and exit code 2; an interrupt is exit code 130. The log lines of
+TensorFlow are hidden unless TF_CPP_MIN_LOG_LEVEL is set in the environment.
 """
 
 import argparse
 import contextlib
-import importlib
 import json
 import math
 import os
 import sys
 import tempfile
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_pcp.cli.files import existing, load, samples, writable
 from keras_pcp.errors import InvalidArgumentError, PruningError
-from keras_pcp.support.files import check_target, replacing
+from keras_pcp.support.files import replacing
+from keras_pcp.version import __version__
 
 # Listed here so that `--help` does not import Keras. Criteria that need data are for `keras_pcp.score_channels` only.
 _CRITERIA = (
@@ -37,6 +37,21 @@ _CRITERIA = (
     "orthogonality",
     "reciprocal",
     "random",
+)
+_LIMITS = ("macs", "params", "bytes")
+_WITH_DATA = (
+    "method",
+    "tune_epochs",
+    "learning_rate",
+    "batch_size",
+    "refit",
+    "flip",
+    "pixels",
+    "data_dir",
+    "seed",
+    "tflite",
+    "quantization",
+    "quiet",
 )
 
 
@@ -56,12 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                             before           after   ratio
         MACs                15,712           7,856   0.500
         parameters             618             314   0.508
-        wrote .../small.keras; fine-tune it before you use it, because pruning lowers accuracy
+        wrote .../small.keras; its accuracy is low until it is trained: add --data, or fine-tune it yourself
         0
     """
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _without_native_logs():
+            args.run(args)
         sys.stdout.flush()
     except PruningError as error:
         print(f"keras-pcp: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -78,6 +94,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _without_native_logs() -> Iterator[None]:
+    """Hides what TensorFlow logs past Python, unless TF_CPP_MIN_LOG_LEVEL is set. Python itself still writes to stderr."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    stderr, kept, nowhere = sys.stderr, os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is no file, as in a notebook
+        if stderr.fileno() == 2:
+            sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        sys.stderr = stderr
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _give_up_stdout() -> None:
     """Redirects stdout to nowhere: Python flushes it again at exit, and that must not fail."""
     with contextlib.suppress(OSError, ValueError):
@@ -88,31 +124,40 @@ def inspect(args: argparse.Namespace) -> None:
     """Prints what can be pruned in a model; with `--json`, prints only `Inspection.to_json()`."""
     from keras_pcp.graph.channel_graph import inspect_graph
 
-    inspection = inspect_graph(_graph(args, _load(args)))
+    inspection = inspect_graph(_graph(args, load(args.model, args.custom_objects)))
     print(json.dumps(inspection.to_json(), indent=1, allow_nan=False) if args.json else inspection)
 
 
 def prune(args: argparse.Namespace) -> None:
-    """Prunes a model in one shot and saves the smaller one."""
+    """Prunes a model and saves the smaller one: with data by a search and training, without data in one shot."""
+    target = writable(args.target, ".keras")
+    if target.resolve() == Path(args.model).resolve():
+        raise InvalidArgumentError(f"{target} would overwrite the model to prune; choose another name")
+    tflite = None if args.tflite is None else writable(args.tflite, ".tflite")
+    if args.data is None:
+        given = [f"--{name.replace('_', '-')}" for name in _WITH_DATA if getattr(args, name) is not None]
+        if given:
+            raise InvalidArgumentError(f"without --data, there is nothing to do for {', '.join(given)}")
+        _prune_alone(args, target)
+    else:
+        from keras_pcp.cli.tuning import prune_and_tune
+
+        options = {"criterion": args.criterion, "frozen_layers": args.frozen_layers, "on_unknown": args.on_unknown}
+        prune_and_tune(
+            load(args.model, args.custom_objects), args, _limits(args) | options, _widths(args), target, tflite
+        )
+
+
+def _prune_alone(args: argparse.Namespace, target: Path) -> None:
     from keras_pcp.criteria import score_channels
     from keras_pcp.graph.model_cost import count_cost
     from keras_pcp.select.select import select_by_cost
     from keras_pcp.surgery.copies import prune_model
 
-    target = _writable(args.target, ".keras")
-    if target.resolve() == Path(args.model).resolve():
-        raise InvalidArgumentError(f"{target} would overwrite the model to prune; choose another name")
-    model = _load(args)
+    model = load(args.model, args.custom_objects)
     graph = _graph(args, model)
-    selection = select_by_cost(
-        graph,
-        score_channels(model, graph, args.criterion),
-        max_macs=args.max_macs,
-        max_params=args.max_params,
-        max_bytes=args.max_bytes,
-        min_channels=args.min_channels,
-        multiple_of=args.multiple_of,
-    )
+    scores = score_channels(model, graph, args.criterion)
+    selection = select_by_cost(graph, scores, **_limits(args), **_widths(args))
     small = prune_model(model, graph, selection)
     before, after = count_cost(graph), count_cost(small)
     with replacing(target) as part:
@@ -122,16 +167,16 @@ def prune(args: argparse.Namespace) -> None:
         if not math.isnan(old):
             print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
     print("".join(f"note: {note}\n" for note in before.notes()), end="")
-    print(f"wrote {target}; fine-tune it before you use it, because pruning lowers accuracy")
+    print(f"wrote {target}; its accuracy is low until it is trained: add --data, or fine-tune it yourself")
 
 
 def export(args: argparse.Namespace) -> None:
     """Writes a verified LiteRT file."""
     from keras_pcp.deliver.litert import export_litert
 
-    target = _writable(args.target, ".tflite")
-    samples = _samples(args.representative_data)
-    file = export_litert(_load(args), target, quantization=args.quantization, representative_data=samples)
+    target = writable(args.target, ".tflite")
+    model, data = load(args.model, args.custom_objects), samples(args.representative_data)
+    file = export_litert(model, target, quantization=args.quantization, representative_data=data)
     print(
         f"wrote {file.path}: {file.bytes:,} bytes; differs from Keras by at most {file.max_error:.1e}, "
         f"on average {file.mean_error:.1e} of the output range"
@@ -142,10 +187,10 @@ def bench(args: argparse.Namespace) -> None:
     """Prints the latency of a LiteRT file, or of the LiteRT file of a Keras model."""
     from keras_pcp.deliver.litert import export_litert, measure_latency
 
-    path = _existing(args.model)
+    path = existing(args.model)
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix != ".tflite":
-            path = export_litert(_load(args), Path(folder) / "model.tflite").path
+            path = export_litert(load(args.model, args.custom_objects), Path(folder) / "model.tflite").path
         milliseconds = measure_latency(path, runs=args.runs, threads=args.threads)
         print(
             f"{milliseconds:.3f} ms for one sample: median of {args.runs} runs of {path.stat().st_size:,} bytes, "
@@ -155,17 +200,17 @@ def bench(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-pcp", description="Prunes channels out of saved Keras models.")
+    parser.add_argument("--version", action="version", version=f"keras-pcp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     loaded = argparse.ArgumentParser(add_help=False)
     loaded.add_argument("model", help="a saved Keras model")
     loaded.add_argument(
         "--custom-objects",
-        nargs="+",
+        type=_names,
         action="extend",
         default=[],
-        metavar="MODULE[:NAME]",
-        help="classes or functions that the file refers to; put this after the other arguments. The modules are "
-        "imported, so the rules in them are registered",
+        metavar="MODULE[:NAME],...",
+        help="classes or functions that the file refers to. The modules are imported, so the rules in them are registered",
     )
     analysed = argparse.ArgumentParser(add_help=False)
     analysed.add_argument(
@@ -178,7 +223,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", parents=[loaded, analysed], help="show what can be pruned, and how far")
     command.add_argument("--json", action="store_true", help="print only JSON")
     command.set_defaults(run=inspect)
-    _add_prune(commands.add_parser("prune", parents=[loaded, analysed], help="prune in one shot, without training"))
+    _add_prune(
+        commands.add_parser(
+            "prune", parents=[loaded, analysed], help="prune, with --data also train, and write the result"
+        )
+    )
 
     command = commands.add_parser("export", parents=[loaded], help="write a verified LiteRT file")
     command.add_argument("target", help="file to write, *.tflite")
@@ -200,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_prune(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", help="file to write, *.keras")
-    for name in ("macs", "params", "bytes"):
+    for name in _LIMITS:
         command.add_argument(
             f"--max-{name}", type=_limit, metavar="LIMIT", help="fraction (0.5) of the model, or absolute (300000000)"
         )
@@ -208,11 +257,46 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
         "--criterion",
         default="l1",
         metavar="NAME",
-        help="l1 (default), or another criterion that needs no data: " + ", ".join(_CRITERIA),
+        help="l1 (default), or another criterion; without --data one of: " + ", ".join(_CRITERIA),
     )
     command.add_argument("--multiple-of", type=_positive, default=1, help="round widths up to a multiple of this")
     command.add_argument("--min-channels", type=_positive, default=1, help="least number of channels of every group")
+    command.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="samples of a classifier: a folder with a folder of images for each class (or with such folders in train/ and "
+        "test/), a .npz file with x and y (or x_train, y_train, x_test, y_test), or a set of tensorflow-datasets",
+    )
     command.set_defaults(run=prune)
+    add = command.add_argument_group("with --data").add_argument
+    add("--method", choices=["progressive", "adaptive", "one-shot"], help="how widths are found (default: progressive)")
+    add("--tune-epochs", type=_count, metavar="N", help="epochs of training, the first half with pruning; 0: none (3)")
+    add("--learning-rate", type=_rate, metavar="R", help="of Adam; falls to 0 as a cosine (0.001)")
+    add("--batch-size", type=_positive, metavar="N", help="samples of a batch (32)")
+    add("--refit", action="store_const", const=True, help="refit layers that read removed channels, by least squares")
+    add("--flip", action="store_const", const=True, help="mirror images at random in training")
+    add(
+        "--pixels",
+        choices=["0..255", "0..1", "-1..1"],
+        help="pixel values that the model takes, if it does not rescale them",
+    )
+    add("--data-dir", metavar="FOLDER", help="where tensorflow-datasets keeps its data")
+    add("--seed", type=_count, metavar="N", help="for the split, the order and the training (0)")
+    add("--tflite", metavar="FILE", help="write a verified LiteRT file, too, *.tflite")
+    add(
+        "--quantization",
+        choices=["float16", "dynamic", "int8"],
+        help="of the LiteRT file; int8 is calibrated on the data",
+    )
+    add("--quiet", action="store_const", const=True, help="print only the result")
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    return {f"max_{name}": getattr(args, f"max_{name}") for name in _LIMITS}
+
+
+def _widths(args: argparse.Namespace) -> dict[str, int]:
+    return {"min_channels": args.min_channels, "multiple_of": args.multiple_of}
 
 
 def _limit(text: str) -> float | int:
@@ -232,77 +316,25 @@ def _positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
 
 
+def _count(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if int(text) >= 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+
+
+def _rate(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise InvalidArgumentError(f"file {path} does not exist")
-    return Path(path)
-
-
-def _writable(path: str, suffix: str) -> Path:
-    """Rejects a bad target before the work, not after it."""
-    if not path.endswith(suffix):
-        raise InvalidArgumentError(f"{path} must end in {suffix}")
-    return check_target(path)
-
-
-def _load(args: argparse.Namespace) -> Any:
-    import keras
-
-    path, custom = _existing(args.model), _custom_objects(args.custom_objects)
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise InvalidArgumentError(
-            f"cannot load {path}: it is not a .keras file, or it is incomplete; save the model again"
-        )
-    try:
-        return keras.models.load_model(path, custom_objects=custom, compile=False)
-    except Exception as error:  # Keras and the deserialized layers raise many classes
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InvalidArgumentError(
-            f"cannot load {path}: {reason} (name custom classes with --custom-objects module:Name)"
-        ) from error
-
-
-def _custom_objects(references: Sequence[str]) -> dict[str, Any]:
-    if references and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not search this folder
-    found: dict[str, Any] = {}
-    for reference in references:
-        module, _, name = reference.partition(":")
-        try:
-            loaded = importlib.import_module(module)
-            found |= {name: getattr(loaded, name)} if name else {}
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"--custom-objects {reference}: {error}; write module:Name, or module if it registers its classes"
-            ) from error
-    return found
 
 
 def _graph(args: argparse.Namespace, model: Any) -> Any:
     from keras_pcp.graph.build import build_graph
 
     return build_graph(model, on_unknown=args.on_unknown, frozen_layers=args.frozen_layers)
-
-
-def _samples(path: str | None) -> Any:
-    """Reads an array, or the arrays of a .npz file: by name, or in order if NumPy chose the names."""
-    import numpy as np
-
-    if path is None:
-        return None
-    try:
-        found = np.load(_existing(path))
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            return found
-        with found:
-            arrays = {name: found[name] for name in found.files}
-    except PruningError:
-        raise
-    except Exception as error:  # NumPy raises what its readers of zip files, headers and pickles raise
-        raise InvalidArgumentError(f"{path} is not a .npy or .npz file of numbers: {error}") from error
-    in_order = [f"arr_{i}" for i in range(len(arrays))]
-    return [arrays[name] for name in in_order] if set(arrays) == set(in_order) else arrays
