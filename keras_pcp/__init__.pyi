@@ -3,7 +3,8 @@ from .adaptation.dann import build_dann
 from .adaptation.pseudo_labels import PseudoLabels
 from .adaptation.reversal import GradientReversal
 from .criteria import score_channels
-from .deliver.litert import export_litert, measure_latency
+from .deliver.latency import measure_latency
+from .deliver.litert import export_litert
 from .deliver.report import PruningReport
 from .errors import PruningError
 from .fit.callback import AdaptivePruning, ProgressivePruning, Pruning

@@ -169,8 +169,15 @@ def test_export_and_bench_give_a_file_and_its_latency(saved, tmp_path, capsys):
     options = ["--quantization", "int8", "--representative-data", str(samples)]
     assert main(["export", saved, str(target), *options]) == 0
     assert f"wrote {target}: {target.stat().st_size:,} bytes" in capsys.readouterr().out
-    assert main(["bench", str(target), "--runs", "5"]) == 0
-    assert float(capsys.readouterr().out.split(" ms")[0]) > 0
+    assert main(["bench", str(target), saved, "--runs", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["bytes", "median,", "ms", "90", "%", "below", "speedup"]
+    assert lines[1].split()[:2] == [str(target), f"{target.stat().st_size:,}"]
+    assert lines[1].endswith(" 1.00x")
+    (_, _, first, high, _), (name, _, second, _, speedup) = (line.split() for line in lines[1:3])
+    assert name == saved
+    assert 0 < float(first) <= float(high)
+    assert float(speedup[:-1]) == pytest.approx(float(first) / float(second), rel=0.1)
 
 
 def test_samples_for_several_inputs_go_by_name_or_in_order(tmp_path, capsys):
@@ -192,8 +199,8 @@ def test_samples_for_several_inputs_go_by_name_or_in_order(tmp_path, capsys):
 def test_bench_takes_a_keras_model_too(saved, tmp_path, capsys):
     assert main(["bench", saved, "--runs", "5", "--threads", "2"]) == 0
     out = capsys.readouterr().out
-    assert float(out.split(" ms")[0]) > 0
-    assert out.endswith("2 threads\n")
+    assert out.splitlines()[1].startswith(f"{saved} ")
+    assert out.endswith("one sample on 2 threads of this CPU, 5 runs of each in turn\n")
     assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as L
 
 import keras_pcp
@@ -148,16 +149,30 @@ def test_a_split_uses_every_sample_once_and_training_is_mixed(tmp_path):
     assert not np.array_equal(taken[0], again)
 
 
-def test_a_set_of_tensorflow_datasets_is_read(tmp_path):
+def test_a_set_of_tensorflow_datasets_is_read(tmp_path, trained, capsys):
     tfds = pytest.importorskip("tensorflow_datasets")
-    with tfds.testing.mock_data(num_examples=50):
-        for name, channels in (("cifar10", 3), ("mnist", 1)):
-            model = classifier(classes=10, rescaling=True, shape=(8, 8, channels))
-            data = read(name, model, batch_size=8, pixels=None, data_dir=str(tmp_path), seed=0)
-            x, _ = next(iter(data.val.as_numpy_iterator()))
-            assert x.shape == (8, 8, 8, channels)
-            assert x.max() > 1
-            assert data.classes == 10
+    label, parts = tfds.features.ClassLabel(num_classes=10), {}
+    for number, (name, count) in enumerate({"train": 50, "test": 6}.items()):
+        x, y = images(count, number)
+        big = np.uint8(np.repeat(255 * x, 2, 1))  # 16 x 8
+        parts[name] = tf.data.Dataset.from_tensor_slices({"image": big, "label": y})
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(16, 8, 3)), "label": label})
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "squares", features=features, split_datasets=parts, data_dir=tmp_path, config="small", version="1.0.0"
+    )
+    for channels in (3, 1):
+        model = classifier(classes=10, rescaling=True, shape=(8, 8, channels))
+        data = read("squares/small", model, batch_size=8, pixels=None, data_dir=str(tmp_path), seed=0)
+        assert [sum(len(b[1]) for b in part) for part in (data.train, data.val, data.test)] == [45, 5, 6]
+        x, y = next(iter(data.test.as_numpy_iterator()))
+        assert data.classes == 10
+        assert x.shape == (6, 8, 8, channels)
+        assert np.array_equal(x[:, 2:6, 2:6].mean((1, 2, 3)) > 128, y == 1)
+    capsys.readouterr()
+    options = ["--max-macs", "0.5", "--pixels", "0..1", "--data-dir", tmp_path, "--data"]
+    for name in ("none_such", "squares/large"):
+        message = refused(capsys, trained / "model.keras", tmp_path / "small.keras", *options, name)
+        assert f"{name} is neither a folder nor a set that can be read" in message
 
 
 def refused(capsys, *arguments):

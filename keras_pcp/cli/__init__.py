@@ -184,27 +184,33 @@ def export(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Prints the latency of a LiteRT file, or of the LiteRT file of a Keras model."""
-    from keras_pcp.deliver.litert import export_litert, measure_latency
+    """Prints the latency of LiteRT files, which run in turn. A Keras model is exported for it."""
+    from keras_pcp.deliver.latency import compare_latency
+    from keras_pcp.deliver.litert import export_litert
 
-    path = existing(args.model)
     with tempfile.TemporaryDirectory() as folder:
-        if path.suffix != ".tflite":
-            path = export_litert(load(args.model, args.custom_objects), Path(folder) / "model.tflite").path
-        milliseconds = measure_latency(path, runs=args.runs, threads=args.threads)
-        print(
-            f"{milliseconds:.3f} ms for one sample: median of {args.runs} runs of {path.stat().st_size:,} bytes, "
-            f"{args.threads} thread{'s' if args.threads > 1 else ''}"
-        )
+        files = [existing(name) for name in args.models]
+        for i, (name, file) in enumerate(zip(args.models, files, strict=True)):
+            if file.suffix != ".tflite":
+                files[i] = export_litert(load(name, args.custom_objects), Path(folder) / f"{i}.tflite").path
+        found = compare_latency(files, runs=args.runs, threads=args.threads)
+        sizes = [file.stat().st_size for file in files]
+    wide = max(len(name) for name in args.models)
+    print(f"{'':<{wide}} {'bytes':>12} {'median, ms':>12} {'90 % below':>12} {'speedup':>9}")
+    for name, size, latency in zip(args.models, sizes, found, strict=True):
+        times = f"{latency.median:>12.3f} {latency.percentile_90:>12.3f}"
+        print(f"{name:<{wide}} {size:>12,} {times} {found[0].median / latency.median:>8.2f}x")
+    print(
+        f"one sample on {args.threads} thread{'s' * (args.threads > 1)} of this CPU, {args.runs} runs of each in turn"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-pcp", description="Prunes channels out of saved Keras models.")
     parser.add_argument("--version", action="version", version=f"keras-pcp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    loaded = argparse.ArgumentParser(add_help=False)
-    loaded.add_argument("model", help="a saved Keras model")
-    loaded.add_argument(
+    custom = argparse.ArgumentParser(add_help=False)
+    custom.add_argument(
         "--custom-objects",
         type=_names,
         action="extend",
@@ -212,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE[:NAME],...",
         help="classes or functions that the file refers to. The modules are imported, so the rules in them are registered",
     )
+    loaded = argparse.ArgumentParser(add_help=False, parents=[custom])
+    loaded.add_argument("model", help="a saved Keras model")
     analysed = argparse.ArgumentParser(add_help=False)
     analysed.add_argument(
         "--on-unknown", choices=["error", "freeze"], default="error", help="what to do about layers without a rule"
@@ -240,7 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=export)
 
-    command = commands.add_parser("bench", parents=[loaded], help="time a *.tflite file or a Keras model")
+    command = commands.add_parser("bench", parents=[custom], help="time *.tflite files or Keras models, in turn")
+    command.add_argument("models", nargs="+", metavar="file", help="a *.tflite file, or a saved Keras model")
     command.add_argument("--threads", type=_positive, default=1)
     command.add_argument("--runs", type=_positive, default=50)
     command.set_defaults(run=bench)

@@ -1,9 +1,8 @@
-"""Writes LiteRT (TFLite) files, checks that they compute what the model computes, and measures their latency."""
+"""Writes LiteRT (TFLite) files, and checks that they compute what the model computes."""
 
 import contextlib
 import io
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from keras import tree
 from keras_pcp.deliver import conversion
 from keras_pcp.deliver.calibration import CALIBRATION_SAMPLES, check_calibration, narrow_outputs
 from keras_pcp.errors import ExportError, InvalidArgumentError
-from keras_pcp.support import checks
 from keras_pcp.support.files import check_target, write
+from keras_pcp.support.text import first_line
 
 # Largest allowed error, as a fraction of the range of the Keras outputs: at any element for the exact formats; on average
 # for the quantized ones, in which single values may be several quantization steps off.
@@ -87,7 +86,7 @@ def export_litert(
     except (RuntimeError, ValueError) as error:
         advice = narrow_outputs(model, inputs) if quantization == "int8" else ""
         raise ExportError(
-            f"LiteRT cannot run its own file of {model.name!r} (quantization={quantization}): {_first_line(error)}."
+            f"LiteRT cannot run its own file of {model.name!r} (quantization={quantization}): {first_line(error)}."
             f"{advice} No file was written"
         ) from error
     limit = _TOLERANCE[quantization] if tolerance is None else tolerance
@@ -99,47 +98,6 @@ def export_litert(
         )
     write(path, content)
     return LiteRTFile(path, len(content), max_error, mean_error)
-
-
-def measure_latency(path: str | Path, *, runs: int = 50, threads: int = 1) -> float:
-    """Returns the median time that LiteRT takes for one sample on this CPU, in milliseconds.
-
-    Args:
-        path: a LiteRT file.
-        runs: number of timed runs, at least 1. A fifth as many warm-up runs come first.
-        threads: number of threads, at least 1.
-
-    Raises:
-        InvalidArgumentError: there is no such file, LiteRT cannot run it, or `runs` or `threads` is out of range.
-
-    Example:
-        >>> import keras, keras_pcp, tempfile
-        >>> x = keras.Input((8, 8, 3))
-        >>> model = keras.Model(x, keras.layers.Conv2D(4, 3)(x))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = keras_pcp.export_litert(model, folder + "/model.tflite")
-        ...     keras_pcp.measure_latency(file.path, runs=10) > 0
-        True
-    """
-    runs, threads = checks.count("runs", runs), checks.count("threads", threads)
-    checks.instance("path", path, str | Path, "the path of a LiteRT file")
-    if not Path(path).is_file():
-        raise InvalidArgumentError(f"there is no file {path}; export_litert writes one")
-    try:
-        interpreter = _interpreter(Path(path).read_bytes(), threads)
-        for detail in interpreter.get_input_details():
-            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-        times = []
-        for i in range(runs + runs // 5):
-            started = time.perf_counter()
-            interpreter.invoke()
-            if i >= runs // 5:
-                times.append(time.perf_counter() - started)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"LiteRT cannot run {path}: {_first_line(error)}; export_litert writes files that it can run"
-        ) from error
-    return float(np.median(times) * 1e3)
 
 
 def _check_options(model: Any, quantization: Any, data: Any, tolerance: Any) -> None:
@@ -173,7 +131,7 @@ def _samples(model: keras.Model, data: Any) -> list[np.ndarray]:
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, objects that are not arrays
         if isinstance(error, InvalidArgumentError):
             raise
-        raise InvalidArgumentError(f"representative_data does not hold arrays: {_first_line(error)}") from error
+        raise InvalidArgumentError(f"representative_data does not hold arrays: {first_line(error)}") from error
     if (
         len(arrays) != len(specs)
         or len({a.shape[:1] for a in arrays}) > 1
@@ -230,7 +188,7 @@ def _computed(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
     try:
         outputs = model(_structured(model, [a[:_SAMPLES] for a in inputs]), training=False)
     except Exception as error:  # Keras, TensorFlow and custom layers raise many classes
-        raise InvalidArgumentError(f"{model.name!r} fails on representative_data: {_first_line(error)}") from error
+        raise InvalidArgumentError(f"{model.name!r} fails on representative_data: {first_line(error)}") from error
     expected = [np.asarray(keras.ops.cast(o, "float32")) for o in tree.flatten(outputs)]
     if not all(np.isfinite(o).all() for o in expected):
         raise ExportError(
@@ -268,7 +226,7 @@ def _convert(model: keras.Model, quantization: str | None, inputs: list[np.ndarr
             return (Path(folder) / conversion.RESULT).read_bytes()
         except Exception as error:  # Keras and the converter raise many classes, with pages of text
             unsupported = [line.strip() for line in str(error).splitlines() if "ops:" in line]
-            reason = "; ".join(unsupported) or _first_line(error)
+            reason = "; ".join(unsupported) or first_line(error)
             raise ExportError(f"LiteRT cannot convert {model.name!r}: {reason}. No file was written") from error
 
 
@@ -305,15 +263,3 @@ def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
         _CONVERTER.run(folder)
         with np.load(Path(folder) / conversion.OUTPUTS) as file:
             return [file[f"output_{j}"] for j in range(len(file.files))]
-
-
-def _interpreter(content: bytes, threads: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=content, num_threads=threads)
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__

@@ -4,6 +4,16 @@ import math
 from collections.abc import Iterable, Sequence
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's text, or its class if it has none.
+
+    Example:
+        >>> first_line(ValueError("no.\\nA page of text")), first_line(KeyError())
+        ('no', 'KeyError')
+    """
+    return str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
+
+
 def shorten(names: Iterable[str], most: int = 5) -> str:
     """Returns the first names of a list, for messages.
 
