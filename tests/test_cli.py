@@ -13,7 +13,7 @@ from keras import layers as L
 from zoo import build, inputs_for
 
 import keras_pcp
-from keras_pcp.cli import main
+from keras_pcp.cli import _CRITERIA, _parser, main
 
 ODD_LAYERS = """
 import keras
@@ -287,8 +287,20 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line(saved, capsys, mo
     assert capsys.readouterr().err == "keras-pcp: error: cannot write the output: No space left on device\n"
 
 
-def test_help_lists_the_criteria_that_need_no_data():
-    from keras_pcp.cli import _CRITERIA
+@pytest.mark.parametrize("command", ["inspect", "prune", "export", "bench"])
+def test_every_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    example = " ".join(capsys.readouterr().out.split()).rpartition("example: keras-pcp ")[2]
+    assert _parser().parse_args(example.split()).run.__name__ == command
 
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"keras-pcp {keras_pcp.__version__}\n"
+
+
+def test_help_lists_the_criteria_that_need_no_data():
     free = [name for name, c in keras_pcp.criteria.BY_NAME.items() if not getattr(c, "needs_data", False)]
     assert ["l1", *_CRITERIA] == free

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pcp.cli.files import existing, load, samples, writable
+from keras_pcp.cli.table import compared
 from keras_pcp.errors import InvalidArgumentError, PruningError
 from keras_pcp.support.files import replacing
 from keras_pcp.version import __version__
@@ -38,6 +39,12 @@ _CRITERIA = (
     "reciprocal",
     "random",
 )
+_EXAMPLES = {
+    "inspect": "inspect mine.keras",
+    "prune": "prune mine.keras small.keras --max-macs 0.5 --data photos/ --tflite small.tflite --quantization int8",
+    "export": "export small.keras small.tflite --quantization float16",
+    "bench": "bench before.tflite small.tflite --threads 4",
+}
 _LIMITS = ("macs", "params", "bytes")
 _WITH_DATA = (
     "method",
@@ -143,9 +150,7 @@ def prune(args: argparse.Namespace) -> None:
         from keras_pcp.cli.tuning import prune_and_tune
 
         options = {"criterion": args.criterion, "frozen_layers": args.frozen_layers, "on_unknown": args.on_unknown}
-        prune_and_tune(
-            load(args.model, args.custom_objects), args, _limits(args) | options, _widths(args), target, tflite
-        )
+        prune_and_tune(load(args.model, args.custom_objects), args, _limits(args) | options, target, tflite)
 
 
 def _prune_alone(args: argparse.Namespace, target: Path) -> None:
@@ -157,15 +162,14 @@ def _prune_alone(args: argparse.Namespace, target: Path) -> None:
     model = load(args.model, args.custom_objects)
     graph = _graph(args, model)
     scores = score_channels(model, graph, args.criterion)
-    selection = select_by_cost(graph, scores, **_limits(args), **_widths(args))
+    selection = select_by_cost(
+        graph, scores, **_limits(args), min_channels=args.min_channels, multiple_of=args.multiple_of
+    )
     small = prune_model(model, graph, selection)
     before, after = count_cost(graph), count_cost(small)
     with replacing(target) as part:
         small.save(part)
-    print(f"{'':<11} {'before':>15} {'after':>15}   ratio")
-    for name, old, new in (("MACs", before.macs, after.macs), ("parameters", before.params, after.params)):
-        if not math.isnan(old):
-            print(f"{name:<11} {old:>15,.0f} {new:>15,.0f}   {new / old if old else 1:.3f}")
+    print(compared(*({"MACs": cost.macs, "parameters": cost.params} for cost in (before, after))))
     print("".join(f"note: {note}\n" for note in before.notes()), end="")
     print(f"wrote {target}; its accuracy is low until it is trained: add --data, or fine-tune it yourself")
 
@@ -209,6 +213,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-pcp", description="Prunes channels out of saved Keras models.")
     parser.add_argument("--version", action="version", version=f"keras-pcp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, parents=list(parents), help=about, description=about, epilog=f"example: keras-pcp {_EXAMPLES[name]}"
+        )
+
     custom = argparse.ArgumentParser(add_help=False)
     custom.add_argument(
         "--custom-objects",
@@ -228,16 +238,20 @@ def _parser() -> argparse.ArgumentParser:
         "--frozen-layers", type=_names, default=[], metavar="A,B", help="layers that keep their width, but train"
     )
 
-    command = commands.add_parser("inspect", parents=[loaded, analysed], help="show what can be pruned, and how far")
+    command = add("inspect", "show what can be pruned, and how far", loaded, analysed)
     command.add_argument("--json", action="store_true", help="print only JSON")
     command.set_defaults(run=inspect)
-    _add_prune(
-        commands.add_parser(
-            "prune", parents=[loaded, analysed], help="prune, with --data also train, and write the result"
-        )
-    )
+    _add_prune(add("prune", "prune, with --data also train, and write the result", loaded, analysed))
+    _add_export(add("export", "write a verified LiteRT file", loaded))
+    command = add("bench", "time *.tflite files or Keras models, in turn", custom)
+    command.add_argument("models", nargs="+", metavar="file", help="a *.tflite file, or a saved Keras model")
+    command.add_argument("--threads", type=_positive, default=1)
+    command.add_argument("--runs", type=_positive, default=50)
+    command.set_defaults(run=bench)
+    return parser
 
-    command = commands.add_parser("export", parents=[loaded], help="write a verified LiteRT file")
+
+def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", help="file to write, *.tflite")
     command.add_argument("--quantization", choices=["float16", "dynamic", "int8"])
     command.add_argument(
@@ -247,13 +261,6 @@ def _parser() -> argparse.ArgumentParser:
         "X.npz with an array for each input, by name or in order",
     )
     command.set_defaults(run=export)
-
-    command = commands.add_parser("bench", parents=[custom], help="time *.tflite files or Keras models, in turn")
-    command.add_argument("models", nargs="+", metavar="file", help="a *.tflite file, or a saved Keras model")
-    command.add_argument("--threads", type=_positive, default=1)
-    command.add_argument("--runs", type=_positive, default=50)
-    command.set_defaults(run=bench)
-    return parser
 
 
 def _add_prune(command: argparse.ArgumentParser) -> None:
@@ -302,10 +309,6 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 def _limits(args: argparse.Namespace) -> dict[str, Any]:
     return {f"max_{name}": getattr(args, f"max_{name}") for name in _LIMITS}
-
-
-def _widths(args: argparse.Namespace) -> dict[str, int]:
-    return {"min_channels": args.min_channels, "multiple_of": args.multiple_of}
 
 
 def _limit(text: str) -> float | int:

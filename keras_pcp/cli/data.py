@@ -177,9 +177,9 @@ def _images(folder: Path, shape: tuple, seed: int) -> _Part:
     except ValueError as error:
         raise InvalidArgumentError(f"{folder} holds no folders of images, one for each class: {error}") from error
     names = list(listed.class_names)
-    labels = [names.index(Path(path).relative_to(folder).parts[0]) for path in listed.file_paths]
-    order = np.random.default_rng(seed).permutation(len(labels))
-    paths, labels = np.array(listed.file_paths)[order], np.array(labels, "int64")[order]
+    classes = [names.index(Path(path).relative_to(folder).parts[0]) for path in listed.file_paths]
+    order = np.random.default_rng(seed).permutation(len(classes))
+    paths, labels = np.array(listed.file_paths)[order], np.array(classes, "int64")[order]
 
     def load(path, label):
         return _decoded(tf.io.read_file(path), shape), label

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from keras_pcp import strategies
 from keras_pcp.cli.data import Data, read
-from keras_pcp.deliver.litert import export_litert, run_file
+from keras_pcp.cli.table import compared
+from keras_pcp.deliver.litert import Quantization, export_litert, run_file
 from keras_pcp.errors import InvalidArgumentError
 from keras_pcp.fit.callback import Pruning
 from keras_pcp.graph.build import build_graph
@@ -21,10 +22,12 @@ from keras_pcp.graph.trace import trace
 from keras_pcp.repair.batch_norm import reestimate_batch_norm
 from keras_pcp.repair.least_squares import refit
 from keras_pcp.search.widths import search_widths
+from keras_pcp.select.problem import Limits
+from keras_pcp.strategies.protocol import Strategy
 from keras_pcp.support.files import replacing
 from keras_pcp.surgery.copies import prune_model
 
-METHODS = {
+METHODS: dict[str, Callable[..., Strategy]] = {
     "progressive": strategies.Progressive,
     "adaptive": strategies.Adaptive,
     "one-shot": strategies.OneShot,
@@ -38,7 +41,6 @@ def prune_and_tune(
     model: keras.Model,
     args: argparse.Namespace,
     options: Mapping[str, Any],
-    widths: Mapping[str, int],
     target: Path,
     tflite: Path | None,
 ) -> None:
@@ -48,18 +50,18 @@ def prune_and_tune(
         model: a loaded model.
         args: options of the command; those that are not given are None.
         options: options of `Pruning`, such as limits.
-        widths: `min_channels` and `multiple_of`.
         target, tflite: files to write.
     """
     seed, size, rate = args.seed or 0, args.batch_size or _BATCH, args.learning_rate or _RATE
     epochs = _EPOCHS if args.tune_epochs is None else args.tune_epochs
+    Limits(options["max_macs"], options["max_params"], options["max_bytes"])  # a bad one is said before the work
     keras.utils.set_random_seed(seed)
     data = read(args.data, model, batch_size=size, pixels=args.pixels, data_dir=args.data_dir, seed=seed)
     compile_classifier(model, rate, data.batches * epochs, data.classes)
     if not args.quiet:
         print(data.text)
-    before = _figures(model, data)
-    method = METHODS[args.method or "progressive"](**widths)
+    before, notes = _figures(model, data), count_cost(model).notes()
+    method = METHODS[args.method or "progressive"](min_channels=args.min_channels, multiple_of=args.multiple_of)
     if epochs:
         train = data.train.map(_flipped) if args.flip else data.train
         pruning = Pruning(
@@ -77,16 +79,16 @@ def prune_and_tune(
     after = _figures(model, data)
     with replacing(target) as part:
         model.save(part)
-    print(f"{'':<13} {'before':>15} {'after':>15}   ratio")
-    for name, old in before.items():
-        style = ".4f" if name == "test accuracy" else ",.0f"
-        print(f"{name:<13} {old:>15{style}} {after[name]:>15{style}}   {after[name] / old if old else 1:.3f}")
+    print(compared(before, after))
+    print("".join(f"note: {note}\n" for note in notes), end="")
     print(f"wrote {target}")
     if tflite:
         _write_file(model, tflite, data, args.quantization)
 
 
-def _searched(model: keras.Model, data: Data, method: Any, options: Mapping[str, Any], verbose: bool) -> keras.Model:
+def _searched(
+    model: keras.Model, data: Data, method: Strategy, options: Mapping[str, Any], verbose: bool
+) -> keras.Model:
     """Prunes without training: returns a copy with widths by a search, refit, with new statistics."""
     some = _first(data.train, _SAMPLES)
     selection = search_widths(
@@ -106,7 +108,7 @@ def _figures(model: keras.Model, data: Data) -> dict[str, float]:
     return {"test accuracy": float(accuracy), "MACs": cost.macs, "parameters": cost.params}
 
 
-def _write_file(model: keras.Model, path: Path, data: Data, quantization: str | None) -> None:
+def _write_file(model: keras.Model, path: Path, data: Data, quantization: Quantization | None) -> None:
     x, _ = _first(data.train, _SAMPLES)
     file = export_litert(model, path, quantization=quantization, representative_data=x)
     x, y = _first(data.test, _OF_FILE)

@@ -21,6 +21,7 @@ from keras_pcp.support.text import first_line
 # Largest allowed error, as a fraction of the range of the Keras outputs: at any element for the exact formats; on average
 # for the quantized ones, in which single values may be several quantization steps off.
 _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 5e-2, "int8": 5e-2}
+Quantization = Literal["float16", "dynamic", "int8"]
 _SAMPLES = 16
 _CONVERTER = conversion.Converter()
 
@@ -39,7 +40,7 @@ def export_litert(
     model: keras.Model,
     path: str | Path,
     *,
-    quantization: Literal["float16", "dynamic", "int8"] | None = None,
+    quantization: Quantization | None = None,
     representative_data: Any = None,
     tolerance: float | None = None,
 ) -> LiteRTFile:

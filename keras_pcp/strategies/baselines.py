@@ -67,8 +67,13 @@ class OneShot(_Control):
 
     def chosen(self, problem: Problem, seen: Observation) -> Selection:
         """Returns the selection that just meets the limits."""
-        options = {"min_channels": self.min_channels, "multiple_of": self.multiple_of}
-        return just_enough(problem, seen.scores(), scope=self.scope, **options)
+        return just_enough(
+            problem,
+            seen.scores(),
+            scope=self.scope,
+            min_channels=self.min_channels,
+            multiple_of=self.multiple_of,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

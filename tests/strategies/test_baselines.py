@@ -48,3 +48,12 @@ def test_controls_end_where_the_best_channels_cannot_meet_a_limit(strategy):
     options = {"max_macs": 326, "validation_data": samples, "strategy": strategy, "verbose": False}
     with pytest.raises(LimitError, match="cannot get below 416"):
         keras_pcp.search_widths(unequal(), **options)
+
+
+def test_one_shot_rounds_widths_up_and_keeps_a_least_width():
+    graph = graph_of(group("a", 20), group("b", 12), group("c", 8))
+    oracle = Oracle(graph, {"a": 0.01, "b": 0.02, "c": 0.03})
+    state = one_round(graph, OneShot(multiple_of=4, min_channels={"c": 8}), oracle, {"macs": 28.0}, 1.0, None)
+    assert {n: int(m.sum()) for n, m in state.selection.keep.items()} == {"a": 12, "b": 8, "c": 8}
+    with pytest.raises(LimitError, match="cannot get below 12"):
+        OneShot(min_channels=4).init(Problem.of(graph, Limits(max_macs=10)))
