@@ -212,6 +212,7 @@ def test_what_is_no_source_or_not_clear_is_named(trained, tmp_path, capsys):
         (["--data", tmp_path / "empty"], "say which pixel values it was trained on: --pixels 0..255, 0..1, -1..1"),
         (["--data", tmp_path / "empty", "--pixels", "0..1"], "holds no folders of images, one for each class"),
         (["--data", tmp_path / "no.npz"], "no.npz does not exist"),
+        (["--data", trained / "data.npz", "--pixels", "0..1"], "--pixels is for images; the arrays of"),
         (["--tune-epochs", "3", "--quiet"], "without --data, there is nothing to do for --tune-epochs, --quiet"),
         (["--data", tmp_path / "no.npz", "--tflite", tmp_path / "x.lite"], "x.lite must end in .tflite"),
     ):
@@ -231,6 +232,16 @@ def test_models_whose_loss_is_not_clear_are_refused(build, message, trained, tmp
     build().save(tmp_path / "m.keras")
     options = ["--max-macs", "0.5", "--data", trained / "data.npz"]
     assert message in refused(capsys, tmp_path / "m.keras", tmp_path / "small.keras", *options)
+
+
+def test_several_inputs_and_flipped_vectors_are_refused(trained, tmp_path, capsys):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    keras.Model([a, b], L.Dense(2)(L.Dense(4)(L.Add()([a, b])))).save(tmp_path / "two.keras")
+    keras.Model(a, L.Dense(2)(L.Dense(4)(a))).save(tmp_path / "one.keras")
+    np.savez(tmp_path / "d.npz", x=np.zeros((40, 4)), y=np.arange(40) % 2)
+    options = [tmp_path / "small.keras", "--max-macs", "0.5", "--data", tmp_path / "d.npz", "--flip"]
+    assert "has 2 inputs; --data takes classifiers with one" in refused(capsys, tmp_path / "two.keras", *options)
+    assert "--flip is for images" in refused(capsys, tmp_path / "one.keras", *options)
 
 
 @pytest.mark.parametrize(("activation", "classes"), [("softmax", 2), (None, 1), ("sigmoid", 1)])

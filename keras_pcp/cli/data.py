@@ -77,10 +77,17 @@ def read(
 
     Raises:
         InvalidArgumentError: there is no such source, it has no samples, labels are not whole numbers, or it is not clear
-            which pixel values the model takes.
+            which pixel values the model takes; or the model has several inputs.
     """
+    if len(model.inputs) != 1:
+        raise InvalidArgumentError(
+            f"model {model.name!r} has {len(model.inputs)} inputs; --data takes classifiers with one. Use "
+            "keras_pcp.ProgressivePruning in your own fit"
+        )
     shape = tuple(model.inputs[0].shape[1:])
     if source.endswith(".npz"):
+        if pixels is not None:
+            raise InvalidArgumentError(f"--pixels is for images; the arrays of {source} are used as they are")
         (train, test), prepare = _arrays(Path(source), shape), _unchanged
     else:
         prepare, size = _preparation(model, shape, pixels), _size(shape, source)

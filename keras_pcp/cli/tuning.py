@@ -58,6 +58,10 @@ def prune_and_tune(
     keras.utils.set_random_seed(seed)
     data = read(args.data, model, batch_size=size, pixels=args.pixels, data_dir=args.data_dir, seed=seed)
     compile_classifier(model, rate, data.batches * epochs, data.classes)
+    if args.flip and len(model.inputs[0].shape) != 4:
+        raise InvalidArgumentError(
+            f"--flip is for images, and the model takes inputs of shape {model.inputs[0].shape[1:]}"
+        )
     if not args.quiet:
         print(data.text)
     before, notes = _figures(model, data), count_cost(model).notes()
