@@ -268,6 +268,24 @@ def attempts() -> str:
     )
 
 
+def growth() -> str:
+    """Passes of the first rounds of the fast way, for networks with few and many groups."""
+    body = [
+        [
+            r["model"],
+            str(r["groups"]),
+            str(r["samples"]),
+            r["signal"],
+            ", ".join(f"{p:.1f}" for p in r["passes"]),
+            f"{statistics.mean(r['passes']):.1f}",
+            f"{r['seconds']:.0f}",
+        ]
+        for r in rows("attempts")
+        if r["suite"] == "growth"
+    ]
+    return table(["model", "groups", "samples", "signal", "passes of each round", "mean", "s"], body)
+
+
 def memory() -> str:
     """Peak memory of fit with pruning over that of fit without."""
     body = [
@@ -628,6 +646,7 @@ MAKERS = (
     dense_prediction,
     differences,
     attempts,
+    growth,
     memory,
     adaptation,
     fit_time,
