@@ -83,6 +83,20 @@ def searches(args: argparse.Namespace, name: str, data: tuple, ways: tuple[str, 
     return [search(way) for way in ways]
 
 
+def described(args: argparse.Namespace, name: str, run: Run) -> dict:
+    """Returns what a row says of the model and the options."""
+    return {
+        "model": Path(name).stem,
+        "data": args.data,
+        "groups": len(run.problem.graph),
+        "samples": args.samples,
+        "criterion": args.criterion,
+        "target": args.target,
+        "confidence": args.confidence,
+        "signal": args.signal,
+    }
+
+
 def alone(args: argparse.Namespace, name: str, data: tuple) -> dict:
     """Runs rounds of the fast way; returns the row."""
     (run,) = searches(args, name, data, ("fast",))
@@ -93,12 +107,7 @@ def alone(args: argparse.Namespace, name: str, data: tuple) -> dict:
         passes.append(round((run.seen.macs - before) / one, 3))
     return {
         "suite": "growth",
-        "model": Path(name).stem,
-        "data": args.data,
-        "groups": len(run.problem.graph),
-        "samples": args.samples,
-        "confidence": args.confidence,
-        "signal": args.signal,
+        **described(args, name, run),
         "passes": passes,
         "seconds": round(time.perf_counter() - started, 1),
         "command": "python " + " ".join(sys.argv),
@@ -121,14 +130,7 @@ def compared(args: argparse.Namespace, name: str, data: tuple) -> dict:
     one = exact.problem.full.macs * args.samples * rounds
     return {
         "suite": "attempts",
-        "model": Path(name).stem,
-        "data": args.data,
-        "groups": len(exact.problem.graph),
-        "samples": args.samples,
-        "criterion": args.criterion,
-        "target": args.target,
-        "confidence": args.confidence,
-        "signal": args.signal,
+        **described(args, name, exact),
         "rounds": rounds,
         "same": same,
         "macs": round(exact.rounds[-1].macs / exact.problem.full.macs, 4),
