@@ -21,8 +21,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from rows import write
-from trained_model import add_arguments, prepared
+from trained_model import add_arguments, prepared, untuned
 
 import keras_pcp
 
@@ -70,8 +71,10 @@ def timed_fit(args: argparse.Namespace, repeat: int, method: str | None) -> dict
         callbacks.append(keras_pcp.AdaptivePruning(strategy=strategy, **options))
     if args.in_turn:
         callbacks.append(InTurn(compiled(args), *(array[: args.batch] for array in train)))
+    shuffled = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[0]), seed=repeat)
+    images = untuned(shuffled.batch(args.batch).prefetch(2))
     full, started = keras_pcp.count_cost(model).macs, time.perf_counter()
-    model.fit(*train, batch_size=args.batch, epochs=args.epochs, verbose=0, callbacks=callbacks)
+    model.fit(images, epochs=args.epochs, verbose=0, callbacks=callbacks)
     found = {"seconds": time.perf_counter() - started, "images": len(train[0]) * args.epochs}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     if args.in_turn:

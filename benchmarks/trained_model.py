@@ -101,9 +101,22 @@ def batches(x: np.ndarray, y: np.ndarray, size: int, seed: int, shift: int, flip
 
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
     # Not in parallel: then which batch gets which shift would differ between two runs with one seed.
-    return data.batch(size, drop_remainder=True).map(augment).prefetch(2)
+    return untuned(data.batch(size, drop_remainder=True).map(augment).prefetch(2))
+
+
+def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the dataset without autotuning.
+
+    The thread that tunes a dataset sleeps for twice as long after every look. What ends it may come between its look at
+    the flag and its sleep (tensorflow 2.21, `Model::OptimizeLoop`). Then the end of an epoch waits for it: an epoch of
+    25 seconds took 41.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     """Returns the share of the samples that the model classifies rightly."""
-    return float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(-1) == y))
+    images = untuned(tf.data.Dataset.from_tensor_slices(x).batch(500))
+    return float(np.mean(model.predict(images, verbose=0).argmax(-1) == y))
