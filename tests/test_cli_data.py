@@ -16,6 +16,7 @@ import keras_pcp
 from keras_pcp.cli import main
 from keras_pcp.cli.data import read
 from keras_pcp.cli.tuning import compile_classifier
+from keras_pcp.errors import InvalidArgumentError
 
 
 def images(count, seed=0, channels=3):
@@ -136,6 +137,11 @@ def test_a_folder_of_images_is_resized_split_and_put_into_the_range_of_the_model
     assert (image[2:6, 2:6].mean() > 128) == (label == 0)  # "bright" is the first folder
     assert np.allclose(found["0..1"][0] * 255, found["0..255"][0], atol=1e-3)
     assert np.allclose((found["-1..1"][0] + 1) * 127.5, found["0..255"][0], atol=1e-3)
+    rescaling = classifier(rescaling=True)
+    same = read(str(tmp_path), rescaling, pixels="0..255", **options)
+    assert np.array_equal(next(iter(same.test.as_numpy_iterator()))[0], found["0..255"][0])
+    with pytest.raises(InvalidArgumentError, match=r"has a Rescaling layer .* --pixels 0\.\.1 would scale them twice"):
+        read(str(tmp_path), rescaling, pixels="0..1", **options)
 
 
 def test_a_split_uses_every_sample_once_and_training_is_mixed(tmp_path):

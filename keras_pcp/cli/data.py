@@ -1,5 +1,6 @@
 """Labelled images or arrays for the command: a set of tensorflow-datasets, a folder of images, or a .npz file."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,10 +101,14 @@ def read(
             f"{source} has {train.count + val.count + test.count} samples; at least 20 are needed"
         )
 
+    cores, options = os.cpu_count(), tf.data.Options()
+    # Tensorflow 2.21: the end of an epoch may wait for the thread that tunes, for as long as the epoch took.
+    options.autotune.enabled = False
+
     def batches(part: _Part, mixed: bool = False) -> tf.data.Dataset:
         samples = part.samples.shuffle(min(part.count, _MIXED), seed) if mixed else part.samples
-        loaded = samples.map(part.load, tf.data.AUTOTUNE).map(lambda x, y: (prepare(x), y), tf.data.AUTOTUNE)
-        return loaded.batch(batch_size).prefetch(2)
+        loaded = samples.map(part.load, cores).map(lambda x, y: (prepare(x), y), cores)
+        return loaded.batch(batch_size).prefetch(2).with_options(options)
 
     text = f"{train.count:,} training, {val.count:,} validation and {test.count:,} test samples of {source}"
     number, classes = -(-train.count // batch_size), max(train.classes, test.classes)
@@ -120,7 +125,13 @@ def _preparation(model: keras.Model, shape: tuple, pixels: str | None) -> Callab
         raise InvalidArgumentError(
             f"model {model.name!r} takes inputs of shape {shape}, not images; pass a .npz file with x and y"
         )
-    if pixels is None and not _rescales(model):
+    rescales = _rescales(model)
+    if rescales and pixels not in (None, "0..255"):
+        raise InvalidArgumentError(
+            f"model {model.name!r} has a Rescaling layer behind its input, which takes pixel values in 0..255, so --pixels "
+            f"{pixels} would scale them twice; leave out --pixels"
+        )
+    if pixels is None and not rescales:
         raise InvalidArgumentError(
             f"model {model.name!r} has no Rescaling layer behind its input, so say which pixel values it was trained on: "
             f"--pixels {', '.join(PIXELS)}"

@@ -117,13 +117,16 @@ def refit(
     check_model("pruned", pruned)
     ridge, samples = checks.number("ridge", ridge, "(0, inf)"), checks.count("samples", samples, optional=True)
     seed = checks.count("seed", seed, 0)
-    shared = {id(w) for w in model.weights} & {id(w) for w in pruned.weights}
-    if shared or len(program_of(model).trace.calls) != len(program_of(pruned).trace.calls):
+    if {id(w) for w in model.weights} & {id(w) for w in pruned.weights} or _kinds(model) != _kinds(pruned):
         raise InvalidArgumentError(
             "pruned must be the result of prune_model(model, graph, selection), and share no layers with model"
         )
     x = inputs_at_once(model, data, samples, seed)
     return refit_to(goals_of(model, graph, x, seed, selection), pruned, selection, ridge)
+
+
+def _kinds(model: keras.Model) -> list[type]:
+    return [type(call.operation) for call in program_of(model).trace.calls]
 
 
 @dataclass(frozen=True, eq=False)

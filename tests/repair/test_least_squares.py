@@ -225,6 +225,11 @@ def test_models_that_do_not_belong_together_are_refused():
     pruned = keras_pcp.prune_model(model, graph, selection)
     with pytest.raises(InvalidArgumentError, match="share no layers with model"):
         keras_pcp.refit(model, model, graph, selection, data)
+    x = h = keras.Input(model.input_shape[1:])
+    for _ in trace(model).calls[1:]:  # as many calls, but none of a layer that can be refit
+        h = keras.layers.Activation("linear")(h)
+    with pytest.raises(InvalidArgumentError, match="share no layers with model"):
+        keras_pcp.refit(model, keras.Model(x, h), graph, selection, data)
     other = Selection({"first": np.arange(6) < 5})
     with pytest.raises(InvalidArgumentError, match="selection keeps 5 of 6 inputs"):
         keras_pcp.refit(model, pruned, graph, other, data)
