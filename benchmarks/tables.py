@@ -432,6 +432,15 @@ def phone() -> str:
     return table([*header, "median, ms", "90th percentile, ms", "times as fast"], body)
 
 
+def command() -> str:
+    """What `keras-pcp` says to help, typos and bad input."""
+    body = []
+    for row in rows("command"):
+        says = f"`{row['says'][0]}`" if row["says"] else ""
+        body.append([row["case"], f"`{row['arguments']}`", str(row["code"]), f"{row['seconds']:.1f}", str(row["foreign"]), says])
+    return table(["case", "arguments", "exit code", "s", "lines of others", "says"], body)
+
+
 def silence() -> str:
     """How long a user sees nothing."""
     body = [
@@ -652,6 +661,7 @@ MAKERS = (
     fit_time,
     phone,
     silence,
+    command,
     step_time,
     fit_applications,
     applications,

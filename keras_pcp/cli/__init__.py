@@ -129,9 +129,10 @@ def _give_up_stdout() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Prints what can be pruned in a model; with `--json`, prints only `Inspection.to_json()`."""
+    model = load(args.model, args.custom_objects)
     from keras_pcp.graph.channel_graph import inspect_graph
 
-    inspection = inspect_graph(_graph(args, load(args.model, args.custom_objects)))
+    inspection = inspect_graph(_graph(args, model))
     print(json.dumps(inspection.to_json(), indent=1, allow_nan=False) if args.json else inspection)
 
 
@@ -141,25 +142,28 @@ def prune(args: argparse.Namespace) -> None:
     if target.resolve() == Path(args.model).resolve():
         raise InvalidArgumentError(f"{target} would overwrite the model to prune; choose another name")
     tflite = None if args.tflite is None else writable(args.tflite, ".tflite")
+    if all(limit is None for limit in _limits(args).values()):
+        raise InvalidArgumentError("no limit given: pass --max-macs, --max-params or --max-bytes")
     if args.data is None:
         given = [f"--{name.replace('_', '-')}" for name in _WITH_DATA if getattr(args, name) is not None]
         if given:
             raise InvalidArgumentError(f"without --data, there is nothing to do for {', '.join(given)}")
         _prune_alone(args, target)
     else:
+        model = load(args.model, args.custom_objects)
         from keras_pcp.cli.tuning import prune_and_tune
 
         options = {"criterion": args.criterion, "frozen_layers": args.frozen_layers, "on_unknown": args.on_unknown}
-        prune_and_tune(load(args.model, args.custom_objects), args, _limits(args) | options, target, tflite)
+        prune_and_tune(model, args, _limits(args) | options, target, tflite)
 
 
 def _prune_alone(args: argparse.Namespace, target: Path) -> None:
+    model = load(args.model, args.custom_objects)
     from keras_pcp.criteria import score_channels
     from keras_pcp.graph.model_cost import count_cost
     from keras_pcp.select.select import select_by_cost
     from keras_pcp.surgery.copies import prune_model
 
-    model = load(args.model, args.custom_objects)
     graph = _graph(args, model)
     scores = score_channels(model, graph, args.criterion)
     selection = select_by_cost(
@@ -176,10 +180,10 @@ def _prune_alone(args: argparse.Namespace, target: Path) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes a verified LiteRT file."""
-    from keras_pcp.deliver.litert import export_litert
-
     target = writable(args.target, ".tflite")
     model, data = load(args.model, args.custom_objects), samples(args.representative_data)
+    from keras_pcp.deliver.litert import export_litert
+
     file = export_litert(model, target, quantization=args.quantization, representative_data=data)
     print(
         f"wrote {file.path}: {file.bytes:,} bytes; differs from Keras by at most {file.max_error:.1e}, "
@@ -189,11 +193,11 @@ def export(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """Prints the latency of LiteRT files, which run in turn. A Keras model is exported for it."""
+    files = [existing(name) for name in args.models]
     from keras_pcp.deliver.latency import compare_latency
     from keras_pcp.deliver.litert import export_litert
 
     with tempfile.TemporaryDirectory() as folder:
-        files = [existing(name) for name in args.models]
         for i, (name, file) in enumerate(zip(args.models, files, strict=True)):
             if file.suffix != ".tflite":
                 files[i] = export_litert(load(name, args.custom_objects), Path(folder) / f"{i}.tflite").path

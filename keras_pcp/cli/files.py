@@ -28,13 +28,14 @@ def writable(path: str, suffix: str) -> Path:
 
 def load(path: str, references: Sequence[str]) -> Any:
     """Loads a model without its compile state. `references` are module:Name of custom classes."""
-    import keras
-
-    file, custom = existing(path), _custom_objects(references)
+    file = existing(path)
     if file.suffix == ".keras" and not zipfile.is_zipfile(file):
         raise InvalidArgumentError(
             f"cannot load {path}: it is not a .keras file, or it is incomplete; save the model again"
         )
+    import keras  # takes seconds, so a wrong name is said before
+
+    custom = _custom_objects(references)
     try:
         return keras.models.load_model(file, custom_objects=custom, compile=False)
     except Exception as error:  # Keras and the deserialized layers raise many classes
