@@ -437,7 +437,8 @@ def command() -> str:
     body = []
     for row in rows("command"):
         says = f"`{row['says'][0]}`" if row["says"] else ""
-        body.append([row["case"], f"`{row['arguments']}`", str(row["code"]), f"{row['seconds']:.1f}", str(row["foreign"]), says])
+        figures = [str(row["code"]), f"{row['seconds']:.1f}", str(row["foreign"])]
+        body.append([row["case"], f"`{row['arguments']}`", *figures, says])
     return table(["case", "arguments", "exit code", "s", "lines of others", "says"], body)
 
 
