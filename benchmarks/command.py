@@ -2,8 +2,8 @@
 
     python benchmarks/command.py --out benchmarks/results/command.jsonl
 
-Each case is a process of its own. A row has its exit code, its seconds, the last line on stderr, and how many lines are not the
-command's own.
+Each case is a process of its own. A row has its exit code, its seconds, the last line on stderr, and how many lines
+there are not from the command itself.
 """
 
 import argparse
