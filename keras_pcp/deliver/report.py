@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from keras_pcp.deliver.page import fragment, page
 from keras_pcp.graph.selection import Selection
 from keras_pcp.plots import plot_report, saved
 from keras_pcp.strategies.rounds import Round
@@ -46,6 +47,7 @@ class PruningReport:
         limits: {"macs": bound, ...}, absolute.
         before, after: {"macs": ..., "params": ..., "bytes": ...} of the unpruned model and of the model now.
         widths: {group name: (channels before, channels now)}.
+        layers: {layer name: (MACs before, MACs now)}.
         rounds: every round with its attempts, drops, chosen groups, cost.
         shrinks: training steps after which the model became physically smaller.
         cuts: what was lost and corrected in each shrink, if the strategy corrects.
@@ -54,6 +56,7 @@ class PruningReport:
             after a shrink took), "other".
         attempt_macs: multiply-accumulates spent on measuring.
         frozen: (layer, channels, reason) of what was never a candidate.
+        logs: {name: value} of the latest epoch of training, as Keras logged them, such as "val_accuracy".
         notes: which costs are unknown, and how many weights no call of the model uses.
         monitor: what attempts were compared by, and whether higher is better.
         diverged: training step since which pruning is postponed because weights or results are not finite; None if that did
@@ -67,6 +70,7 @@ class PruningReport:
     after: Mapping[str, float]
     widths: dict[str, tuple[int, int]]
     frozen: list[tuple[str, int, str]]
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     shrinks: list[int] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
@@ -76,6 +80,7 @@ class PruningReport:
     )
     attempt_macs: float = 0.0
     draws: list[dict[str, float]] = field(default_factory=list)
+    logs: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     monitor: str = ""
     diverged: int | None = None
@@ -101,6 +106,8 @@ class PruningReport:
             else:
                 lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
         lines.append(f"  limits {'reached' if self.reached else 'NOT reached'}")
+        if self.logs:
+            lines.append("  latest epoch: " + ", ".join(f"{k} {v:.4f}" for k, v in self.logs.items()))
         if self.monitor:
             lines.append(f"  attempts compared by {self.monitor}")
         if self.diverged is not None:
@@ -126,8 +133,12 @@ class PruningReport:
         return "\n".join(lines)
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
-        """Returns the report as a JSON-ready dict. With `path`, also writes it to that file."""
+        """Returns the report as a JSON-ready dict. With `path`, also writes it to that file.
+
+        `"version"` is the version of its layout. Unknown costs are None.
+        """
         data = {
+            "version": 1,
             "model": self.model_name,
             "limits": dict(self.limits),
             "reached": self.reached,
@@ -135,6 +146,7 @@ class PruningReport:
             "after": dict(self.after),
             "pruning_ratio": self.pruning_ratio,
             "widths": {k: list(v) for k, v in self.widths.items()},
+            "layers": {k: list(v) for k, v in self.layers.items()},
             "rounds": [asdict(r) for r in self.rounds],
             "shrinks": list(self.shrinks),
             "cuts": [asdict(c) for c in self.cuts],
@@ -143,6 +155,7 @@ class PruningReport:
             "attempt_macs": self.attempt_macs,
             "frozen": [list(f) for f in self.frozen],
             "draws": list(self.draws),
+            "logs": dict(self.logs),
             "notes": list(self.notes),
             "monitor": self.monitor,
             "diverged": self.diverged,
@@ -151,6 +164,20 @@ class PruningReport:
         if path is not None:
             write(path, json.dumps(data, indent=1) + "\n")
         return data
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Returns the report as a page of HTML that needs no other file. With `path`, also writes it to that file.
+
+        It shows the result first, then the width and the cost of each group and layer before and after, every round with
+        its attempts, and what is frozen and why.
+        """
+        text = page(self)
+        if path is not None:
+            write(path, text)
+        return text
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draws widths before and after, and cost and metric over the rounds (needs matplotlib).

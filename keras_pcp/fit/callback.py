@@ -189,7 +189,7 @@ class Pruning(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds costs to the logs."""
-        self._session.end_epoch()
+        self._session.end_epoch(logs or {})
         if logs is not None:
             logs["macs"] = float(self.report.after["macs"])
             logs["params"] = float(self.report.after["params"])

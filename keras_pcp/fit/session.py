@@ -20,7 +20,7 @@ from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.preflight import check_fractions, warn_of_weight_files
 from keras_pcp.fit.run import Run
 from keras_pcp.fit.teaching import Teaching
-from keras_pcp.graph.cost import cost_of
+from keras_pcp.graph.cost import Cost, cost_of
 from keras_pcp.graph.delivered import delivered_graph
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.strategies.protocol import FitLength
@@ -134,9 +134,10 @@ class Session:
             with self.closed_by_errors():
                 self.take_due()
 
-    def end_epoch(self) -> None:
-        """Counts epochs if the data does not give its number of steps."""
+    def end_epoch(self, logs: Mapping[str, Any]) -> None:
+        """Counts epochs if the data does not give its number of steps, and keeps what Keras logs."""
         self.steps = self.steps.after_epoch()
+        self.report.logs = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
 
     def close(self) -> None:
         """Restores the loss of the model, and the channels that are held at zero."""
@@ -214,7 +215,9 @@ class Session:
         if self.steps.made not in report.shrinks:
             journal.set(report, "shrinks", [*report.shrinks, self.steps.made])
         journal.set(report, "selection", live.uncut)
-        journal.set(report, "after", as_totals(cost_of(live.graph)))
+        cost = cost_of(live.graph)
+        journal.set(report, "after", as_totals(cost))
+        journal.set(report, "layers", {name: (old, _macs(cost, name)) for name, (old, _) in report.layers.items()})
         widths = {g.name: (g.num_channels, int(live.uncut.keep[g.name].sum())) for g in live.whole}
         journal.set(report, "widths", widths)
 
@@ -256,9 +259,14 @@ def _new_report(model: keras.Model, problem: Problem) -> PruningReport:
         before=as_totals(problem.full),
         after=as_totals(problem.full),
         widths={g.name: (g.num_channels, g.num_channels) for g in problem.graph},
+        layers={name: (layer.macs, layer.macs) for name, layer in problem.full.layers.items()},
         frozen=[(f.layer, f.num_channels, f.reason) for f in problem.graph.frozen],
         notes=problem.full.notes(),
     )
+
+
+def _macs(cost: Cost, layer: str) -> float:
+    return cost.layers[layer].macs if layer in cost.layers else 0.0
 
 
 def _start_over(callback: Any) -> None:
