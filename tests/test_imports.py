@@ -26,6 +26,30 @@ def test_the_help_of_the_command_needs_neither_keras_nor_tensorflow():
     assert text.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "none.keras"], "none.keras does not exist"),
+        (["inspect", "text.keras"], "it is not a .keras file"),
+        (["prune", "none.keras", "b.keras", "--max-macs", "0.5"], "none.keras does not exist"),
+        (["prune", "none.keras", "b.keras"], "no limit given: pass --max-macs"),
+        (["export", "none.keras", "b.tflite"], "none.keras does not exist"),
+        (["bench", "none.tflite"], "none.tflite does not exist"),
+    ],
+)
+def test_a_missing_model_or_limit_is_said_before_keras_is_loaded(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.keras").write_text("a text")
+    code = (
+        "import sys, keras_pcp.cli\n"
+        "sys.stderr = sys.stdout\n"
+        "print(keras_pcp.cli.main(sys.argv[1:]), sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    )
+    said, end = run(code, *arguments).splitlines()
+    assert message in said
+    assert end == "2 []"
+
+
 def test_every_name_of_the_top_level_can_be_had_and_others_are_errors():
     assert len(keras_pcp.__all__) <= 37
     for name in keras_pcp.__all__:

@@ -78,7 +78,7 @@ def read(
 
     Raises:
         InvalidArgumentError: there is no such source, it has no samples, labels are not whole numbers, or it is not clear
-            which pixel values the model takes; or the model has several inputs.
+            which pixel values the model takes; or the model scales them itself, or has several inputs.
     """
     if len(model.inputs) != 1:
         raise InvalidArgumentError(
@@ -102,7 +102,7 @@ def read(
         )
 
     cores, options = os.cpu_count(), tf.data.Options()
-    # Tensorflow 2.21: the end of an epoch may wait for the thread that tunes, for as long as the epoch took.
+    # TensorFlow 2.21: the end of an epoch may wait for the thread that tunes, for as long as the epoch took.
     options.autotune.enabled = False
 
     def batches(part: _Part, mixed: bool = False) -> tf.data.Dataset:

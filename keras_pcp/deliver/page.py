@@ -15,7 +15,7 @@ _WIDE, _HIGH, _LEFT, _EDGE = 640, 220, 48, 28  # of the chart, its left margin a
 _STYLE = """
 .keras-pcp { color-scheme: light dark; --ink: #1b2733; --faint: #5b6b7a; --line: #d5dde5; --then: #c9d3de; --now: #2166ac;
   --metric: #b2182b; color: var(--ink); font: 14px/1.5 system-ui, sans-serif; max-width: 60em; margin: 1em auto;
-  padding: 0 1em }
+  padding: .5em 1em; background: Canvas }
 @media (prefers-color-scheme: dark) { .keras-pcp { --ink: #e3e9ef; --faint: #9aa8b5; --line: #3a4652; --then: #4c5965;
   --now: #6aaee8; --metric: #f08a7e } }
 .keras-pcp h1 { font-size: 1.5em } .keras-pcp h2 { font-size: 1.15em; margin-top: 1.6em }
@@ -56,8 +56,11 @@ def fragment(report: "PruningReport") -> str:
 
 def _headline(report: "PruningReport") -> str:
     key = next(iter(report.limits), "macs")
-    told = f"{_share(report.after[key], report.before[key])} of the {_NAMES[key]}"
-    return f"{report.model_name}: pruned to {told}" if report.shrinks else f"{report.model_name}: not pruned yet"
+    if report.shrinks:
+        told = f"pruned to {_share(report.after[key], report.before[key])} of the {_NAMES[key]}"
+    else:
+        told = "nothing to prune, all limits hold" if report.reached else "not pruned yet"
+    return f"{report.model_name}: {told}"
 
 
 def _summary(report: "PruningReport") -> str:
@@ -66,7 +69,7 @@ def _summary(report: "PruningReport") -> str:
         f"{_count(len(report.rounds), 'round')}, {_count(len(report.shrinks), 'cut')}.",
     ]
     if report.logs:
-        told.append(f"Latest epoch: {', '.join(f'{name} {value:.4f}' for name, value in report.logs.items())}.")
+        told.append(f"Latest epoch: {', '.join(f'{name} {value:.4g}' for name, value in report.logs.items())}.")
     if report.monitor:
         told.append(f"Attempts were compared by {report.monitor}.")
     if report.diverged is not None:
@@ -108,13 +111,16 @@ def _rounds(report: "PruningReport") -> str:
     if not report.rounds:
         return ""
     found = [_round(number, r, report.before["macs"]) for number, r in enumerate(report.rounds, 1)]
-    text = "A round takes the groups whose attempts cost least. Open one to see its attempts, best first."
-    return f'<h2>Rounds</h2><p class="faint">{text}</p>' + "".join(found)
+    told = '<p class="faint">Open a round to see its attempts.</p>' if any(r.attempts for r in report.rounds) else ""
+    return f"<h2>Rounds</h2>{told}" + "".join(found)
 
 
 def _round(number: int, found: Round, macs: float) -> str:
     metric = f", metric {found.before.metric:.4f} before it" if found.before else ""
-    head = f"{number}. Step {found.step}: {_share(found.macs, macs)} of the MACs{metric}. {', '.join(found.chosen)}"
+    kept = "" if found.how == "cut" else " without the channels that are zero"
+    head = (
+        f"{number}. Step {found.step}: {_share(found.macs, macs)} of the MACs{kept}{metric}. {', '.join(found.chosen)}"
+    )
     if not found.attempts:
         return f"<p>{escape(head)}</p>"
     body = [
@@ -128,7 +134,7 @@ def _round(number: int, found: Round, macs: float) -> str:
         ]
         for attempt in found.attempts
     ]
-    header = ["group", "pruned", "channels", "drop of the metric", "rise of the loss", "measured on"]
+    header = ["group", "pruned", "channels tried", "drop of the metric", "rise of the loss", "measured on"]
     return f"<details><summary>{escape(head)}</summary>{_table(header, body, numbers=(2, 3, 4, 5))}</details>"
 
 
@@ -164,18 +170,19 @@ def _chart(rounds: Sequence[Round], macs: float) -> str:
     measured = [(i, r.before.metric) for i, r in enumerate(rounds) if r.before and math.isfinite(r.before.metric)]
     if measured:
         low, high = min(m for _, m in measured), max(m for _, m in measured)
-        span = high - low or 1.0
-        points = " ".join(f"{across(i):.1f},{up((m - low) / span):.1f}" for i, m in measured)
+        places = [(across(i), up((m - low) / (high - low) if high > low else 0.5)) for i, m in measured]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         drawn.append(f'<polyline points="{points}" fill="none" stroke="var(--metric)" stroke-width="2"/>')
-        drawn += [
-            _text(across(len(rounds)) + 6, up(y) + 4, f"{v:.3g}", "start") for y, v in {0.0: low, 1.0: high}.items()
-        ]
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="var(--metric)"/>' for x, y in places]
+        labels = {0.0: low, 1.0: high} if high > low else {0.5: low}
+        drawn += [_text(across(len(rounds)) + 6, up(y) + 4, f"{v:.4g}", "start") for y, v in labels.items()]
     keys = [("var(--now)", "MACs after the round, left"), ("var(--metric)", "metric before the round, right")]
     for place, (color, name) in enumerate(keys[: 2 if measured else 1]):
         drawn.append(f'<rect x="{_LEFT + place * 200}" y="6" width="10" height="10" fill="{color}"/>')
         drawn.append(_text(_LEFT + place * 200 + 15, 15, name, "start"))
-    size = f'viewBox="0 0 {_WIDE} {_HIGH}" width="{_WIDE}" role="img" aria-label="MACs and metric over the rounds"'
-    return f"<h2>MACs and metric over the rounds</h2><svg {size}>{''.join(drawn)}</svg>"
+    title = f"MACs{' and metric' if measured else ''} over the rounds"
+    size = f'viewBox="0 0 {_WIDE} {_HIGH}" width="{_WIDE}" role="img" aria-label="{title}"'
+    return f"<h2>{title}</h2><svg {size}>{''.join(drawn)}</svg>"
 
 
 def _whole(count: int) -> Iterable[int]:

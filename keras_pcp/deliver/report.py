@@ -47,7 +47,6 @@ class PruningReport:
         limits: {"macs": bound, ...}, absolute.
         before, after: {"macs": ..., "params": ..., "bytes": ...} of the unpruned model and of the model now.
         widths: {group name: (channels before, channels now)}.
-        layers: {layer name: (MACs before, MACs now)}.
         rounds: every round with its attempts, drops, chosen groups, cost.
         shrinks: training steps after which the model became physically smaller.
         cuts: what was lost and corrected in each shrink, if the strategy corrects.
@@ -56,12 +55,14 @@ class PruningReport:
             after a shrink took), "other".
         attempt_macs: multiply-accumulates spent on measuring.
         frozen: (layer, channels, reason) of what was never a candidate.
-        logs: {name: value} of the latest epoch of training, as Keras logged them, such as "val_accuracy".
         notes: which costs are unknown, and how many weights no call of the model uses.
         monitor: what attempts were compared by, and whether higher is better.
         diverged: training step since which pruning is postponed because weights or results are not finite; None if that did
             not happen, or if they became finite again.
         draws: entries of the `history` of a function passed as `validation_data`, such as the share of pseudo-labels used.
+        layers: {layer name: (MACs before, MACs now)}.
+        logs: {name: value} of the latest epoch of training that ended after the latest cut, as Keras logged them, such as
+            "val_accuracy".
     """
 
     model_name: str
@@ -70,7 +71,6 @@ class PruningReport:
     after: Mapping[str, float]
     widths: dict[str, tuple[int, int]]
     frozen: list[tuple[str, int, str]]
-    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     shrinks: list[int] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
@@ -80,10 +80,11 @@ class PruningReport:
     )
     attempt_macs: float = 0.0
     draws: list[dict[str, float]] = field(default_factory=list)
-    logs: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     monitor: str = ""
     diverged: int | None = None
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    logs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
@@ -107,7 +108,7 @@ class PruningReport:
                 lines.append(f"  {name:<11}{old:>15,.0f} -> {new:>13,.0f}  ({new / old if old else 1:6.1%}){limit}")
         lines.append(f"  limits {'reached' if self.reached else 'NOT reached'}")
         if self.logs:
-            lines.append("  latest epoch: " + ", ".join(f"{k} {v:.4f}" for k, v in self.logs.items()))
+            lines.append("  latest epoch: " + ", ".join(f"{k} {v:.4g}" for k, v in self.logs.items()))
         if self.monitor:
             lines.append(f"  attempts compared by {self.monitor}")
         if self.diverged is not None:
@@ -135,7 +136,7 @@ class PruningReport:
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
         """Returns the report as a JSON-ready dict. With `path`, also writes it to that file.
 
-        `"version"` is the version of its layout. Unknown costs are None.
+        `"version"` is the version of its layout. Numbers that are not finite, such as unknown costs, are None.
         """
         data = {
             "version": 1,
@@ -169,7 +170,7 @@ class PruningReport:
         """Returns the report as a page of HTML that needs no other file. With `path`, also writes it to that file.
 
         It shows the result first, then the width and the cost of each group and layer before and after, every round with
-        its attempts, and what is frozen and why.
+        its attempts, and what is frozen and why. Figures of corrections and drawn samples are only in the text and in JSON.
         """
         text = page(self)
         if path is not None:

@@ -1,5 +1,6 @@
 """Runs a pruning strategy in one `fit`: decides when to ask it, and carries out its answers."""
 
+import numbers
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from keras_pcp.fit.observation import Moment
 from keras_pcp.fit.preflight import check_fractions, warn_of_weight_files
 from keras_pcp.fit.run import Run
 from keras_pcp.fit.teaching import Teaching
-from keras_pcp.graph.cost import Cost, cost_of
+from keras_pcp.graph.cost import cost_of
 from keras_pcp.graph.delivered import delivered_graph
 from keras_pcp.select.problem import Limits, Problem
 from keras_pcp.strategies.protocol import FitLength
@@ -137,7 +138,9 @@ class Session:
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
         """Counts epochs if the data does not give its number of steps, and keeps what Keras logs."""
         self.steps = self.steps.after_epoch()
-        self.report.logs = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
+        self.report.logs = {
+            k: float(v) for k, v in logs.items() if isinstance(v, numbers.Real)
+        }  # callbacks add anything
 
     def close(self) -> None:
         """Restores the loss of the model, and the channels that are held at zero."""
@@ -217,7 +220,9 @@ class Session:
         journal.set(report, "selection", live.uncut)
         cost = cost_of(live.graph)
         journal.set(report, "after", as_totals(cost))
-        journal.set(report, "layers", {name: (old, _macs(cost, name)) for name, (old, _) in report.layers.items()})
+        layers = {name: (old, cost.layers[name].macs) for name, (old, _) in report.layers.items()}
+        journal.set(report, "layers", layers)
+        journal.set(report, "logs", {})  # they are of the model before
         widths = {g.name: (g.num_channels, int(live.uncut.keep[g.name].sum())) for g in live.whole}
         journal.set(report, "widths", widths)
 
@@ -263,10 +268,6 @@ def _new_report(model: keras.Model, problem: Problem) -> PruningReport:
         frozen=[(f.layer, f.num_channels, f.reason) for f in problem.graph.frozen],
         notes=problem.full.notes(),
     )
-
-
-def _macs(cost: Cost, layer: str) -> float:
-    return cost.layers[layer].macs if layer in cost.layers else 0.0
 
 
 def _start_over(callback: Any) -> None:

@@ -125,8 +125,8 @@ def refit(
     return refit_to(goals_of(model, graph, x, seed, selection), pruned, selection, ridge)
 
 
-def _kinds(model: keras.Model) -> list[type]:
-    return [type(call.operation) for call in program_of(model).trace.calls]
+def _kinds(model: keras.Model) -> list[str]:
+    return [type(call.operation).__qualname__ for call in program_of(model).trace.calls]
 
 
 @dataclass(frozen=True, eq=False)

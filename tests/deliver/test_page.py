@@ -105,11 +105,30 @@ def test_a_page_needs_nothing_else_and_bars_are_in_proportion():
     assert [tuple(map(float, pair)) for pair in bars] == [(100, 75), (50, 25), (100, 50), (42.9, 7.1)]
 
 
+def test_the_chart_shows_steps_points_and_whole_numbers():
+    page = written_report().to_html()
+    width, height = 640 - 2 * 48, 220 - 2 * 28
+    corners = re.search(r'<path d="M48.0 28.0([HV\d.]+)" fill="none" stroke="var\(--now\)"', page)[1]
+    steps = [tuple(map(float, pair)) for pair in re.findall(r"H([\d.]+)V([\d.]+)", corners)]
+    expected = [(48 + i / 2 * width, 192 - share * height) for i, share in enumerate((1.0, 0.8, 0.4))]
+    assert np.allclose(steps, expected, atol=0.06)
+    assert re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', page) == [("48.0", "28.0"), ("320.0", "192.0")]
+    labels = re.findall(r"<text [^>]*>([^<]*)</text>", page)
+    assert labels[:8] == ["0%", "50%", "100%", "0", "1", "2", "0.5", "0.75"]
+    alone = replace(written_report(), rounds=written_report().rounds[:1]).to_html()
+    assert re.findall(r"<text [^>]*>([^<]*)</text>", alone)[5:6] == ["0.75"]
+    assert alone.count("<circle") == 1
+
+
 def test_a_report_without_rounds_or_with_unknown_costs_has_a_page():
     report = replace(written_report(), rounds=[], shrinks=[], frozen=[], layers={}, widths={}, monitor="")
     text = " ".join(Parsed(report.to_html()).text)
-    assert "<net>: not pruned yet" in text
+    assert "<net>: nothing to prune, all limits hold" in text
     assert "Rounds" not in text
+    assert "Open a round" not in text
+    assert "<net>: not pruned yet" in " ".join(
+        Parsed(replace(written_report(), limits={"macs": 9.0}, shrinks=[]).to_html()).text
+    )
     nan = float("nan")
     unknown = replace(written_report(), limits={"params": 60.0}, before={"macs": nan, "params": 100.0, "bytes": 400.0})
     found = Parsed(unknown.to_html())
@@ -126,12 +145,20 @@ def test_the_layers_of_a_fit_add_up_to_its_cost():
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     x, y = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32"), np.arange(64) % 2
     pruning = keras_pcp.ProgressivePruning(max_macs=0.5, validation_data=(x, y))
-    history = model.fit(x, y, validation_data=(x, y), epochs=4, batch_size=8, verbose=0, callbacks=[pruning]).history
-    assert pruning.report.logs == {name: history[name][-1] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
-    assert f"val_accuracy {history['val_accuracy'][-1]:.4f}" in str(pruning.report)
+
+    def odd(epoch, logs):
+        logs.update(note="text", nothing=None, many=np.ones(3), one=np.float32(0.5))
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=odd), pruning]
+    history = model.fit(x, y, validation_data=(x, y), epochs=4, batch_size=8, verbose=0, callbacks=callbacks).history
+    assert pruning.report.logs == {
+        name: history[name][-1] for name in ("accuracy", "loss", "val_accuracy", "val_loss", "one")
+    }
+    assert f"val_accuracy {history['val_accuracy'][-1]:.4g}" in str(pruning.report)
     layers = pruning.report.layers
     assert sum(old for old, _ in layers.values()) == pruning.report.before["macs"]
     assert sum(now for _, now in layers.values()) == pruning.report.after["macs"] == keras_pcp.count_cost(model).macs
+    assert pruning.report.to_json()["version"] == 1
     assert pruning.report.to_json()["layers"] == {name: list(pair) for name, pair in layers.items()}
 
 
