@@ -57,7 +57,7 @@ def fragment(report: "PruningReport") -> str:
 def _headline(report: "PruningReport") -> str:
     key = next(iter(report.limits), "macs")
     if report.shrinks:
-        told = f"pruned to {_share(report.after[key], report.before[key])} of the {_NAMES[key]}"
+        told = f"pruned to {share(report.after[key], report.before[key])} of the {_NAMES[key]}"
     else:
         told = "nothing to prune, all limits hold" if report.reached else "not pruned yet"
     return f"{report.model_name}: {told}"
@@ -83,7 +83,7 @@ def _costs(report: "PruningReport") -> str:
     for key, name in _NAMES.items():
         old, new = report.before[key], report.after[key]
         limit = _figure(report.limits[key]) if key in report.limits else ""
-        body.append([name, _figure(old), _figure(new), _share(new, old), limit])
+        body.append([name, _figure(old), _figure(new), share(new, old), limit])
     return _table(["", "before", "now", "ratio", "limit"], body, numbers=(1, 2, 3, 4))
 
 
@@ -101,7 +101,7 @@ def _layers(report: "PruningReport") -> str:
         return ""
     most = max(old for old, _ in known.values())
     body = [
-        [name, _figure(old), _figure(new), _share(new, old), _Html(_bar(old / most, new / most))]
+        [name, _figure(old), _figure(new), share(new, old), _Html(_bar(old / most, new / most))]
         for name, (old, new) in known.items()
     ]
     return "<h2>MACs of each layer</h2>" + _table(["layer", "before", "now", "ratio", ""], body, numbers=(1, 2, 3))
@@ -119,7 +119,7 @@ def _round(number: int, found: Round, macs: float) -> str:
     metric = f", metric {found.before.metric:.4f} before it" if found.before else ""
     kept = "" if found.how == "cut" else " without the channels that are zero"
     head = (
-        f"{number}. Step {found.step}: {_share(found.macs, macs)} of the MACs{kept}{metric}. {', '.join(found.chosen)}"
+        f"{number}. Step {found.step}: {share(found.macs, macs)} of the MACs{kept}{metric}. {', '.join(found.chosen)}"
     )
     if not found.attempts:
         return f"<p>{escape(head)}</p>"
@@ -154,17 +154,17 @@ def _chart(rounds: Sequence[Round], macs: float) -> str:
     def across(number: float) -> float:
         return _LEFT + number / len(rounds) * (_WIDE - 2 * _LEFT)
 
-    def up(share: float) -> float:
-        return _HIGH - _EDGE - share * (_HIGH - 2 * _EDGE)
+    def up(part: float) -> float:
+        return _HIGH - _EDGE - part * (_HIGH - 2 * _EDGE)
 
     costs = [1.0, *(r.macs / macs for r in rounds)]
     corners = [f"H{across(i):.1f}V{up(cost):.1f}" for i, cost in enumerate(costs)]
     drawn = [
         f'<path d="M{across(0):.1f} {up(1):.1f}{"".join(corners)}" fill="none" stroke="var(--now)" stroke-width="2"/>'
     ]
-    for share in (0.0, 0.5, 1.0):
-        drawn.append(_line(across(0), up(share), across(len(rounds)), up(share)))
-        drawn.append(_text(across(0) - 6, up(share) + 4, f"{share:.0%}", "end"))
+    for part in (0.0, 0.5, 1.0):
+        drawn.append(_line(across(0), up(part), across(len(rounds)), up(part)))
+        drawn.append(_text(across(0) - 6, up(part) + 4, f"{part:.0%}", "end"))
     for number in _whole(len(rounds)):
         drawn.append(_text(across(number), _HIGH - 8, str(number), "middle"))
     measured = [(i, r.before.metric) for i, r in enumerate(rounds) if r.before and math.isfinite(r.before.metric)]
@@ -224,5 +224,6 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'s' * (number != 1)}"
 
 
-def _share(part: float, whole: float) -> str:
+def share(part: float, whole: float) -> str:
+    """Returns a part as a percentage of a whole, which may be unknown."""
     return "unknown" if math.isnan(whole) else f"{part / whole if whole else 1:.1%}"

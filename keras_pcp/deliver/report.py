@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_pcp.deliver.page import fragment, page
+from keras_pcp.deliver.page import fragment, page, share
 from keras_pcp.graph.selection import Selection
 from keras_pcp.plots import plot_report, saved
 from keras_pcp.strategies.rounds import Round
@@ -121,7 +121,7 @@ class PruningReport:
             before = ("", "") if r.before is None else (f"{r.before.metric:.4f}", f"{r.before.loss:.4f}")
             lines.append(
                 f"  {i:>5} {r.step:>5}  {before[0]:>6}  {before[1]:>6}  "
-                f"{_percent(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
+                f"{share(r.macs, self.before['macs']):>7}  {len(r.attempts):>8}  "
                 f"{', '.join(r.chosen)}"
             )
         lines += map(_cut_line, self.cuts)
@@ -195,7 +195,3 @@ def _cut_line(cut: Cut) -> str:
     if cut.singular_value is not None:
         told.append("mean singular value {:.4g} -> {:.4g}".format(*cut.singular_value))
     return f"  cut at step {cut.step}: {'; '.join(told) or 'nothing to correct'}"
-
-
-def _percent(part: float, whole: float) -> str:
-    return "unknown" if math.isnan(whole) else f"{part / whole if whole else 1:.1%}"

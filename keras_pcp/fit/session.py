@@ -138,9 +138,8 @@ class Session:
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
         """Counts epochs if the data does not give its number of steps, and keeps what Keras logs."""
         self.steps = self.steps.after_epoch()
-        self.report.logs = {
-            k: float(v) for k, v in logs.items() if isinstance(v, numbers.Real)
-        }  # callbacks add anything
+        real = {name: value for name, value in logs.items() if isinstance(value, numbers.Real)}  # others add anything
+        self.report.logs = {name: float(value) for name, value in real.items()}
 
     def close(self) -> None:
         """Restores the loss of the model, and the channels that are held at zero."""
